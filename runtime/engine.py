@@ -1,0 +1,112 @@
+"""What every engine is: it runs the bytes of one graph on one backend."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import ClassVar, Literal, TypeVar
+
+from .errors import EngineError
+from .tensors import Array, Arrays, TensorSpec, check_arrays
+
+_E = TypeVar("_E", bound="Engine")
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine is to run.
+
+    Attributes:
+        threads: Threads for one inference; 0 leaves the choice to the engine.
+        optimize: How far the engine may rewrite the graph.
+        allow_fallback: Whether another provider than the one asked for may serve; it is recorded
+            then.
+        provider: What inside the engine is to run it, e.g. ``CPUExecutionProvider``; ``None`` is
+            the engine's plainest one.
+    """
+
+    threads: int = 0
+    optimize: Literal["all", "basic", "none"] = "all"
+    allow_fallback: bool = False
+    provider: str | None = None
+
+
+class Engine(ABC):
+    """Runs one graph. A context manager: nothing is allocated before entry, all is freed at exit.
+
+    Args:
+        model: The graph's bytes, as this engine reads them.
+        options: How to run it.
+    """
+
+    name: ClassVar[str]
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+
+    def __init__(self, model: bytes, options: EngineOptions | None = None) -> None:
+        self.model = model
+        self.options = options or EngineOptions()
+        self._open = False
+        self._checked: list[object] | None = None
+
+    def __enter__(self: _E) -> _E:
+        self._load()
+        self._checked = None
+        self._open = True
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._open = False
+        self._unload()
+
+    def run(self, feeds: Mapping[str, Array]) -> Arrays:
+        """Run once.
+
+        Args:
+            feeds: One array for each input, by name, of the input's dtype and shape.
+
+        Returns:
+            One array for each output, by name.
+
+        Raises:
+            InputError: ``E_INPUT`` where the feeds are not what the graph takes.
+            EngineError: ``E_CLOSED`` outside the context, ``E_BACKEND`` where the backend fails.
+        """
+        if not self._open:
+            raise _closed(self.name)
+        signature: list[object] = [
+            (name, type(array), getattr(array, "dtype", None), getattr(array, "shape", None))
+            for name, array in feeds.items()
+        ]
+        if signature != self._checked:  # what passed once need not be looked at again
+            check_arrays(self.inputs, feeds)
+            self._checked = signature
+        return self._run(feeds)
+
+    def facts(self) -> dict[str, object]:
+        """What served: engine, version, provider, threads; goes into fingerprints and receipts."""
+        return {"engine": self.name, "threads": self.options.threads}
+
+    @abstractmethod
+    def _load(self) -> None: ...
+
+    @abstractmethod
+    def _unload(self) -> None: ...
+
+    @abstractmethod
+    def _run(self, feeds: Mapping[str, Array]) -> Arrays: ...
+
+
+def _closed(name: str) -> EngineError:
+    return EngineError(
+        "E_CLOSED",
+        f"the {name} engine is not open.",
+        mend="Use it inside 'with Engine(...) as engine:'",
+    )

@@ -1,0 +1,98 @@
+"""Single files: read whole, written whole or not at all; and what a full disk is called."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Generator
+from pathlib import Path
+
+from .errors import InputError
+
+_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        InputError: ``E_FILE`` where it is not there or cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(
+            "E_FILE",
+            f"'{path}' cannot be read: {error.strerror or error}.",
+            mend="Check the path.",
+            path=str(path),
+        ) from error
+
+
+def check_file(out: Path, *, force: bool) -> None:
+    """Check that ``out`` may be written, before the work that makes it begins.
+
+    Raises:
+        InputError: ``E_EXISTS`` where it is there (without ``force``), is no file, or its folder is
+            not there.
+    """
+    folder = out.absolute().parent
+    if not folder.is_dir():
+        raise InputError(
+            "E_EXISTS", f"there is no folder '{folder}'.", mend="Make it first.", path=str(out)
+        )
+    if os.path.lexists(out) and (not force or out.is_symlink() or not out.is_file()):
+        raise InputError(
+            "E_EXISTS",
+            f"'{out}' is there already.",
+            mend="Choose another name, or replace a file with --force.",
+            path=str(out),
+        )
+
+
+def write_file(data: bytes, out: Path, *, force: bool = False) -> None:
+    """Write a file whole or not at all: under another name first, then renamed.
+
+    Raises:
+        InputError: As :func:`check_file`; ``E_WRITE`` where the disk is full or may not be written.
+    """
+    check_file(out, force=force)
+    part = out.with_name(f".{out.name}.{secrets.token_hex(4)}.part")
+    try:
+        with part.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, out)
+    except OSError as error:
+        raise InputError(
+            "E_WRITE",
+            f"'{out}' could not be written: {error.strerror or error}.",
+            mend="Nothing was changed. Is there room on the disk, and may you write there?",
+            path=str(out),
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def disk_room() -> Generator[None, None, None]:
+    """Call a disk that fills up in the middle of the work by its name.
+
+    Raises:
+        InputError: ``E_WRITE`` where something inside met a full disk, a quota or a limit on the
+            size of files.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise InputError(
+            "E_WRITE",
+            f"a temporary file could not be written: {error.strerror}.",
+            mend="Make room on the disk of the temporary folder ($TMPDIR), or name another one.",
+            path=None if error.filename is None else str(error.filename),
+        ) from error

@@ -1,0 +1,63 @@
+"""Targets: an engine on a device, as frozen data."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class Target:
+    """An engine on a device, and what it wants to read.
+
+    Attributes:
+        name: What the user writes, e.g. ``onnxruntime-cpu``.
+        engine: The runtime's engine that serves it.
+        dialect: How that engine wants to read INT8 on this processor.
+        precisions: What it can run, the narrowest first.
+        channel_multiple: Channel counts worth keeping when a layer is made narrower.
+    """
+
+    name: str
+    engine: str
+    dialect: str
+    precisions: tuple[str, ...]
+    channel_multiple: int
+
+
+TARGET_NAMES = ("onnxruntime-cpu",)
+
+
+def target(name: str) -> Target:
+    """The target called ``name``, its dialect chosen for the processor at hand.
+
+    Raises:
+        InputError: ``E_TARGET`` for a name that is not a target.
+    """
+    if name not in TARGET_NAMES:
+        raise InputError(
+            "E_TARGET",
+            f"unknown target '{name}'.",
+            mend="Known targets: " + ", ".join(TARGET_NAMES),
+        )
+    return Target(name, "onnxruntime", onnxruntime_dialect(), ("int8", "float32"), 8)
+
+
+def onnxruntime_dialect() -> str:
+    """``onnxruntime-arm`` on Arm, else ``onnxruntime-x86-vnni`` or ``onnxruntime-x86``, by flags.
+
+    Without VNNI, ONNX Runtime's kernels add pairs of products in 16 bits, which saturates with
+    full-range weights; that dialect therefore uses half the weights' range. Where the flags cannot
+    be read (not Linux), the careful dialect is taken.
+    """
+    if platform.machine().lower() in ("aarch64", "arm64", "armv7l"):
+        return "onnxruntime-arm"
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return "onnxruntime-x86"
+    has_vnni = "avx512_vnni" in flags or "avx_vnni" in flags
+    return "onnxruntime-x86-vnni" if has_vnni else "onnxruntime-x86"

@@ -1,0 +1,190 @@
+"""The rules of the house, read off the source: who imports whom, where things lie."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PROJECT = Path(__file__).resolve().parent.parent
+ROOMS = ("compress", "export", "benchmarks", "runtime")
+BELOW = {
+    "compress": {"compress", "export", "benchmarks", "runtime"},
+    "export": {"export", "runtime"},
+    "benchmarks": {"benchmarks", "runtime"},
+    "runtime": {"runtime"},
+}
+FOR_DEVICES = ("runtime", "benchmarks")
+NOT_ON_DEVICES = {
+    "nncf",
+    "onnx",
+    "onnxscript",
+    "safetensors",
+    "timm",
+    "torch",
+    "torch_pruning",
+    "torchvision",
+}
+BORDERS = {"onnxruntime": "runtime/engines/onnxruntime.py"}  # the rest: one file each, any file
+ONE_BORDER = ("nncf", "onnxruntime", "onnxscript", "safetensors", "torch_pruning")
+TERMINAL = ("click", "rich")
+LONGEST = 400
+
+SCRIPTS = PROJECT / "benchmarks" / "proofs"  # no part of the package
+FILES = [
+    *PROJECT.glob("*.py"),
+    *(path for r in ROOMS for path in (PROJECT / r).rglob("*.py") if path.parent != SCRIPTS),
+]
+MODULES = sorted(path.relative_to(PROJECT) for path in FILES)
+PACKAGES = sorted({path.parent for path in MODULES if path.name == "__init__.py"})
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse((PROJECT / path).read_text(encoding="utf-8"), feature_version=(3, 10))
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The dotted name of everything that a file imports, wherever in it; ours begin with a dot."""
+    package = path.parent.parts
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module or ""
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1]
+            base = [*base, *(node.module or "").split(".")]
+            yield from ("." + ".".join([*base, alias.name]).strip(".") for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args:
+            called = ast.unparse(node.func).rpartition(".")[2]
+            first = node.args[0]
+            if called in ("import_module", "__import__") and isinstance(first, ast.Constant):
+                yield str(first.value)
+
+
+def foreign(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imported(path) if not name.startswith(".")}
+
+
+def listed_packages() -> list[str]:
+    text = (PROJECT / "pyproject.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)["tool"]["setuptools"]["packages"]
+
+
+def dotted(package: Path) -> str:
+    return ".".join(["edgepress", *package.parts])
+
+
+by_module = pytest.mark.parametrize("path", MODULES, ids=str)
+by_package = pytest.mark.parametrize("package", [p for p in PACKAGES if p.parts], ids=dotted)
+
+
+def test_root_holds_exactly_two_python_files() -> None:
+    assert sorted(path.name for path in PROJECT.glob("*.py")) == ["__init__.py", "__main__.py"]
+
+
+def test_root_imports_nothing_of_the_package() -> None:
+    assert set(imported(Path("__init__.py"))) == set()
+
+
+def test_every_package_is_listed_for_the_wheel() -> None:
+    assert sorted(listed_packages()) == sorted(dotted(package) for package in PACKAGES)
+
+
+def test_every_module_lies_in_a_package() -> None:
+    homeless = [path for path in MODULES if path.parent not in PACKAGES]
+    assert not homeless, f"no __init__.py beside {homeless}"
+
+
+@by_module
+def test_imports_run_downward(path: Path) -> None:
+    names = list(imported(path))
+    absolute = [name for name in names if name.split(".")[0] == "edgepress"]
+    assert not absolute, f"imports inside the package are relative, not {absolute}"
+    if len(path.parts) > 1:
+        ours = {name.split(".")[1] for name in names if name.startswith(".")}
+        rooms = ours & {*ROOMS, "__main__"}
+        allowed = BELOW[path.parts[0]]
+        assert rooms <= allowed, f"{path} may import {sorted(allowed)}, not {rooms - allowed}"
+
+
+@by_module
+def test_the_device_side_has_no_torch_and_no_onnx(path: Path) -> None:
+    if path.parts[0] in FOR_DEVICES:
+        assert not foreign(path) & NOT_ON_DEVICES
+
+
+@by_module
+def test_only_what_talks_to_the_terminal_imports_its_libraries(path: Path) -> None:
+    if path.name not in ("__main__.py", "commands.py", "console.py"):
+        assert not foreign(path) & set(TERMINAL)
+
+
+def test_each_external_engine_has_one_border_module() -> None:
+    users: dict[str, list[str]] = defaultdict(list)
+    for path in MODULES:
+        for name in foreign(path) & set(ONE_BORDER):
+            users[name].append(path.as_posix())
+    crowded = {name: files for name, files in users.items() if len(files) > 1}
+    assert not crowded, f"each of these is imported by one file only: {crowded}"
+    for name, border in BORDERS.items():
+        assert users[name] == [border]
+
+
+@by_module
+def test_files_stay_short(path: Path) -> None:
+    length = len((PROJECT / path).read_text(encoding="utf-8").splitlines())
+    assert length <= LONGEST, f"{path} has {length} lines: look twice, split it where it has a seam"
+
+
+@by_package
+def test_the_public_face_is_what_all_says(package: Path) -> None:
+    module = importlib.import_module(dotted(package))
+    assert isinstance(module.__doc__, str)
+    declared = getattr(module, "__all__", None)
+    assert declared is not None, f"{dotted(package)} has no __all__"
+    assert len(declared) == len(set(declared)), "__all__ names nothing twice"
+    missing = [name for name in declared if not hasattr(module, name)]
+    assert not missing, f"__all__ promises {missing}"
+    assert {name for name in vars(module) if _is_public(module, name)} <= set(declared)
+
+
+def _is_public(module: ModuleType, name: str) -> bool:
+    """A room's face holds nothing but its public names; an inner package may import for itself."""
+    value = getattr(module, name)
+    if name.startswith("_") or name == "annotations" or isinstance(value, ModuleType):
+        return False
+    is_room = module.__name__.count(".") == 1
+    return is_room or getattr(value, "__module__", None) == module.__name__
+
+
+@by_package
+def test_a_package_holds_modules_that_import(package: Path) -> None:
+    for path in MODULES:
+        if path.parent == package and path.name not in ("__init__.py", "__main__.py"):
+            importlib.import_module(dotted(path.with_suffix("")))
+
+
+def test_the_command_table_is_true() -> None:
+    import click
+
+    from edgepress.__main__ import COMMANDS
+
+    for name, entry in COMMANDS.items():
+        command = getattr(importlib.import_module(f"edgepress.{entry.room}.commands"), name)
+        assert isinstance(command, click.Command)
+        assert command.name == name
+        assert command.help, f"{name} --help says nothing"
+        options = [option for parameter in command.params for option in parameter.opts]
+        assert "--json" in options, f"{name} has no --json"
