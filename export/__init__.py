@@ -1,0 +1,76 @@
+"""edgepress.export: make the graph, the engine's dialect of it, the receipt, the bundle.
+
+What is named here is imported when it is first used, so that the commands of this room can say
+which extra is missing where torch or onnx is not installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import typing
+
+if typing.TYPE_CHECKING:
+    from .bias import correct_biases
+    from .bundling import Shipped, assemble
+    from .dialects import Dialect, dialect
+    from .dialects.qdq import Quantized, write_qdq
+    from .exact import tidy
+    from .graph import Graph, Parity
+    from .inspection import inspect_onnx
+    from .onnx_files import read_onnx
+    from .plan import PrecisionPlan, plan_int8
+    from .ranges import Ranges, calibrate
+    from .receipt import Receipt, count_macs, float_receipt, int8_receipt
+
+__all__ = [
+    "Dialect",
+    "Graph",
+    "Parity",
+    "PrecisionPlan",
+    "Quantized",
+    "Ranges",
+    "Receipt",
+    "Shipped",
+    "assemble",
+    "calibrate",
+    "correct_biases",
+    "count_macs",
+    "dialect",
+    "float_receipt",
+    "inspect_onnx",
+    "int8_receipt",
+    "plan_int8",
+    "read_onnx",
+    "tidy",
+    "write_qdq",
+]
+
+_HOME = {
+    "Dialect": "dialects",
+    "Graph": "graph",
+    "Parity": "graph",
+    "PrecisionPlan": "plan",
+    "Quantized": "dialects.qdq",
+    "Ranges": "ranges",
+    "Receipt": "receipt",
+    "Shipped": "bundling",
+    "assemble": "bundling",
+    "calibrate": "ranges",
+    "correct_biases": "bias",
+    "count_macs": "receipt",
+    "dialect": "dialects",
+    "float_receipt": "receipt",
+    "inspect_onnx": "inspection",
+    "int8_receipt": "receipt",
+    "plan_int8": "plan",
+    "read_onnx": "onnx_files",
+    "tidy": "exact",
+    "write_qdq": "dialects.qdq",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import what is asked for."""
+    if name not in _HOME:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

@@ -1,0 +1,178 @@
+"""Assemble a bundle: the model that ships, what proves it, and all that was measured on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .. import __version__
+from ..runtime.engine import EngineOptions
+from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
+from ..runtime.errors import InputError
+from ..runtime.manifest import MODEL, Golden, Manifest, Tolerance, Variant
+from ..runtime.npz import write_npz
+from ..runtime.preprocessing import Preprocessing
+from ..runtime.seal import seal
+from ..runtime.tensors import Array, Arrays, TensorSpec
+
+_LABELS = "labels.txt"
+_GOLDEN_INPUTS, _GOLDEN_OUTPUTS = "golden/inputs.npz", "golden/outputs.npz"
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """The model that ships.
+
+    Attributes:
+        model: Bytes of the ONNX file.
+        precision: ``int8`` or ``float32``.
+        dialect: How it is written; ``onnx`` for plain float32.
+        engine: The runtime's engine that it is for.
+        receipt: What that engine does with it.
+    """
+
+    model: bytes
+    precision: str
+    dialect: str
+    engine: str
+    receipt: Mapping[str, object]
+
+
+def assemble(
+    shipped: Shipped,
+    *,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    golden_inputs: Arrays,
+    synthetic: bool,
+    task: str,
+    preprocessing: Preprocessing | None,
+    labels: Sequence[str] | None,
+    recipe: Mapping[str, object],
+    scores: Mapping[str, object],
+    measurements: Mapping[str, object],
+    notes: Sequence[str],
+    declined: bool,
+) -> dict[str, bytes]:
+    """All files of a bundle, sealed; nothing is written yet.
+
+    Args:
+        shipped: The model.
+        inputs: Its inputs.
+        outputs: Its outputs.
+        golden_inputs: What the self-test runs.
+        synthetic: Whether those are made up.
+        task: What "as good as before" meant.
+        preprocessing: How pictures reach the input, or ``None``.
+        labels: Class names, or ``None``.
+        recipe: How it was made.
+        scores: Scores of the original and of the result.
+        measurements: Times and sizes.
+        notes: Remarks for people.
+        declined: Whether the recipe was declined.
+
+    Raises:
+        InputError: ``E_NAN`` where the golden outputs are not finite, ``E_LABELS`` for class names
+            with line breaks in them.
+    """
+    golden, tolerance = golden_outputs(shipped, golden_inputs)
+    files = {
+        MODEL: shipped.model,
+        _GOLDEN_INPUTS: write_npz(golden_inputs),
+        _GOLDEN_OUTPUTS: write_npz(golden),
+    }
+    if labels is not None:
+        if any("\n" in name or "\r" in name for name in labels):
+            raise InputError(
+                "E_LABELS", "a class name has a line break in it.", mend="Rename the class."
+            )
+        files[_LABELS] = ("\n".join(labels) + "\n").encode("utf-8")
+    manifest = Manifest(
+        inputs=inputs,
+        outputs=outputs,
+        task=task,
+        variants=(
+            Variant(
+                shipped.precision,
+                MODEL,
+                shipped.engine,
+                shipped.dialect,
+                shipped.precision,
+                dict(shipped.receipt),
+            ),
+        ),
+        golden=Golden(_GOLDEN_INPUTS, _GOLDEN_OUTPUTS, synthetic, tolerance),
+        preprocessing=preprocessing,
+        labels=_LABELS if labels is not None else None,
+        recipe=recipe,
+        scores=scores,
+        measurements=measurements,
+        notes=tuple(notes),
+        declined=declined,
+        created_by=f"edgepress {__version__}",
+    )
+    return seal(manifest, files)
+
+
+def golden_outputs(shipped: Shipped, inputs: Arrays) -> tuple[Arrays, dict[str, Tolerance]]:
+    """Outputs for the golden inputs, and how far another machine's may lie from them.
+
+    The tolerance is not guessed: the same graph is run once more with every optimization off, where
+    INT8 is emulated in float32, and four times the difference between the two is allowed (at least
+    2 % of the largest output for INT8, 0.1 % for float32).
+
+    Raises:
+        InputError: ``E_NAN`` where an output is not finite.
+    """
+    with OnnxRuntimeEngine(shipped.model, EngineOptions()) as engine:
+        golden = engine.run(inputs)
+    with OnnxRuntimeEngine(shipped.model, EngineOptions(optimize="none")) as engine:
+        plain = engine.run(inputs)
+    floor = 0.02 if shipped.precision == "int8" else 0.001
+    tolerance: dict[str, Tolerance] = {}
+    for name, value in golden.items():
+        one, other = value.astype(np.float64), plain[name].astype(np.float64)
+        if not np.isfinite(one).all():
+            raise InputError(
+                "E_NAN",
+                f"the output '{name}' is not finite on the golden input.",
+                mend="Use golden inputs like those that the network is made for.",
+                path=name,
+            )
+        largest = float(np.max(np.abs(one), initial=0.0))
+        seen = float(np.max(np.abs(one - other), initial=0.0))
+        angle = max(4 * (1 - _cosine(one, other)), floor / 2)
+        tolerance[name] = Tolerance(max(4 * seen, floor * largest, 1e-6), max(0.0, 1 - angle))
+    return golden, tolerance
+
+
+def _cosine(left: Array, right: Array) -> float:
+    one, two = left.ravel(), right.ravel()
+    norms = float(np.linalg.norm(one) * np.linalg.norm(two))
+    return float(one @ two) / norms if norms else float(np.array_equal(one, two))
+
+
+def synthetic_inputs(like: Arrays, preprocessing: Preprocessing | None, *, seed: int = 0) -> Arrays:
+    """Golden inputs that show nobody's picture: random, of the shapes and ranges of real ones.
+
+    Args:
+        like: Real inputs, ``(N, ...)``; one row is imitated.
+        preprocessing: Where the input is a picture, random bytes go through its scaling.
+        seed: Of the random numbers.
+    """
+    generator = np.random.default_rng(seed)
+    made: Arrays = {}
+    for name, array in like.items():
+        shape = (1, *array.shape[1:])
+        if preprocessing is not None and array.ndim == 4:
+            picture = generator.integers(0, 256, (*shape[2:], shape[1]), dtype=np.uint8)
+            made[name] = preprocessing.tensor([picture])
+        elif array.dtype.kind == "f":
+            low, high = float(array.min()), float(array.max())
+            made[name] = generator.uniform(low, high, shape).astype(array.dtype)
+        else:
+            low, high = int(array.min()), int(array.max())
+            made[name] = generator.integers(low, high + 1, shape).astype(array.dtype)
+    return made

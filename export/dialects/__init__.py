@@ -1,0 +1,94 @@
+"""Dialects: how one engine wants to read INT8. A new one is a :class:`Dialect` and its test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...runtime.errors import InputError
+
+__all__ = ["DIALECTS", "Dialect", "dialect"]
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """What an engine fuses, and in which types.
+
+    Attributes:
+        name: As targets and bundles name it.
+        activation: ``uint8`` or ``int8``.
+        weight_limit: Largest magnitude of a quantized weight; 127, or 63 where the processor adds
+            pairs of products in 16 bits.
+        weighted: Operators with constant weights that run in INT8.
+        elementwise: Operators on activations alone that run in INT8 between a quantized input and
+            output.
+        moving: Operators that only move values: their output takes its input's scale, and the
+            quantizers around them vanish.
+        free_output: Weighted operators that may give float32 straight out.
+    """
+
+    name: str
+    activation: str
+    weight_limit: int
+    weighted: frozenset[str]
+    elementwise: frozenset[str]
+    moving: frozenset[str]
+    free_output: frozenset[str]
+
+    @property
+    def lowest(self) -> int:
+        """The lowest code of an activation; the zero point of everything behind a ReLU."""
+        return 0 if self.activation == "uint8" else -128
+
+
+def _onnxruntime(name: str, activation: str, weight_limit: int) -> Dialect:
+    # Kernels: onnxruntime/core/optimizer/qdq_transformer/selectors_actions, release 1.23 to 1.31.
+    return Dialect(
+        name,
+        activation,
+        weight_limit,
+        weighted=frozenset({"Conv", "Gemm", "MatMul"}),
+        elementwise=frozenset(
+            {"Add", "Mul", "Sigmoid", "LeakyRelu", "AveragePool", "GlobalAveragePool", "Concat"}
+        ),
+        moving=frozenset(
+            {
+                "MaxPool",
+                "Reshape",
+                "Flatten",
+                "Transpose",
+                "Squeeze",
+                "Unsqueeze",
+                "Slice",
+                "Gather",
+                "Split",
+                "DepthToSpace",
+                "SpaceToDepth",
+                "Resize",
+                "Pad",
+            }
+        ),
+        free_output=frozenset({"Gemm", "MatMul"}),
+    )
+
+
+DIALECTS = {
+    d.name: d
+    for d in (
+        _onnxruntime("onnxruntime-x86-vnni", "uint8", 127),
+        _onnxruntime("onnxruntime-x86", "uint8", 63),
+        _onnxruntime("onnxruntime-arm", "int8", 127),
+    )
+}
+
+
+def dialect(name: str) -> Dialect:
+    """The dialect called ``name``.
+
+    Raises:
+        InputError: ``E_DIALECT`` for a name that is none.
+    """
+    if name not in DIALECTS:
+        raise InputError(
+            "E_DIALECT", f"unknown dialect '{name}'.", mend="Known: " + ", ".join(sorted(DIALECTS))
+        )
+    return DIALECTS[name]

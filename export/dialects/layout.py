@@ -1,0 +1,143 @@
+"""Where quantizers go: which tensors become codes, at which scale, and which nodes move codes.
+
+A pure decision on the float32 graph; :mod:`edgepress.export.dialects.qdq` writes what it says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from ..graph import Walk, attribute, clip_bounds, is_standard
+from ..plan import PrecisionPlan
+from ..ranges import Ranges
+from . import Dialect
+from .quantizers import PerTensor, activation_quantizer
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which tensors become codes.
+
+    Attributes:
+        quantizers: By tensor name, named as in the float32 graph.
+        absorbed: The ReLU or Clip that a node's output quantizer does the work of, by node name.
+        moving: Names of nodes that move codes.
+        coded: Tensors that exist as codes only: INT8 kernels give them, or codes were moved.
+    """
+
+    quantizers: dict[str, PerTensor]
+    absorbed: dict[str, onnx.NodeProto]
+    moving: frozenset[str]
+    coded: frozenset[str]
+
+
+def activations(node: onnx.NodeProto, dialect: Dialect) -> list[str]:
+    """The inputs of an INT8 node that are read as codes; the rest are weights."""
+    return [node.input[0]] if node.op_type in dialect.weighted else list(node.input)
+
+
+def lay_out(walk: Walk, ranges: Ranges, plan: PrecisionPlan, dialect: Dialect) -> Layout:
+    """Decide which tensors become codes.
+
+    The inputs of every INT8 node do, and its output unless it may give float32 and no INT8 node
+    reads it. What only moves values between two of them carries its input's scale along.
+    """
+    nodes = list(walk.model.graph.node)
+    int8 = [node for node in nodes if plan.is_int8(node)]
+    tails = {node.name: walk.folded_activation(node) for node in int8}
+    gives = {
+        node.name: tail.output[0] if (tail := tails[node.name]) is not None else node.output[0]
+        for node in int8
+    }
+    wanted: set[str] = {name for node in int8 for name in activations(node, dialect)}
+    moving = _moves(walk, ranges, plan, dialect, wanted, set(gives.values()))
+    wanted |= {gives[node.name] for node in int8 if node.op_type not in dialect.free_output}
+    absorbed: dict[str, onnx.NodeProto] = {}
+    quantizers: dict[str, PerTensor] = {}
+    coded: set[str] = set()
+    for node in nodes:
+        if node.name in moving:
+            given = quantizers.get(node.input[0]) or _quantizer(node.input[0], ranges, dialect)
+            quantizers.update(dict.fromkeys([node.input[0], *node.output], given))
+            coded.update(node.output)
+        elif node.name in gives and gives[node.name] in wanted:
+            tail, output = tails[node.name], gives[node.name]
+            clip = clip_bounds(tail, walk) if tail is not None else None
+            quantizers[output] = _quantizer(output, ranges, dialect, clip)
+            coded.add(output)
+            if tail is not None:
+                absorbed[node.name] = tail
+    for name in wanted - quantizers.keys():
+        quantizers[name] = _quantizer(name, ranges, dialect)
+    return Layout(quantizers, absorbed, frozenset(moving), frozenset(coded))
+
+
+def _quantizer(
+    name: str, ranges: Ranges, dialect: Dialect, clip: tuple[float, float] | None = None
+) -> PerTensor:
+    seen = ranges.tensors[name]
+    return activation_quantizer(seen.low, seen.high, dialect, clip)
+
+
+def _moves(
+    walk: Walk,
+    ranges: Ranges,
+    plan: PrecisionPlan,
+    dialect: Dialect,
+    wanted: set[str],
+    made: set[str],
+) -> set[str]:
+    """Nodes that move codes: those between where codes are made and where they are wanted.
+
+    Args:
+        walk: The float32 graph.
+        ranges: Tensors that may become codes.
+        plan: Which nodes are INT8.
+        dialect: Which operators can move codes.
+        wanted: Tensors that INT8 nodes read; what is found to be wanted besides is added.
+        made: Tensors that INT8 nodes give; what is moved is added.
+    """
+    demanded, movable = set(wanted), set[str]()
+    for node in reversed(walk.model.graph.node):
+        if any(name in demanded for name in node.output) and _can_move(node, walk, ranges, dialect):
+            movable.add(node.name)
+            demanded.add(node.input[0])
+    moving: set[str] = set()
+    for node in walk.model.graph.node:
+        if node.name not in movable:
+            continue
+        source = node.input[0]
+        # A float tensor that everybody wants as codes is quantized once, before it is moved.
+        early = all(
+            plan.is_int8(reader) or reader.name in movable for reader in walk.consumers[source]
+        )
+        if source in made or source in wanted or early:
+            moving.add(node.name)
+            made.update(node.output)
+            wanted.update([source, *node.output])
+    return moving
+
+
+def _can_move(node: onnx.NodeProto, walk: Walk, ranges: Ranges, dialect: Dialect) -> bool:
+    if not is_standard(node) or node.op_type not in dialect.moving:
+        return False
+    if node.op_type == "Resize" and (
+        attribute(node, "mode", b"nearest") != b"nearest"
+        or attribute(node, "coordinate_transformation_mode") == b"tf_crop_and_resize"
+    ):
+        return False
+    if node.op_type == "MaxPool" and len(node.output) > 1:
+        return False
+    if node.op_type == "Pad" and not _pads_with_zero(node, walk):
+        return False
+    return all(name in ranges.tensors for name in [node.input[0], *node.output])
+
+
+def _pads_with_zero(node: onnx.NodeProto, walk: Walk) -> bool:
+    if attribute(node, "mode", b"constant") != b"constant" or len(node.input) < 2:
+        return False
+    value = node.input[2] if len(node.input) > 2 else ""
+    return not value or (value in walk.constants and not np.any(walk.constant(value)))

@@ -1,0 +1,272 @@
+"""Write an INT8 graph: Q/DQ pairs where one engine fuses them into INT8 kernels.
+
+A *unit* is an INT8 node together with the ReLU or Clip that its output quantizer absorbs. Each unit
+reads dequantized inputs and, unless it may give float32 straight out, writes a quantized output;
+what only moves values between two of them carries its input's scale along, so that the engine drops
+the quantizers around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from ...runtime.tensors import Array
+from ..graph import Graph, Walk, all_names, attribute, fresh, serialize
+from ..plan import PrecisionPlan
+from ..ranges import Ranges
+from . import Dialect
+from .layout import activations, lay_out
+from .quantizers import PerTensor, bias_codes, weight_quantizer
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One INT8 node as it was written.
+
+    Attributes:
+        node: The node's name, the same as in the float32 graph.
+        op_type: Its operator.
+        output: The tensor that the engine's INT8 kernel gives: codes, or float32 where it gives
+            that straight out.
+        raw: The tensor that the node itself gives, before the ReLU and the quantizer.
+        bias: The initializer of its int32 bias; empty for a unit that has none.
+        bias_scale: float32, the scale of each of the bias's codes; ``None`` without a bias.
+    """
+
+    node: str
+    op_type: str
+    output: str
+    raw: str
+    bias: str = ""
+    bias_scale: Array | None = None
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A graph in a dialect.
+
+    Attributes:
+        model: The bytes of the ONNX file.
+        units: What was written in INT8, in the order of the graph.
+        moved: Nodes that only move codes.
+        absorbed: Activation functions that a quantizer does the work of: name, and the unit's.
+    """
+
+    model: bytes
+    units: tuple[Unit, ...]
+    moved: tuple[str, ...]
+    absorbed: Mapping[str, str]
+
+
+def write_qdq(
+    graph: Graph,
+    ranges: Ranges,
+    plan: PrecisionPlan,
+    dialect: Dialect,
+    *,
+    weight_method: str = "mse",
+) -> Quantized:
+    """Write ``graph`` with the nodes that ``plan`` says in INT8.
+
+    Args:
+        graph: The float32 network.
+        ranges: Ranges of its tensors.
+        plan: Which nodes.
+        dialect: For which engine.
+        weight_method: How weights' scales are chosen; see
+            :func:`~edgepress.export.dialects.quantizers.weight_quantizer`.
+    """
+    return _Writer(graph, ranges, plan, dialect, weight_method).write()
+
+
+class _Writer:
+    def __init__(
+        self,
+        graph: Graph,
+        ranges: Ranges,
+        plan: PrecisionPlan,
+        dialect: Dialect,
+        weight_method: str,
+    ) -> None:
+        self.source = graph.proto()
+        self.walk = Walk(self.source)
+        self.layout = lay_out(self.walk, ranges, plan, dialect)
+        self.plan, self.dialect, self.method = plan, dialect, weight_method
+        self.names = all_names(self.source)
+        self.codes: dict[str, str] = {}  # tensor -> its codes
+        self.floats: dict[str, str] = {}  # tensor -> its dequantized codes
+        self.packed: dict[tuple[str, bytes, bytes], list[str]] = {}  # weights already written
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self.units: list[Unit] = []
+
+    def write(self) -> Quantized:
+        model = self.source
+        for value in model.graph.input:
+            if value.name in self.layout.quantizers:
+                self._quantize(value.name, value.name)
+        absorbed = {tail.name: name for name, tail in self.layout.absorbed.items()}
+        moved: list[str] = []
+        for node in model.graph.node:
+            if node.name in absorbed:
+                continue
+            if self.plan.is_int8(node):
+                self._unit(node)
+            elif node.name in self.layout.moving:
+                self._move(node)
+                moved.append(node.name)
+            else:
+                self._float(node)
+        self._drop_unread()
+        constants = [*model.graph.initializer, *self.constants]
+        used = {name for node in self.nodes for name in node.input} | self.walk.output_names
+        del model.graph.node[:], model.graph.initializer[:]
+        model.graph.node.extend(self.nodes)
+        model.graph.initializer.extend([tensor for tensor in constants if tensor.name in used])
+        return Quantized(serialize(model), tuple(self.units), tuple(moved), absorbed)
+
+    def _drop_unread(self) -> None:
+        """Dequantizers behind codes that are only moved or only read as codes."""
+        read = {name for node in self.nodes for name in node.input} | self.walk.output_names
+        self.nodes = [
+            node
+            for node in self.nodes
+            if node.op_type != "DequantizeLinear" or node.output[0] in read
+        ]
+
+    def _add(self, op: str, inputs: list[str], output: str, axis: int | None = None) -> None:
+        node = onnx.helper.make_node(op, inputs, [output], name=f"{op}_{output}")
+        if axis is not None:
+            node.attribute.append(onnx.helper.make_attribute("axis", axis))
+        self.nodes.append(node)
+
+    def _constant(self, name: str, value: Array) -> str:
+        name = fresh(self.names, name)
+        self.constants.append(numpy_helper.from_array(value, name))
+        return name
+
+    def _parameters(self, name: str, quantizer: PerTensor) -> list[str]:
+        """Scale and zero point of the tensor ``name``, as constants."""
+        scale = self._constant(f"{name}_scale", np.array(quantizer.scale, np.float32))
+        return [scale, self._zero_point(f"{name}_zero_point", quantizer)]
+
+    def _zero_point(self, name: str, quantizer: PerTensor) -> str:
+        return self._constant(name, np.array(quantizer.zero_point, self.dialect.activation))
+
+    def _quantize(self, name: str, source: str) -> None:
+        """Codes of the tensor ``name`` from the floats ``source``, and what they stand for."""
+        parameters = self._parameters(name, self.layout.quantizers[name])
+        self.codes[name] = fresh(self.names, f"{name}_codes")
+        self._add("QuantizeLinear", [source, *parameters], self.codes[name])
+        self._dequantize(name, parameters)
+
+    def _dequantize(self, name: str, parameters: list[str]) -> None:
+        gives_out = name in self.layout.coded and name in self.walk.output_names
+        back = name if gives_out else fresh(self.names, f"{name}_dequantized")
+        self._add("DequantizeLinear", [self.codes[name], *parameters], back)
+        self.floats[name] = back
+
+    def _before_quantizer(self, name: str) -> str:
+        """What a node writes whose quantizer gives ``name``: the graph may give that out."""
+        return fresh(self.names, f"{name}_raw") if name in self.walk.output_names else name
+
+    def _unit(self, node: onnx.NodeProto) -> None:
+        tail = self.layout.absorbed.get(node.name)
+        out = node.output[0] if tail is None else tail.output[0]
+        copy = _copy(node)
+        for i, name in enumerate(activations(node, self.dialect)):
+            copy.input[i] = self.floats[name]
+        bias, bias_scale = "", None
+        if node.op_type in self.dialect.weighted:
+            bias, bias_scale = self._weights(node, copy)
+        if out not in self.layout.coded:
+            self.nodes.append(copy)
+            self.units.append(Unit(node.name, node.op_type, out, out, bias, bias_scale))
+            return
+        last = self._before_quantizer(out)
+        raw = last if tail is None else node.output[0]
+        copy.output[0] = raw
+        self.nodes.append(copy)
+        if tail is not None:
+            tail = _copy(tail)
+            tail.output[0] = last
+            self.nodes.append(tail)
+        self._quantize(out, last)
+        unit = Unit(node.name, node.op_type, self.codes[out], raw, bias, bias_scale)
+        self.units.append(unit)
+
+    def _weights(self, node: onnx.NodeProto, copy: onnx.NodeProto) -> tuple[str, Array | None]:
+        """Quantize weights and bias of ``node``, and let ``copy`` read them."""
+        stem = node.input[1]
+        weights = self.walk.constant(stem)
+        axis = 1 if node.op_type == "MatMul" else 0
+        if node.op_type == "Gemm" and not attribute(node, "transB", 0):
+            axis = 1
+        channels = int(weights.shape[axis])
+        bias = np.zeros(channels, np.float32)
+        has_bias = len(node.input) > 2 and bool(node.input[2])
+        if has_bias:
+            bias += self.walk.constant(node.input[2]).reshape(-1)
+        scale_in = float(self.layout.quantizers[node.input[0]].scale)
+        limit = self.dialect.weight_limit
+        packed = weight_quantizer(
+            weights, axis, limit, method=self.method, bias=bias, input_scale=scale_in
+        )
+        key = (stem, packed.codes.tobytes(), packed.scale.tobytes())
+        if key not in self.packed:  # layers that share weights go on sharing them
+            self.packed[key] = [
+                self._constant(f"{stem}_codes", packed.codes),
+                self._constant(f"{stem}_scale", packed.scale),
+                self._constant(f"{stem}_zero_point", np.zeros(channels, np.int8)),
+            ]
+        copy.input[1] = fresh(self.names, f"{stem}_dequantized")
+        self._add("DequantizeLinear", self.packed[key], copy.input[1], axis)
+        if node.op_type == "MatMul":
+            return "", None
+        bias_scale = (scale_in * packed.scale.astype(np.float64)).astype(np.float32)
+        stem = node.input[2] if has_bias else f"{node.output[0]}_bias"
+        parts = [
+            self._constant(f"{stem}_codes", bias_codes(bias, scale_in, packed.scale)),
+            self._constant(f"{stem}_scale", bias_scale),
+            self._constant(f"{stem}_zero_point", np.zeros(channels, np.int32)),
+        ]
+        del copy.input[2:]
+        copy.input.append(fresh(self.names, f"{stem}_dequantized"))
+        self._add("DequantizeLinear", parts, copy.input[2], 0)
+        return parts[0], bias_scale
+
+    def _move(self, node: onnx.NodeProto) -> None:
+        """Move the codes themselves: not every engine drops the quantizers around such a node."""
+        copy = _copy(node)
+        copy.input[0] = self.codes[node.input[0]]
+        if node.op_type == "Pad":  # what is zero as a float has a code of its own
+            quantizer = self.layout.quantizers[node.output[0]]
+            rest = list(node.input[3:])
+            del copy.input[2:]
+            copy.input.extend([self._zero_point(f"{node.output[0]}_pad", quantizer), *rest])
+        for i, name in enumerate(node.output):
+            copy.output[i] = self.codes[name] = fresh(self.names, f"{name}_codes")
+        self.nodes.append(copy)
+        for name in node.output:
+            self._dequantize(name, self._parameters(name, self.layout.quantizers[name]))
+
+    def _float(self, node: onnx.NodeProto) -> None:
+        copy = _copy(node)
+        for i, name in enumerate(node.input):
+            if name in self.layout.coded:  # elsewhere the float32 tensor itself is there to be read
+                copy.input[i] = self.floats[name]
+        self.nodes.append(copy)
+        for name in node.output:
+            if name in self.layout.quantizers:
+                self._quantize(name, name)
+
+
+def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    return copy

@@ -1,0 +1,282 @@
+"""Exact rewrites: the same function, in the form that every later step expects.
+
+What it does: constants become initializers and leave the inputs, opsets before 13 are raised to 18,
+BatchNormalization and padding are folded into convolutions, dead nodes go, a mean over the spatial
+axes becomes GlobalAveragePool (which has an INT8 kernel), every node and free dimension gets a
+name.
+
+When it is exact: always, up to the order of floating-point additions; :func:`tidy` proves it on the
+spot by running both models on one random input.
+
+When it refuses: files that the ONNX checker rejects, weights that are not finite, models over
+2 GiB, control flow, models that are quantized already, outputs that differ.
+
+Source: the folding is ONNX Runtime's own basic level (semantics-preserving, ONNX operators only);
+the opset conversion is onnx.version_converter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+import numpy as np
+import onnx
+from onnx import version_converter
+
+from ..runtime.engine import EngineOptions
+from ..runtime.engines.onnxruntime import OnnxRuntimeEngine, optimized_model
+from ..runtime.errors import EngineError, InputError
+from ..runtime.tensors import Array, Arrays, TensorSpec
+from .graph import (
+    IR_VERSION,
+    Graph,
+    Walk,
+    all_names,
+    attribute,
+    fresh,
+    name_nodes,
+    opset_of,
+    serialize,
+    specs,
+)
+from .onnx_files import check_float_network
+
+_OLDEST_OPSET = 13  # per-axis DequantizeLinear came with it
+_RAISED_OPSET = 18
+_RELATIVE_TOLERANCE = 1e-3
+_SIZES = (64, 224, 32, 320, 256, 1)  # tried in turn for free dimensions, until the model runs
+
+
+def tidy(
+    model: onnx.ModelProto, *, source: str, example: Mapping[str, Array] | None = None
+) -> Graph:
+    """The Graph of an ONNX model.
+
+    Args:
+        model: Any valid float model; it is not modified.
+        source: Where it came from, in a few words, for messages and reports.
+        example: Inputs to prove the rewrites on, by name; random ones without it.
+
+    Raises:
+        InputError: ``E_MODEL`` for an invalid model, one already quantized, or one that the
+            rewrites change; ``E_OP`` for control flow; ``E_NAN`` for weights that are not finite;
+            ``E_SHAPE`` where its inputs have free dimensions and no size that was tried fits.
+        EngineError: ``E_BACKEND`` where ONNX Runtime cannot load or run it.
+    """
+    original = onnx.ModelProto()
+    original.CopyFrom(model)
+    _initializers_are_not_inputs(original)
+    # Before 4 initializers had to be inputs; what came after 10 is nothing that a network needs.
+    original.ir_version = min(max(original.ir_version, 4), IR_VERSION)
+    check_float_network(original, source)
+    before = original.SerializeToString()
+    work = original
+    if opset_of(work) < _OLDEST_OPSET:
+        work = _convert(work, _RAISED_OPSET, source)
+    inputs, outputs = list(work.graph.input), list(work.graph.output)
+    work.ir_version = IR_VERSION
+    work = onnx.load_model_from_string(optimized_model(work.SerializeToString(), "basic"))
+    _spatial_mean_is_a_pool(work)
+    _drop_unused(work)
+    name_nodes(work)
+    _name_free_dimensions([*inputs, *outputs])
+    del work.graph.input[:], work.graph.output[:]
+    work.graph.input.extend(inputs)
+    work.graph.output.extend(outputs)
+    feeds, wanted = _first_run(before, specs(work.graph.input), example, source)
+    return _proved(work, feeds, wanted, source)
+
+
+def with_opset(graph: Graph, opset: int, feeds: Mapping[str, Array]) -> Graph:
+    """The same Graph in another version of ONNX's operators, proved on ``feeds``.
+
+    Raises:
+        InputError: ``E_OPSET`` where an operator in it has no equal in that version.
+    """
+    model, checker = graph.proto(), cast("Any", onnx.checker)
+    if opset_of(model) == opset:
+        return graph
+    with OnnxRuntimeEngine(graph.model, EngineOptions(optimize="none")) as engine:
+        wanted = engine.run(feeds)
+    while (now := opset_of(model)) != opset:
+        step = now + (1 if opset > now else -1)
+        try:
+            model = _convert(model, step, graph.source)
+        except InputError:  # the converter lacks steps where operators only learned new types
+            del model.opset_import[:]
+            model.opset_import.append(onnx.helper.make_opsetid("", step))
+    try:
+        checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise InputError(
+            "E_OPSET",
+            f"{graph.source} cannot be written in opset {opset}: {str(error).splitlines()[0]}",
+            mend="Choose opset 18, the exporter's own, or a later one.",
+            path=graph.source,
+        ) from error
+    return _proved(model, dict(feeds), wanted, graph.source)
+
+
+def _initializers_are_not_inputs(model: onnx.ModelProto) -> None:
+    constants = {tensor.name for tensor in model.graph.initializer}
+    kept = [value for value in model.graph.input if value.name not in constants]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+
+
+def _convert(model: onnx.ModelProto, opset: int, source: str) -> onnx.ModelProto:
+    model.ir_version = max(model.ir_version, 8)
+    try:
+        return version_converter.convert_version(model, opset)
+    except Exception as error:  # RuntimeError, and the C++ converter's own types
+        raise InputError(
+            "E_MODEL",
+            f"{source} is of opset {opset_of(model)} and cannot be brought to {opset}: "
+            f"{(str(error).splitlines() or [type(error).__name__])[0]}",
+            mend=f"Export it again with opset {_OLDEST_OPSET} or later.",
+            path=source,
+        ) from error
+
+
+def _spatial_mean_is_a_pool(model: onnx.ModelProto) -> None:
+    """ReduceMean over the last two of four axes -> GlobalAveragePool.
+
+    A Flatten stands behind it where the mean drops those axes.
+    """
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    kinds = {v.name: v.type.tensor_type for v in [*inferred.value_info, *inferred.input]}
+    taken, walk, nodes = all_names(model), Walk(model), list[onnx.NodeProto]()
+    for node in model.graph.node:
+        kind = kinds.get(node.input[0]) if node.op_type == "ReduceMean" else None
+        axes = attribute(node, "axes")
+        if len(node.input) > 1 and node.input[1] in walk.constants:
+            axes = walk.constant(node.input[1]).tolist()
+        if (
+            kind is None
+            or kind.elem_type != onnx.TensorProto.FLOAT
+            or len(kind.shape.dim) != 4
+            or axes is None
+            or sorted(axis % 4 for axis in axes) != [2, 3]
+        ):
+            nodes.append(node)
+            continue
+        keep = bool(attribute(node, "keepdims", 1))
+        pooled = node.output[0] if keep else fresh(taken, f"{node.output[0]}_pooled")
+        nodes.append(onnx.helper.make_node("GlobalAveragePool", [node.input[0]], [pooled]))
+        if not keep:
+            nodes.append(onnx.helper.make_node("Flatten", [pooled], [node.output[0]], axis=1))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _drop_unused(model: onnx.ModelProto) -> None:
+    needed = {value.name for value in model.graph.output}
+    kept: list[onnx.NodeProto] = []
+    for node in reversed(model.graph.node):
+        if any(name in needed for name in node.output):
+            needed.update(name for name in node.input if name)
+            kept.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(reversed(kept))
+    constants = [tensor for tensor in model.graph.initializer if tensor.name in needed]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(constants)
+
+
+def _name_free_dimensions(values: Iterable[onnx.ValueInfoProto]) -> None:
+    """Name free dimensions: without a name they would be told by their place in the list."""
+    for value in values:
+        word = "".join(c if c.isalnum() else "_" for c in value.name)
+        for i, dim in enumerate(value.type.tensor_type.shape.dim):
+            if dim.dim_value <= 0 and not dim.dim_param.isidentifier():
+                dim.dim_param = "N" if i == 0 else f"{word}_{i}"
+
+
+def synthetic(
+    inputs: tuple[TensorSpec, ...], *, seed: int = 0, batch: int = 2, size: int = 64
+) -> Arrays:
+    """Random inputs: standard normal, or whole numbers 0 and 1 where the input is not of floats.
+
+    Args:
+        inputs: The inputs of a network.
+        seed: Of the random numbers.
+        batch: Length of every first dimension that is free.
+        size: Length of every other free dimension.
+    """
+    generator = np.random.default_rng(seed)
+    lengths: dict[str, int] = {}
+    for spec in inputs:
+        lengths.update({d: batch for d in spec.shape[:1] if isinstance(d, str)})
+    feeds: Arrays = {}
+    for spec in inputs:
+        shape = [d if isinstance(d, int) else lengths.get(d, size) for d in spec.shape]
+        kind = np.dtype(spec.dtype)
+        normal = kind.kind == "f"
+        values = generator.standard_normal(shape) if normal else generator.integers(0, 2, shape)
+        feeds[spec.name] = np.asarray(values).astype(kind)
+    return feeds
+
+
+def _first_run(
+    model: bytes, inputs: tuple[TensorSpec, ...], example: Mapping[str, Array] | None, source: str
+) -> tuple[Arrays, Arrays]:
+    """Inputs that the model takes, and what it gives for them."""
+    free = any(isinstance(d, str) for spec in inputs for d in spec.shape[1:])
+    with OnnxRuntimeEngine(model, EngineOptions(optimize="none")) as engine:
+        if example is not None:
+            return dict(example), engine.run(example)
+        told = ""
+        for size in _SIZES:
+            feeds = synthetic(inputs, size=size)
+            try:
+                return feeds, engine.run(feeds)
+            except EngineError as error:
+                if not free:
+                    raise
+                told = error.message
+    raise InputError(
+        "E_SHAPE",
+        f"{source} has free dimensions and runs with none of the sizes "
+        f"{', '.join(map(str, _SIZES))}: {told}",
+        mend="Export it with the sizes that it is meant for.",
+        path=source,
+    )
+
+
+def _proved(model: onnx.ModelProto, feeds: Arrays, wanted: Arrays, source: str) -> Graph:
+    """The Graph of a model in its final form, once it gives ``wanted`` for ``feeds``."""
+    data = serialize(model)
+    with OnnxRuntimeEngine(data, EngineOptions(optimize="none")) as engine:
+        inputs, outputs, found = engine.inputs, engine.outputs, engine.run(feeds)
+    worst = largest_relative(wanted, found)
+    if not worst <= _RELATIVE_TOLERANCE:
+        raise InputError(
+            "E_MODEL",
+            f"{source} computes something else once its constants are folded "
+            f"(outputs differ by {worst:.2g} of their largest value on a random input).",
+            mend="Please report this network; nothing was written.",
+            path=source,
+        )
+    return Graph(data, inputs, outputs, source=source)
+
+
+def largest_relative(wanted: Mapping[str, Array], found: Mapping[str, Array]) -> float:
+    """Largest difference of any output, relative to that output's largest finite magnitude.
+
+    Infinite where one output is not finite and the other is something else there.
+    """
+    worst = 0.0
+    for name, value in wanted.items():
+        left, right = value.astype(np.float64), found[name].astype(np.float64)
+        if left.shape != right.shape:
+            return float("inf")
+        finite = np.isfinite(left)
+        if not np.array_equal(left[~finite], right[~finite], equal_nan=True):
+            return float("inf")
+        if not np.isfinite(right[finite]).all():
+            return float("inf")
+        if finite.any():
+            scale = float(np.max(np.abs(left[finite]))) or 1.0
+            worst = max(worst, float(np.max(np.abs(left[finite] - right[finite]))) / scale)
+    return worst

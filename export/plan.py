@@ -1,0 +1,144 @@
+"""The PrecisionPlan: for each node int8 or float32, and why. A pure decision: it runs nothing."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+
+from ..runtime.errors import InputError
+from .dialects import Dialect
+from .graph import Graph, Walk, attribute, is_standard
+from .ranges import Ranges
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one node runs in, and why."""
+
+    precision: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PrecisionPlan:
+    """Precision by node name; what only moves data (Reshape, MaxPool, ...) follows its input."""
+
+    nodes: Mapping[str, Choice]
+
+    def is_int8(self, node: onnx.NodeProto) -> bool:
+        """Whether a node is to run in INT8."""
+        choice = self.nodes.get(node.name)
+        return choice is not None and choice.precision == "int8"
+
+
+def plan_int8(
+    graph: Graph, ranges: Ranges, dialect: Dialect, *, keep_float: Sequence[str] = ()
+) -> PrecisionPlan:
+    """INT8 for every node that the dialect has a kernel for, float32 for the rest.
+
+    Args:
+        graph: The network.
+        ranges: What calibration saw; a node whose tensors it does not know stays float32.
+        dialect: Which operators the engine runs in INT8.
+        keep_float: Names of nodes that the user keeps in float32.
+
+    Raises:
+        InputError: ``E_RECIPE`` for a name in ``keep_float`` that no node has (the nearest are
+            suggested).
+    """
+    model = graph.proto()
+    walk = Walk(model)
+    _check_names(keep_float, [node.name for node in model.graph.node])
+    refused = {
+        node.name: "kept in float32 by the recipe"
+        if node.name in keep_float
+        else _why_not(node, walk, ranges, dialect)
+        for node in model.graph.node
+    }
+    feeding = _feed_weights(model, walk, dialect, refused)
+    chosen: dict[str, Choice] = {}
+    for node in model.graph.node:
+        reason = refused[node.name]
+        if reason is None and node.op_type in dialect.elementwise and node.name not in feeding:
+            reason = "no INT8 layer reads what it gives: it would cost precision and save little"
+        if reason is None:
+            chosen[node.name] = Choice(
+                "int8", f"{dialect.name} has an INT8 kernel for {node.op_type}"
+            )
+        else:
+            chosen[node.name] = Choice("float32", reason)
+    return PrecisionPlan(chosen)
+
+
+def _check_names(wanted: Sequence[str], names: Sequence[str]) -> None:
+    for name in wanted:
+        if name not in names:
+            near = " or ".join(f"'{one}'" for one in difflib.get_close_matches(name, names, 3, 0.4))
+            raise InputError(
+                "E_RECIPE",
+                f"keep_float names '{name}', which is no node of this network.",
+                mend=f"Did you mean {near}?"
+                if near
+                else "'edgepress inspect --nodes' lists the names.",
+            )
+
+
+def _feed_weights(
+    model: onnx.ModelProto, walk: Walk, dialect: Dialect, refused: Mapping[str, str | None]
+) -> set[str]:
+    """Nodes from which a layer with weights that runs in INT8 is reached."""
+    reached: set[str] = set()
+    for node in reversed(model.graph.node):
+        for name in node.output:
+            for reader in walk.consumers.get(name, []):
+                weighted = reader.op_type in dialect.weighted and refused[reader.name] is None
+                if weighted or reader.name in reached:
+                    reached.add(node.name)
+    return reached
+
+
+def _why_not(node: onnx.NodeProto, walk: Walk, ranges: Ranges, dialect: Dialect) -> str | None:
+    if not is_standard(node) or node.op_type not in dialect.weighted | dialect.elementwise:
+        return f"{dialect.name} has no INT8 kernel for {node.op_type}"
+    activations = list(node.input)
+    if node.op_type in dialect.weighted:
+        reason = _why_not_weights(node, walk)
+        if reason is not None:
+            return reason
+        activations = activations[:1]
+    if any(not name or name in walk.constants for name in activations):
+        return "one of its inputs is a constant"
+    tail = walk.folded_activation(node)
+    output = tail.output[0] if tail is not None else node.output[0]
+    if any(name not in ranges.tensors for name in [*activations, output]):
+        return "its tensors are not float32, not finite, or were not seen by the calibration"
+    return None
+
+
+def _why_not_weights(node: onnx.NodeProto, walk: Walk) -> str | None:
+    weights = node.input[1]
+    bias = node.input[2] if len(node.input) > 2 else ""
+    if weights not in walk.constants:
+        return "its weights are not constant"
+    if walk.constants[weights].data_type != onnx.TensorProto.FLOAT:
+        return "its weights are not float32"
+    shape = tuple(walk.constants[weights].dims)
+    if node.op_type == "MatMul" and len(shape) != 2:
+        return "its weights are not a matrix"
+    if node.op_type == "Gemm" and (
+        attribute(node, "transA", 0)
+        or attribute(node, "alpha", 1.0) != 1.0
+        or (bias and attribute(node, "beta", 1.0) != 1.0)
+    ):
+        return "it scales or transposes its input"
+    if not bias:
+        return None
+    if bias not in walk.constants:
+        return "its bias is not constant"
+    channels = shape[0] if node.op_type == "Conv" or attribute(node, "transB", 0) else shape[1]
+    dims = tuple(walk.constants[bias].dims)
+    one_a_channel = dims[-1:] in ((), (1,), (channels,)) and all(d == 1 for d in dims[:-1])
+    return None if one_a_channel else "its bias is not one value for each output channel"

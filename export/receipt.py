@@ -1,0 +1,197 @@
+"""Receipts: what the engine really does with a graph, read from it as the engine rewrote it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx
+
+from ..runtime.engine import EngineOptions
+from ..runtime.engines.onnxruntime import OnnxRuntimeEngine, optimized_model
+from ..runtime.tensors import Arrays
+from .dialects.qdq import Quantized, Unit
+from .graph import Graph, Walk, attribute, give_out, rows
+from .plan import PrecisionPlan
+
+_COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class NodeReceipt:
+    """What became of one node of the float32 network.
+
+    Attributes:
+        name: The node's name.
+        op_type: Its operator.
+        macs: Multiply-adds for one picture.
+        precision: ``int8`` where the engine runs an INT8 kernel, else ``float32``.
+        reason: Why it is not INT8, or what the plan said.
+    """
+
+    name: str
+    op_type: str
+    macs: int
+    precision: str
+    reason: str
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON form."""
+        return {
+            "name": self.name,
+            "op_type": self.op_type,
+            "macs": self.macs,
+            "precision": self.precision,
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What the engine really does.
+
+    Attributes:
+        engine: Engine and version, and how far it was let to optimize.
+        nodes: Every node that computes (all but those that the engine folds away).
+        asked_int8: How many nodes the plan wanted in INT8.
+        fused_int8: How many of them became INT8 kernels.
+        kernels: How often each kernel stands in the graph as the engine rewrote it.
+    """
+
+    engine: dict[str, object]
+    nodes: tuple[NodeReceipt, ...]
+    asked_int8: int
+    fused_int8: int
+    kernels: dict[str, int]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds for one picture."""
+        return sum(node.macs for node in self.nodes)
+
+    @property
+    def int8_share(self) -> float:
+        """Share of the multiply-adds that run in INT8 kernels, 0 to 1."""
+        int8 = sum(node.macs for node in self.nodes if node.precision == "int8")
+        return int8 / self.macs if self.macs else 0.0
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON form."""
+        return {
+            "engine": self.engine,
+            "macs": self.macs,
+            "int8_macs_share": round(self.int8_share, 6),
+            "asked_int8": self.asked_int8,
+            "fused_int8": self.fused_int8,
+            "kernels": self.kernels,
+            "nodes": [node.to_dict() for node in self.nodes],
+        }
+
+
+def float_receipt(graph: Graph, macs: Mapping[str, int]) -> Receipt:
+    """The receipt of ONNX Runtime for the float32 graph itself."""
+    why = "the whole graph is float32"
+    nodes = tuple(
+        NodeReceipt(node.name, node.op_type, macs.get(node.name, 0), "float32", why)
+        for node in graph.proto().graph.node
+    )
+    return Receipt(_facts(graph.model), nodes, 0, 0, _kernels(graph.model))
+
+
+def int8_receipt(
+    graph: Graph, macs: Mapping[str, int], quantized: Quantized, plan: PrecisionPlan
+) -> Receipt:
+    """The receipt of ONNX Runtime for a graph in its dialect.
+
+    Args:
+        graph: The float32 network.
+        macs: Multiply-adds by node name, from :func:`count_macs`.
+        quantized: What ships.
+        plan: What was asked for.
+    """
+    # The last level changes layouts and with them names; fusion happens one before.
+    rewritten = onnx.load_model_from_string(optimized_model(quantized.model, "extended"))
+    makers = Walk(rewritten).producer
+    units = {unit.node: unit for unit in quantized.units}
+
+    def kernel_of(unit: Unit) -> str:
+        maker = makers.get(unit.output)
+        return maker.op_type if maker is not None else "nothing that can be told"
+
+    nodes: list[NodeReceipt] = []
+    fused = 0
+    for node in graph.proto().graph.node:
+        precision = "float32"
+        if node.name in units:
+            kernel = kernel_of(units[node.name])
+            reason = f"asked for INT8, the engine made it {kernel}"
+            if is_int8_kernel(kernel):
+                precision, reason, fused = "int8", f"runs as {kernel}", fused + 1
+        elif node.name in quantized.absorbed:
+            owner = units[quantized.absorbed[node.name]]
+            reason = f"absorbed by the quantizer of {owner.node}"
+            if is_int8_kernel(kernel_of(owner)):
+                precision = "int8"
+        elif node.name in quantized.moved:
+            precision, reason = "int8", "moves codes"
+        else:
+            choice = plan.nodes.get(node.name)
+            reason = choice.reason if choice else "not in the plan"
+        work = macs.get(node.name, 0)
+        nodes.append(NodeReceipt(node.name, node.op_type, work, precision, reason))
+    facts, kernels = _facts(quantized.model), _kernels(quantized.model)
+    return Receipt(facts, tuple(nodes), len(units), fused, kernels)
+
+
+def is_int8_kernel(kernel: str) -> bool:
+    """Whether an operator of ONNX Runtime's rewritten graph computes on INT8 codes."""
+    return kernel.startswith("QLinear") or kernel == "QGemm" or "Integer" in kernel
+
+
+def _facts(model: bytes) -> dict[str, object]:
+    with OnnxRuntimeEngine(model, EngineOptions()) as engine:
+        return engine.facts()
+
+
+def _kernels(model: bytes) -> dict[str, int]:
+    rewritten = onnx.load_model_from_string(optimized_model(model, "all"))
+    return dict(sorted(Counter(node.op_type for node in rewritten.graph.node).items()))
+
+
+def count_macs(graph: Graph, feeds: Arrays) -> dict[str, int]:
+    """Multiply-adds of each node for one picture, from the shapes that really occur.
+
+    Args:
+        graph: The network.
+        feeds: Any input; the counts are divided by its batch size.
+
+    Returns:
+        By node name, for Conv, ConvTranspose, Gemm and MatMul; one multiply-add counts as 1.
+    """
+    model = graph.proto()
+    walk = Walk(model)
+    counted = [node for node in model.graph.node if node.op_type in _COUNTED]
+    read = {name for node in counted for name in (node.input[1], node.output[0])}
+    read |= {node.input[0] for node in counted if node.op_type == "ConvTranspose"}
+    give_out(model, sorted(read - walk.constants.keys() - walk.input_names))
+    with OnnxRuntimeEngine(model.SerializeToString(), EngineOptions(optimize="basic")) as engine:
+        seen = {**feeds, **engine.run(feeds)}
+
+    def shape(name: str) -> tuple[int, ...]:
+        return tuple(walk.constants[name].dims) if name in walk.constants else seen[name].shape
+
+    found: dict[str, int] = {}
+    for node in counted:
+        weights, out = shape(node.input[1]), shape(node.output[0])
+        if node.op_type == "Conv":
+            work = math.prod(out) * math.prod(weights[1:])
+        elif node.op_type == "ConvTranspose":
+            work = math.prod(shape(node.input[0])) * math.prod(weights[1:])
+        elif node.op_type == "Gemm" and attribute(node, "transB", 0):
+            work = math.prod(out) * weights[1]
+        else:
+            work = math.prod(out) * weights[-2 if len(weights) > 1 else 0]
+        found[node.name] = work // rows(feeds)
+    return found
