@@ -1,0 +1,26 @@
+"""edgepress.compress: decide what to remove and in which precision, and whether it paid.
+
+What is named here is imported when it is first used, so that the commands of this room can say
+which extra is missing where torch is not installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import typing
+
+if typing.TYPE_CHECKING:
+    from .backbone import Backbone
+    from .pipeline import compress
+    from .recipe import Int8, Recipe
+
+__all__ = ["Backbone", "Int8", "Recipe", "compress"]
+
+_HOME = {"Backbone": "backbone", "Int8": "recipe", "Recipe": "recipe", "compress": "pipeline"}
+
+
+def __getattr__(name: str) -> object:
+    """Import what is asked for."""
+    if name not in _HOME:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

@@ -1,0 +1,236 @@
+"""The commands of this room: compress, evaluate, export. None needs torch before it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..benchmarks.images import Batch, Images
+from ..benchmarks.tasks import TASK_NAMES, Classification
+from ..benchmarks.tasks import task as task_of
+from ..runtime.console import Console, report_errors
+from ..runtime.errors import InputError
+from ..runtime.preprocessing import Preprocessing
+from ..runtime.target import TARGET_NAMES
+from .judging import aligned, open_judged
+from .report import show_bundle, show_graph, show_score, summary
+
+_OPSET = 18
+
+_weights = click.option(
+    "--weights",
+    type=click.Path(),
+    default=None,
+    help="Trained weights: .safetensors, or .pt with tensors only.",
+)
+_preprocessing = click.option(
+    "--preprocessing",
+    type=click.Path(),
+    default=None,
+    help="A flat TOML; by default timm's or torchvision's own.",
+)
+_task = click.option(
+    "--task",
+    type=click.Choice(TASK_NAMES),
+    default=None,
+    help="By default classification where there are labels, else agreement.",
+)
+
+
+@click.command()
+@click.argument("model")
+@_weights
+@click.option(
+    "--data", required=True, type=click.Path(), help="Pictures for calibration and choosing."
+)
+@click.option("--test-data", type=click.Path(), default=None, help="Pictures that are only scored.")
+@_preprocessing
+@_task
+@click.option(
+    "--target", type=click.Choice(TARGET_NAMES), default="onnxruntime-cpu", show_default=True
+)
+@click.option(
+    "--recipe", default="int8", show_default=True, help="int8, float32, or a TOML or JSON file."
+)
+@click.option(
+    "--max-drop",
+    type=float,
+    default=None,
+    metavar="POINTS",
+    help="Largest drop of the score; by default 1 (classification) or 3 (agreement).",
+)
+@click.option(
+    "--strict", is_flag=True, help="Exit 3 and write nothing where the recipe is declined."
+)
+@click.option(
+    "--calibration-size",
+    type=click.IntRange(1),
+    default=300,
+    show_default=True,
+    help="Pictures, at most.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--golden-pictures", is_flag=True, help="Let the self-test show a calibration picture."
+)
+@click.option("--out", required=True, type=click.Path(), help="Folder of the bundle.")
+@click.option("--force", is_flag=True, help="Replace a bundle that is there.")
+@report_errors
+def compress(console: Console, model: str, **options: Any) -> None:
+    """Turn the trained network MODEL into a verified bundle for a target.
+
+    MODEL: path/to/file.py:factory, package.module:factory, timm:NAME, torchvision:NAME, or a
+    trained .onnx file.
+
+    DATA: a folder with a folder per class, a folder with labels.csv, an .npz with x and y, or a
+    folder of unlabelled pictures.
+    """
+    from .pipeline import compress as compress_network
+
+    data = options.pop("data")
+    with console.progress() as progress:
+        bundle = compress_network(model, data, progress=progress, **options)
+    show_bundle(console, bundle)
+    console.result(summary(bundle))
+
+
+@click.command()
+@click.argument("model")
+@_weights
+@_preprocessing
+@click.option(
+    "--data", type=click.Path(), default=None, help="Pictures to compare torch and ONNX on."
+)
+@click.option("--opset", type=click.IntRange(13, 24), help=f"By default {_OPSET}.")
+@click.option(
+    "--static-shape", default=None, metavar="N,C,H,W", help="Fix the input's shape, batch included."
+)
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="The .onnx file to write."
+)
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@report_errors
+def export(
+    console: Console,
+    model: str,
+    weights: str | None,
+    preprocessing: str | None,
+    data: str | None,
+    opset: int | None,
+    static_shape: str | None,
+    out: Path,
+    force: bool,
+) -> None:
+    """Write the trained network MODEL as a clean float32 ONNX file, compared with torch.
+
+    The input's shape follows from --static-shape, else from the preprocessing's crop, else from the
+    pictures. A MODEL that is an .onnx file keeps its shapes and its opset (18 where it is older
+    than 13).
+    """
+    from ..runtime.files import check_file, disk_room, write_file
+    from .exporting import export_graph
+
+    check_file(out, force=force)
+    if opset is not None and model.lower().endswith(".onnx"):
+        raise InputError(
+            "E_USAGE", "an ONNX file keeps its own opset.", mend="Leave out --opset.", path=model
+        )
+    given = None if preprocessing is None else Preprocessing.from_toml(preprocessing)
+    with console.progress() as progress, disk_room():
+        progress("exporting", 0, None)
+        graph = export_graph(
+            model,
+            weights=weights,
+            preprocessing=given,
+            data=data,
+            opset=opset or _OPSET,
+            static_shape=None if static_shape is None else _shape(static_shape),
+        )
+    write_file(graph.model, out, force=force)
+    written = next(one.version for one in graph.proto().opset_import if not one.domain)
+    show_graph(console, graph, out, written)
+    console.result(
+        {
+            "out": str(out),
+            "size_bytes": len(graph.model),
+            "opset": written,
+            "inputs": [spec.to_dict() for spec in graph.inputs],
+            "outputs": [spec.to_dict() for spec in graph.outputs],
+            "parity": graph.parity.to_dict() if graph.parity else None,
+        }
+    )
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    parts = text.replace("x", ",").split(",")
+    if len(parts) < 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise InputError(
+            "E_USAGE",
+            f"--static-shape is '{text}'.",
+            mend="Write sizes with commas, such as 1,3,224,224.",
+        )
+    return tuple(map(int, parts))
+
+
+@click.command()
+@click.argument("model")
+@_weights
+@_preprocessing
+@_task
+@click.option("--data", required=True, type=click.Path(), help="Pictures to score on.")
+@click.option(
+    "--threads", type=click.IntRange(0, 1024), default=0, help="Threads; 0: the engine chooses."
+)
+@click.option("--batch", type=click.IntRange(1, 4096), default=32, show_default=True)
+@click.option(
+    "--reference", type=click.Path(), default=None, help="A bundle or .onnx to agree with."
+)
+@report_errors
+def evaluate(
+    console: Console,
+    model: str,
+    weights: str | None,
+    preprocessing: str | None,
+    task: str | None,
+    data: str,
+    threads: int,
+    batch: int,
+    reference: str | None,
+) -> None:
+    """Score MODEL on pictures: a bundle or .onnx file without torch, a factory in torch.
+
+    The task agreement needs --reference, what is agreed with.
+    """
+    given = None if preprocessing is None else Preprocessing.from_toml(preprocessing)
+    images = Images.open(data)
+    chosen = task_of(task or ("classification" if images.labelled else "agreement"))
+    if reference is None and not isinstance(chosen, Classification):
+        raise InputError(
+            "E_TASK", "agreement needs something to agree with.", mend="Give --reference."
+        )
+    with ExitStack() as stack:
+        judged = open_judged(stack, model, weights, threads, images)
+        against = None
+        if reference is not None:
+            against = aligned(open_judged(stack, reference, None, threads, images), judged)
+        progress = stack.enter_context(console.progress())
+
+        def batches() -> Iterator[Batch]:
+            done = 0
+            for one in images.batches(judged.inputs, given or judged.preprocessing, batch):
+                yield one
+                done += len(one)
+                progress("scoring", done, len(images))
+
+        found = chosen.score(judged.run, batches, against)
+    if judged.labels and images.class_names and judged.labels != images.class_names:
+        console.note(
+            f"Note: the classes of {data} are not those of {model}, or in another order; class "
+            "indices count by the order of the data's."
+        )
+    show_score(console, found, judged.how, data)
+    console.result({"model": model, "ran": judged.how, "data": data, "score": found.to_dict()})

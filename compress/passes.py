@@ -1,0 +1,185 @@
+"""Passes: steps from a Graph to what might ship. They give an Outcome, never a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..export.bias import correct_biases
+from ..export.bundling import Shipped
+from ..export.dialects import dialect
+from ..export.dialects.qdq import Quantized, write_qdq
+from ..export.graph import Graph
+from ..export.plan import plan_int8
+from ..export.ranges import Batches, Ranges, calibrate
+from ..export.receipt import Receipt, float_receipt, int8_receipt
+from ..runtime.engine import EngineOptions
+from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
+from ..runtime.target import Target
+from ..runtime.tensors import Arrays
+from .recipe import Int8
+from .subject import batch_size
+
+Progress = Callable[[str, int, "int | None"], None]
+"""Called with the name of a stage, how much is done, and of how much."""
+
+_SELECTION_PICTURES = 256
+_DECIBELS = 300.0  # stands for no noise at all
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a pass may look at besides its subject.
+
+    Attributes:
+        target: What it is made for.
+        calibration: Calibration pictures.
+        calibration_count: How many they are.
+        selection: Pictures on which a pass chooses between its own variants.
+        macs: Multiply-adds by node.
+        progress: Told how far the work is.
+    """
+
+    target: Target
+    calibration: Batches
+    calibration_count: int
+    selection: Batches
+    macs: Mapping[str, int]
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a pass made.
+
+    Attributes:
+        shipped: The model, with its receipt as data.
+        changed: Whether anything differs from the float32 graph.
+        receipt: What the engine does with it.
+        report: What the pass did and saw, JSON values only.
+    """
+
+    shipped: Shipped
+    changed: bool
+    receipt: Receipt
+    report: dict[str, object] = field(default_factory=dict[str, object])
+
+
+def float32(graph: Graph, context: Context) -> Outcome:
+    """The float32 graph: what every pass is held against, and what ships where none pays."""
+    receipt = float_receipt(graph, context.macs)
+    shipped = Shipped(graph.model, "float32", "onnx", context.target.engine, receipt.to_dict())
+    return Outcome(shipped, False, receipt)
+
+
+def quantize(graph: Graph, settings: Int8, context: Context) -> Outcome:
+    """Post-training INT8.
+
+    What it does: calibrates ranges, writes the target's dialect, and corrects biases where that
+    brings the outputs nearer to float32 on the selection pictures.
+    When it is exact: never.
+    When it refuses: names in ``keep_float`` that are no nodes; pictures that make a tensor NaN.
+    Source: see :mod:`edgepress.export.ranges`, :mod:`edgepress.export.bias`.
+    """
+    speech = dialect(context.target.dialect)
+    plan_int8(
+        graph, Ranges(settings.ranges, 0, {}), speech, keep_float=settings.keep_float
+    )  # names
+    calibrated = _Count(context, "calibrating", context.calibration_count)
+    ranges = calibrate(
+        graph, context.calibration, method=settings.ranges, on_progress=calibrated.add
+    )
+    plan = plan_int8(graph, ranges, speech, keep_float=settings.keep_float)
+    plain = write_qdq(graph, ranges, plan, speech, weight_method=settings.weights)
+    report: dict[str, object] = {
+        "pictures": ranges.pictures,
+        "ranges": ranges.method,
+        "weights": settings.weights,
+    }
+    quantized = plain
+    layers = sum(1 for unit in plain.units if unit.bias)
+    if settings.bias_correction and layers:
+        largest = max(one.elements for one in ranges.tensors.values())
+        corrected, _ = correct_biases(
+            graph,
+            plain,
+            context.calibration,
+            largest_tensor=largest,
+            on_progress=_Count(context, "correcting biases", layers).add,
+        )
+        candidates = {"as calibrated": plain, "biases corrected": corrected}
+        sqnr = _sqnr_db(graph, candidates, context)
+        chosen = max(sqnr, key=lambda name: sqnr[name])
+        quantized = candidates[chosen]
+        report["sqnr_db_on_selection"] = {name: round(value, 3) for name, value in sqnr.items()}
+        report["chosen"] = chosen
+    receipt = int8_receipt(graph, dict(context.macs), quantized, plan)
+    shipped = Shipped(
+        quantized.model, "int8", speech.name, context.target.engine, receipt.to_dict()
+    )
+    return Outcome(shipped, bool(quantized.units), receipt, report)
+
+
+class _Count:
+    """Adds up the progress of one stage."""
+
+    def __init__(self, context: Context, stage: str, total: int) -> None:
+        self._context, self._stage, self._total, self._done = context, stage, total, 0
+
+    def add(self, count: int) -> None:
+        """So many more are done; the last batch of a fixed size may count some twice."""
+        self._done = min(self._done + count, self._total)
+        self._context.progress(self._stage, self._done, self._total)
+
+
+def _sqnr_db(
+    graph: Graph, candidates: Mapping[str, Quantized], context: Context
+) -> dict[str, float]:
+    """Signal over quantization noise of each candidate's worst output on selection pictures.
+
+    All of them see a batch before the next is read, so that memory does not grow with the outputs.
+    """
+    signal: dict[str, float] = {}
+    noise: dict[str, dict[str, float]] = {name: {} for name in candidates}
+    with ExitStack() as stack:
+        original, *engines = (
+            stack.enter_context(OnnxRuntimeEngine(model, EngineOptions()))
+            for model in (graph.model, *(one.model for one in candidates.values()))
+        )
+        for feeds in _some(context):
+            wanted = original.run(feeds)
+            found = [engine.run(feeds) for engine in engines]
+            for key, value in wanted.items():
+                if value.dtype.kind != "f":
+                    continue
+                exact = value.astype(np.float64)
+                signal[key] = signal.get(key, 0.0) + float(np.sum(exact**2))
+                for sums, outputs in zip(noise.values(), found, strict=True):
+                    lost = float(np.sum((exact - outputs[key].astype(np.float64)) ** 2))
+                    sums[key] = sums.get(key, 0.0) + lost
+    return {
+        name: min((_decibels(signal[key], sums[key]) for key in sums), default=_DECIBELS)
+        for name, sums in noise.items()
+    }
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if noise == 0:
+        return _DECIBELS
+    if signal == 0 or not np.isfinite(noise):
+        return -_DECIBELS
+    return float(np.clip(10 * np.log10(signal / noise), -_DECIBELS, _DECIBELS))
+
+
+def _some(context: Context) -> Iterator[Arrays]:
+    size = batch_size(next(iter(context.selection(1))))
+    count = 0
+    for feeds in context.selection(size):
+        yield feeds
+        count += next(iter(feeds.values())).shape[0]
+        context.progress("comparing corrected and plain biases", count, None)
+        if count >= _SELECTION_PICTURES:
+            return

@@ -1,0 +1,203 @@
+"""The main job: a trained network becomes a verified bundle, or the answer why not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from ..benchmarks.images import Images
+from ..export.receipt import count_macs
+from ..runtime.bundle import Bundle
+from ..runtime.errors import BoundError, InputError
+from ..runtime.files import disk_room
+from ..runtime.preprocessing import Preprocessing
+from ..runtime.seal import check_out, write_files
+from ..runtime.target import Target
+from ..runtime.target import target as target_of
+from ..runtime.tensors import Arrays
+from .backbone import Backbone, evaluating
+from .loader_check import check_loader
+from .material import (
+    AnyTask,
+    Data,
+    Material,
+    check_labels,
+    gather,
+    shipped_preprocessing,
+    suspicions,
+)
+from .passes import Context, Outcome, Progress, float32, quantize
+from .prove import DEFAULT_MAX_DROP, Judge, Trial, try_out
+from .recipe import Recipe
+from .result import Result
+from .subject import Model, Subject, first_rows, fixed_batches, make_subject, open_model, with_batch
+
+CALIBRATION_SIZE = 300
+
+
+def _silent(stage: str, done: int, total: int | None) -> None:
+    del stage, done, total
+
+
+def compress(
+    model: Model,
+    data: Data,
+    *,
+    out: str | Path,
+    weights: str | None = None,
+    test_data: Data | None = None,
+    preprocessing: Preprocessing | str | Path | None = None,
+    task: AnyTask = None,
+    target: str = "onnxruntime-cpu",
+    recipe: str | Recipe = "int8",
+    max_drop: float | None = None,
+    strict: bool = False,
+    calibration_size: int = CALIBRATION_SIZE,
+    seed: int = 0,
+    opset: int = 18,
+    loader: Iterable[object] | None = None,
+    golden_pictures: bool = False,
+    force: bool = False,
+    progress: Progress = _silent,
+) -> Bundle:
+    """Compress a trained network for a target and write the bundle that ships.
+
+    The network is captured as a float32 ONNX graph whose outputs are compared with torch's on real
+    pictures; the recipe's passes make a candidate; the candidate is timed against float32 on this
+    machine, interleaved, and scored on the bytes that ship. Where it is not measurably faster, or
+    its score drops by more than ``max_drop`` on the selection pictures or on the test pictures, it
+    is declined: the bundle then holds float32 and its notes say why.
+
+    Args:
+        model: ``path/to/file.py:factory``, ``package.module:factory``, ``timm:NAME``,
+            ``torchvision:NAME``, a trained ``.onnx`` file, a torch module (run in evaluation mode,
+            then left as it was), a :class:`~edgepress.compress.backbone.Backbone`, or an
+            ``onnx.ModelProto``.
+        data: Pictures for calibration and selection, and for the test where ``test_data`` is not
+            given: anything that :meth:`edgepress.benchmarks.Images.of` takes, a DataLoader of
+            preprocessed tensors among them.
+        out: Folder of the bundle.
+        weights: File of the weights, where ``model`` names a factory.
+        test_data: Pictures that are only scored.
+        preprocessing: How pictures reach the network; by default what timm or torchvision say of
+            theirs. Where ``data`` is preprocessed already it only goes into the bundle.
+        task: ``classification``, ``agreement``, a Task, or the user's own ``score(run) -> float``,
+            where ``run`` maps a dict of input arrays to a dict of output arrays. By default
+            ``classification`` where there are labels, else ``agreement``.
+        target: What to make it for.
+        recipe: ``int8``, ``float32``, a file, or a Recipe.
+        max_drop: Largest drop of the score, in points; by default 1 for classification, 3 for
+            agreement (a cosine of 0.97), any for a score of the user's own.
+        strict: Raise instead of writing a bundle whose recipe was declined.
+        calibration_size: Pictures for calibration, at most.
+        seed: Of the split and of everything else that is random.
+        opset: Of the exported graph.
+        loader: The user's own loader over the *test* pictures, in their order: the original is
+            scored through it as well, and a difference stops everything.
+        golden_pictures: Whether the bundle's self-test shows the first calibration picture; made up
+            by default.
+        force: Replace a bundle that is at ``out``.
+        progress: Told how far the work is.
+
+    Returns:
+        The bundle, opened and verified from where it was written.
+
+    Raises:
+        InputError: For anything that was handed over and cannot be used; nothing is written then.
+        BoundError: ``E_DECLINED`` with ``strict``, where the recipe was declined; nothing is
+            written.
+    """
+    out = Path(out)
+    check_out(out, force=force)
+    steps = recipe if isinstance(recipe, Recipe) else Recipe.open(str(recipe))
+    if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
+        raise InputError("E_USAGE", f"max_drop is {max_drop}.", mend="Give 0 or more points.")
+    destination = target_of(target)
+    given = (
+        Preprocessing.from_toml(preprocessing)
+        if isinstance(preprocessing, (str, Path))
+        else preprocessing
+    )
+    with disk_room(), ExitStack() as stack:
+        opened = open_model(model, weights)
+        if isinstance(opened, Backbone):
+            stack.enter_context(evaluating(opened.module))
+        material = gather(data, test_data, task, calibration_size, seed)
+        progress("exporting", 0, None)
+        split = material.split
+        subject = make_subject(model, opened, given, split.calibration, opset)
+        graph = subject.graph
+        example = first_rows(split.calibration, graph.inputs, subject.preprocessing, 1)
+        judge = Judge(graph, material.task, subject.preprocessing, example, progress)
+        quietly = replace(judge, progress=_silent)
+        check_labels(material, lambda few: quietly.score(graph.model, few, "one picture"))
+        shipped = shipped_preprocessing(given, subject.preprocessing, material, graph.inputs)
+        original = judge.score(graph.model, material.test, "float32 on the test pictures")
+        if loader is not None:
+            check_loader(subject, material, judge, Images.of(loader), original)
+        limit = DEFAULT_MAX_DROP.get(material.task.name) if max_drop is None else max_drop
+        context = _context(subject, material, destination, example, progress)
+        outcome = float32(graph, context)
+        notes, trials = suspicions(material, original), list[Trial]()
+        for settings in steps.passes:
+            candidate = quantize(graph, settings, context)
+            trial = try_out(candidate, judge, material, original, limit)
+            trials.append(trial)
+            notes += _fallen(candidate)
+            notes += [
+                f"{settings.kind} was declined: {reason}." for reason in trial.verdict.reasons
+            ]
+            if trial.verdict.accepted:
+                outcome = candidate
+        settled = {
+            **steps.to_dict(),
+            "model": subject.name,
+            "weights_sha256": subject.weights_sha256,
+            "target": destination.name,
+            "task": material.task.name,
+            "max_drop": limit,
+            "calibration_size": len(split.calibration),
+            "selection_size": len(split.selection),
+            "seed": seed,
+            "opset": opset,
+        }
+        result = Result(subject, material, outcome, trials, original, context.macs, notes, settled)
+        if strict and result.declined:
+            raise BoundError(
+                "E_DECLINED",
+                f"the recipe '{steps.name}' was declined: {'; '.join(result.reasons)}.",
+                mend="Nothing was written, as --strict asks. Without it the bundle holds float32.",
+            )
+        files = result.files(example, shipped, real_golden=golden_pictures)
+    write_files(files, out, force=force)
+    return Bundle.open(out)
+
+
+def _context(
+    subject: Subject, material: Material, target: Target, example: Arrays, progress: Progress
+) -> Context:
+    graph, split = subject.graph, material.split
+    return Context(
+        target=target,
+        calibration=fixed_batches(graph, split.calibration, subject.preprocessing),
+        calibration_count=len(split.calibration),
+        selection=fixed_batches(graph, split.selection, subject.preprocessing),
+        macs=count_macs(graph, with_batch(example, graph)),
+        progress=progress,
+    )
+
+
+def _fallen(candidate: Outcome) -> list[str]:
+    """Which nodes the engine did not take in INT8 although they were written so."""
+    receipt = candidate.receipt
+    if receipt.fused_int8 == receipt.asked_int8:
+        return []
+    fallen = [node.name for node in receipt.nodes if node.reason.startswith("asked for INT8")]
+    more = ", ..." if len(fallen) > 5 else ""
+    return [
+        f"the engine took {receipt.fused_int8} of {receipt.asked_int8} nodes in INT8; "
+        f"not {', '.join(fallen[:5])}{more}."
+    ]

@@ -1,0 +1,160 @@
+"""Recipes: an ordered tuple of pass settings, as frozen data; every bundle carries its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import ClassVar, cast
+
+from ..runtime.errors import InputError
+from ..runtime.toml import parse_toml
+
+
+@dataclass(frozen=True)
+class Int8:
+    """Settings of post-training INT8 quantization.
+
+    Attributes:
+        ranges: How activations are clipped: ``mse``, ``minmax`` or ``percentile``.
+        weights: How weights are scaled: ``mse`` or ``minmax``.
+        bias_correction: Whether to try bias correction; it is kept where it measures better.
+        keep_float: Names of nodes to keep in float32.
+    """
+
+    ranges: str = "mse"
+    weights: str = "mse"
+    bias_correction: bool = True
+    keep_float: tuple[str, ...] = ()
+
+    kind: ClassVar[str] = "int8"
+    successors: ClassVar[frozenset[str]] = frozenset()
+
+
+PassSettings = Int8
+KINDS: dict[str, type[PassSettings]] = {Int8.kind: Int8}
+_CHOICES = {"ranges": ("mse", "minmax", "percentile"), "weights": ("mse", "minmax")}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What shall be done, in order.
+
+    Attributes:
+        name: What reports call it.
+        passes: Settings of each pass; none leaves the network in float32.
+    """
+
+    name: str
+    passes: tuple[PassSettings, ...] = ()
+
+    def __post_init__(self) -> None:
+        for before, after in zip(self.passes, self.passes[1:], strict=False):
+            if after.kind not in before.successors:
+                raise InputError(
+                    "E_RECIPE",
+                    f"the recipe '{self.name}' has '{after.kind}' after '{before.kind}', "
+                    "which cannot be.",
+                    mend=f"After '{before.kind}' may come: "
+                    f"{', '.join(sorted(before.successors)) or 'nothing'}.",
+                )
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON form; :meth:`from_dict` reads it."""
+        passes: list[dict[str, object]] = []
+        for one in self.passes:
+            passes.append({"kind": one.kind, **asdict(one), "keep_float": list(one.keep_float)})
+        return {"name": self.name, "pass": passes}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, object], where: str) -> Recipe:
+        """A recipe from its JSON form.
+
+        Raises:
+            InputError: ``E_RECIPE`` for unknown keys or passes, wrong types, a wrong order.
+        """
+        unknown = set(values) - {"name", "pass"}
+        if unknown:
+            raise _bad(
+                where, f"unknown keys {sorted(unknown)}", "A recipe has 'name' and a list 'pass'."
+            )
+        name = values.get("name", "custom")
+        given = values.get("pass", [])
+        if not isinstance(name, str) or not isinstance(given, Sequence) or isinstance(given, str):
+            raise _bad(
+                where, "'name' must be text and 'pass' a list", "Write [[pass]] before each pass."
+            )
+        return Recipe(
+            name, tuple(_settings(item, where) for item in cast("Sequence[object]", given))
+        )
+
+    @staticmethod
+    def open(name_or_path: str) -> Recipe:
+        """A built-in recipe by its name (``int8``, ``float32``), or one from a TOML or JSON file.
+
+        Raises:
+            InputError: ``E_RECIPE`` for anything else, or a file that is no recipe.
+        """
+        if name_or_path in BUILT_IN:
+            return BUILT_IN[name_or_path]
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise InputError(
+                "E_RECIPE",
+                f"'{name_or_path}' is neither a built-in recipe nor a file.",
+                mend="Built in: " + ", ".join(BUILT_IN) + "; or give a .toml or .json file.",
+                path=name_or_path,
+            )
+        try:
+            text = path.read_text(encoding="utf-8")
+            is_json = path.suffix.lower() == ".json"
+            values: object = json.loads(text) if is_json else parse_toml(text)
+        except (ValueError, OSError, RecursionError) as error:
+            raise _bad(
+                name_or_path, f"it cannot be read: {error}", "Write it as TOML or JSON."
+            ) from error
+        if not isinstance(values, Mapping):
+            raise _bad(name_or_path, "it holds no table", "A recipe has 'name' and a list 'pass'.")
+        return Recipe.from_dict(cast("Mapping[str, object]", values), name_or_path)
+
+
+BUILT_IN = {"int8": Recipe("int8", (Int8(),)), "float32": Recipe("float32")}
+
+
+def _settings(item: object, where: str) -> PassSettings:
+    if not isinstance(item, Mapping):
+        raise _bad(where, "a pass is not a table", "Write [[pass]] before each pass.")
+    values = dict(cast("Mapping[str, object]", item))
+    kind = values.pop("kind", None)
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise _bad(where, f"unknown pass {kind!r}", "Passes: " + ", ".join(KINDS) + ".")
+    made = KINDS[kind]
+    known = {field.name: field for field in fields(made)}
+    unknown = set(values) - set(known)
+    if unknown:
+        raise _bad(
+            where,
+            f"the pass '{kind}' has no setting {sorted(unknown)}",
+            "It has: " + ", ".join(known) + ".",
+        )
+    checked: dict[str, object] = {}
+    for key, value in values.items():
+        default = known[key].default
+        if isinstance(default, tuple):
+            items = cast("Sequence[object]", value) if isinstance(value, (list, tuple)) else None
+            if items is None or not all(isinstance(one, str) for one in items):
+                raise _bad(where, f"'{key}' must be a list of names", f"It is {value!r}.")
+            value = tuple(items)
+        elif type(value) is not type(default):
+            raise _bad(where, f"'{key}' must be a {type(default).__name__}", f"It is {value!r}.")
+        elif key in _CHOICES and value not in _CHOICES[key]:
+            raise _bad(
+                where, f"'{key}' is {value!r}", "It may be: " + ", ".join(_CHOICES[key]) + "."
+            )
+        checked[key] = value
+    return made(**checked)  # pyright: ignore[reportArgumentType]
+
+
+def _bad(where: str, what: str, mend: str) -> InputError:
+    return InputError("E_RECIPE", f"the recipe {where}: {what}.", mend=mend, path=where)

@@ -1,0 +1,179 @@
+"""Weights from files that cannot run code: safetensors, or ``.pt`` with ``weights_only=True``."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import warnings
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+
+from ..runtime.errors import InputError
+from ..runtime.files import read_file
+
+_INSIDE = ("state_dict", "model_state_dict", "model", "ema", "net", "weights")
+_PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
+_SHOWN = 5
+
+
+def load_weights(module: torch.nn.Module, path: str) -> str:
+    """Load weights into a module; every key and shape must fit.
+
+    A ``state_dict`` inside a checkpoint and a ``module.`` prefix (of DataParallel) are understood.
+
+    Args:
+        module: What the factory gave; changed in place.
+        path: A ``.safetensors`` file, or a ``.pt``, ``.pth``, ``.bin`` or ``.ckpt`` that holds
+            tensors only.
+
+    Returns:
+        The SHA-256 of the file, in hexadecimal.
+
+    Raises:
+        InputError: ``E_FILE`` for a file that is not there or cannot be read, ``E_WEIGHTS`` for one
+            that is cut short, of no known form, or of another network (the first keys that differ
+            are named with their shapes), ``E_PICKLE`` for one that could only be read by running
+            code in it, ``E_NAN`` for values that are not finite.
+    """
+    data = read_file(path)
+    own = module.state_dict()
+    state = _unwrapped(read_state(data, path), own)
+    _check_same_network(state, own, path)
+    for key, value in state.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise InputError(
+                "E_NAN",
+                f"the weight '{key}' in '{path}' has values that are NaN or infinite.",
+                mend="Such a network computes nothing useful; take an earlier checkpoint.",
+                path=path,
+            )
+    try:
+        module.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise InputError("E_WEIGHTS", f"'{path}' cannot be loaded: {error}", path=path) from error
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_state(data: bytes, path: str) -> dict[str, torch.Tensor]:
+    """The tensors of a weights file by name.
+
+    Args:
+        data: What is in the file.
+        path: Its name: the ending ``.safetensors`` tells the form, and messages name it.
+
+    Raises:
+        InputError: ``E_WEIGHTS`` or ``E_PICKLE``, as :func:`load_weights`.
+    """
+    whole = path.lower().endswith(".safetensors")
+    held = _safetensors(data, path) if whole else _torch(data, path)
+    for key in _INSIDE:
+        inner = held.get(key)
+        if isinstance(inner, Mapping):
+            held = cast("Mapping[object, object]", inner)
+            break
+    state = {str(key): value for key, value in held.items() if isinstance(value, torch.Tensor)}
+    if not state:
+        keys = ", ".join(list(map(str, held))[:_SHOWN])
+        raise InputError(
+            "E_WEIGHTS",
+            f"'{path}' holds no tensors (its keys: {keys or 'none'}).",
+            mend="Save the network's state_dict(), as safetensors or with torch.save.",
+            path=path,
+        )
+    return state
+
+
+def _unwrapped(
+    state: dict[str, torch.Tensor], own: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Without the prefixes that all keys have, unless the network's own keys have them too."""
+    while not any(key in own for key in state):
+        prefix = next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None)
+        if prefix is None:
+            break
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _check_same_network(
+    state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], path: str
+) -> None:
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    unknown = [k for k in state if k not in own]
+    shapes = [k for k in own if k in state and own[k].shape != state[k].shape]
+    if not (missing or unknown or shapes):
+        return
+    lines = [
+        *(f"{k}: file {_size(state[k])}, network {_size(own[k])}" for k in shapes[:_SHOWN]),
+        *(f"{k}: not in the file, network {_size(own[k])}" for k in missing[:_SHOWN]),
+        *(f"{k}: file {_size(state[k])}, not in the network" for k in unknown[:_SHOWN]),
+    ]
+    rest = len(missing) + len(unknown) + len(shapes) - len(lines)
+    if rest > 0:
+        lines.append(f"and {rest} more")
+    raise InputError(
+        "E_WEIGHTS",
+        f"'{path}' holds the weights of another network ({len(shapes)} shapes differ, "
+        f"{len(missing)} keys are missing, {len(unknown)} are unknown):\n  " + "\n  ".join(lines),
+        mend="Give the weights of this factory, or the factory of these weights.",
+        path=path,
+    )
+
+
+def _size(tensor: torch.Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)
+
+
+def _safetensors(data: bytes, path: str) -> Mapping[object, object]:
+    import safetensors.torch
+
+    try:
+        return cast("Mapping[object, object]", safetensors.torch.load(data))
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise InputError(
+            "E_WEIGHTS",
+            f"'{path}' is no whole safetensors file: {error}",
+            mend="It may have been cut short: copy it again.",
+            path=path,
+        ) from error
+
+
+def _torch(data: bytes, path: str) -> Mapping[object, object]:
+    try:
+        with warnings.catch_warnings():  # what torch thinks of the file, our error says better
+            warnings.simplefilter("ignore")
+            held: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # RuntimeError, EOFError, KeyError, ... for damaged files
+        raise _unreadable(error, data, path) from error
+    if not isinstance(held, Mapping):
+        raise InputError(
+            "E_WEIGHTS",
+            f"'{path}' holds a {type(held).__name__}, not a dict of tensors.",
+            mend="Save the network's state_dict().",
+            path=path,
+        )
+    return cast("Mapping[object, object]", held)
+
+
+def _unreadable(error: Exception, data: bytes, path: str) -> InputError:
+    """``E_PICKLE`` where torch refused a pickle or a script, ``E_WEIGHTS`` for a damaged file."""
+    text = str(error)
+    is_pickle = "GLOBAL" in text or data.startswith(b"\x80")
+    if (isinstance(error, pickle.UnpicklingError) and is_pickle) or "TorchScript" in text:
+        return InputError(
+            "E_PICKLE",
+            f"'{path}' holds more than tensors: reading it would run code that is in it.",
+            mend="Where you trust it, load it yourself and save model.state_dict() as safetensors.",
+            path=path,
+        )
+    first = text.strip().partition("\n")[0]
+    told = "" if isinstance(error, pickle.UnpicklingError) else f": {first or type(error).__name__}"
+    return InputError(
+        "E_WEIGHTS",
+        f"'{path}' cannot be read as weights{told[:200]}.",
+        mend="It may have been cut short, or be no torch file: copy or save it again.",
+        path=path,
+    )
