@@ -6,6 +6,8 @@ import contextlib
 import inspect
 import io
 import logging
+import os
+import tempfile
 import warnings
 from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +24,7 @@ from ..runtime.tensors import Array, Arrays
 from .exact import tidy, with_opset
 from .graph import Graph, Parity, fresh, rows
 
+_COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _COSINE_FLOOR = 0.9999
 _RELATIVE_CEILING = 1e-2
 _OPSETS = range(13, 25)
@@ -338,6 +341,7 @@ def _quiet() -> Generator[None]:
     said = io.StringIO()
     try:
         with (
+            _no_cache_left(),
             warnings.catch_warnings(),
             contextlib.redirect_stdout(said),
             contextlib.redirect_stderr(said),
@@ -346,3 +350,17 @@ def _quiet() -> Generator[None]:
             yield
     finally:
         logging.disable(disabled)
+
+
+@contextlib.contextmanager
+def _no_cache_left() -> Generator[None]:
+    """Torch's compiler opens a cache that nothing is put in; it goes with the export."""
+    if _COMPILER_CACHE in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="edgepress-") as folder:
+        os.environ[_COMPILER_CACHE] = folder
+        try:
+            yield
+        finally:
+            del os.environ[_COMPILER_CACHE]

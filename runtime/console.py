@@ -206,8 +206,8 @@ class _Progress:
                 self._show(self._bar, stage)
             elif self._timer is None and time.monotonic() - self._last_line >= _LINE_EVERY_S:
                 self._last_line = time.monotonic()
-                of = "" if total is None else f" of {total}"
-                click.echo(f"{stage}: {done}{of}", err=True)
+                told = f"{stage}: {done} of {total}" if total is not None else f"{stage} ..."
+                click.echo(told, err=True)
 
     def stop(self) -> None:
         if self._timer is not None:

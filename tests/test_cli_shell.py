@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import statistics
@@ -62,12 +63,13 @@ def test_help_imports_no_room_and_nothing_heavy(tmp_path: Path) -> None:
 
 @pytest.mark.serial
 def test_help_answers_at_once(tmp_path: Path) -> None:
-    def took_ms(*command: str) -> float:
-        start = time.perf_counter()
+    def cpu_ms(*command: str) -> float:  # not wall time: other work on the machine is not ours
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, check=True)
-        return (time.perf_counter() - start) * 1000
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return 1000 * (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
-    pairs = [(took_ms("-m", "edgepress", "--help"), took_ms("-c", "pass")) for _ in range(9)]
+    pairs = [(cpu_ms("-m", "edgepress", "--help"), cpu_ms("-c", "pass")) for _ in range(9)]
     extra_ms = statistics.median(ours - bare for ours, bare in pairs)
     assert extra_ms < HELP_BUDGET_MS
 

@@ -24,6 +24,8 @@ class Dialect:
         moving: Operators that only move values: their output takes its input's scale, and the
             quantizers around them vanish.
         free_output: Weighted operators that may give float32 straight out.
+        seized: Operators that the engine turns into INT8 by itself, weights included, wherever it
+            finds dequantized inputs; where they stay float32, something must stand in between.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Dialect:
     elementwise: frozenset[str]
     moving: frozenset[str]
     free_output: frozenset[str]
+    seized: frozenset[str]
 
     @property
     def lowest(self) -> int:
@@ -68,6 +71,13 @@ def _onnxruntime(name: str, activation: str, weight_limit: int) -> Dialect:
             }
         ),
         free_output=frozenset({"Gemm", "MatMul"}),
+        seized=frozenset(
+            {
+                *("Conv", "ConvTranspose", "Gemm", "MatMul"),  # weight_bias_quantization.cc
+                *("Add", "Mul", "Sigmoid", "LeakyRelu", "Softmax", "Concat", "Where"),
+                *("AveragePool", "GlobalAveragePool"),
+            }
+        ),
     )
 
 

@@ -100,6 +100,7 @@ class _Writer:
         self.names = all_names(self.source)
         self.codes: dict[str, str] = {}  # tensor -> its codes
         self.floats: dict[str, str] = {}  # tensor -> its dequantized codes
+        self.copies: dict[str, str] = {}  # tensor -> a copy of its dequantized codes
         self.packed: dict[tuple[str, bytes, bytes], list[str]] = {}  # weights already written
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
@@ -256,14 +257,30 @@ class _Writer:
             self._dequantize(name, self._parameters(name, self.layout.quantizers[name]))
 
     def _float(self, node: onnx.NodeProto) -> None:
-        copy = _copy(node)
+        copy, apart = _copy(node), self._is_seized(node)
         for i, name in enumerate(node.input):
             if name in self.layout.coded:  # elsewhere the float32 tensor itself is there to be read
-                copy.input[i] = self.floats[name]
+                copy.input[i] = self._apart(name) if apart else self.floats[name]
         self.nodes.append(copy)
         for name in node.output:
             if name in self.layout.quantizers:
                 self._quantize(name, name)
+
+    def _is_seized(self, node: onnx.NodeProto) -> bool:
+        """Whether the engine would run a node in INT8 that the plan leaves in float32."""
+        data = list(node.input)
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm"):
+            data = data[:1]
+        elif node.op_type == "Where":
+            data = data[1:]
+        return node.op_type in self.dialect.seized and self.layout.coded.issuperset(data)
+
+    def _apart(self, name: str) -> str:
+        """The dequantized tensor behind a sum of one term: an exact copy that no engine drops."""
+        if name not in self.copies:
+            self.copies[name] = fresh(self.names, f"{name}_float")
+            self._add("Sum", [self.floats[name]], self.copies[name])
+        return self.copies[name]
 
 
 def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
