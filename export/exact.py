@@ -148,17 +148,7 @@ def _spatial_mean_is_a_pool(model: onnx.ModelProto) -> None:
     kinds = {v.name: v.type.tensor_type for v in [*inferred.value_info, *inferred.input]}
     taken, walk, nodes = all_names(model), Walk(model), list[onnx.NodeProto]()
     for node in model.graph.node:
-        kind = kinds.get(node.input[0]) if node.op_type == "ReduceMean" else None
-        axes = attribute(node, "axes")
-        if len(node.input) > 1 and node.input[1] in walk.constants:
-            axes = walk.constant(node.input[1]).tolist()
-        if (
-            kind is None
-            or kind.elem_type != onnx.TensorProto.FLOAT
-            or len(kind.shape.dim) != 4
-            or axes is None
-            or sorted(axis % 4 for axis in axes) != [2, 3]
-        ):
+        if node.op_type != "ReduceMean" or not _is_spatial(node, kinds, walk):
             nodes.append(node)
             continue
         keep = bool(attribute(node, "keepdims", 1))
@@ -168,6 +158,19 @@ def _spatial_mean_is_a_pool(model: onnx.ModelProto) -> None:
             nodes.append(onnx.helper.make_node("Flatten", [pooled], [node.output[0]], axis=1))
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+
+
+def _is_spatial(
+    mean: onnx.NodeProto, kinds: Mapping[str, onnx.TypeProto.Tensor], walk: Walk
+) -> bool:
+    """Whether a mean is taken over the last two of four axes, of float32."""
+    kind = kinds.get(mean.input[0])
+    if kind is None or kind.elem_type != onnx.TensorProto.FLOAT or len(kind.shape.dim) != 4:
+        return False
+    axes: list[int] = attribute(mean, "axes", [])
+    if len(mean.input) > 1 and mean.input[1] in walk.constants:
+        axes = walk.constant(mean.input[1]).tolist()
+    return sorted(axis % 4 for axis in axes) == [2, 3]
 
 
 def _drop_unused(model: onnx.ModelProto) -> None:
