@@ -271,6 +271,8 @@ class _Writer:
         data = list(node.input)
         if node.op_type in ("Conv", "ConvTranspose", "Gemm"):
             data = data[:1]
+        elif node.op_type != "MatMul" and not self.layout.quantizers.keys() & set(node.output):
+            return False  # these are seized between quantizers only
         elif node.op_type == "Where":
             data = data[1:]
         return node.op_type in self.dialect.seized and self.layout.coded.issuperset(data)

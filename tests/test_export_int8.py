@@ -1,0 +1,609 @@
+"""The INT8 graph: what is written fuses, agrees with float32, and is told truly by the receipt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from onnx import numpy_helper
+
+from edgepress.export.bias import correct_biases
+from edgepress.export.dialects import DIALECTS, Dialect, dialect
+from edgepress.export.dialects.qdq import Quantized, write_qdq
+from edgepress.export.exact import tidy
+from edgepress.export.graph import Graph, attribute
+from edgepress.export.plan import PrecisionPlan, plan_int8
+from edgepress.export.ranges import calibrate
+from edgepress.export.receipt import Receipt, count_macs, float_receipt, int8_receipt
+from edgepress.runtime import EngineOptions, InputError
+from edgepress.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from edgepress.runtime.tensors import Array, Arrays
+
+X86 = "onnxruntime-x86-vnni"
+LEVELS = ("none", "basic", "all")
+PICTURES = "float[N,3,16,16] x"
+SAME = "pads=[1,1,1,1]"
+
+
+def _weights() -> dict[str, Array]:
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int) -> Array:
+        return rng.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape).astype(np.float32)
+
+    def whole(*values: int) -> Array:
+        return np.array(values, np.int64)
+
+    dead = normal(8, 3, 3, 3)
+    dead[2], dead[3] = 0, 1e-30
+    biases = {f"b{n}": rng.normal(0, 0.3, n).astype(np.float32) for n in (5, 8, 12)}
+    return {
+        **biases,
+        "stem": normal(8, 3, 3, 3),
+        "w1": normal(8, 8, 3, 3),
+        "w2": normal(8, 8, 3, 3),
+        "point": normal(8, 8, 1, 1),
+        "depth": normal(8, 1, 3, 3),
+        "half": normal(8, 4, 3, 3),
+        "quarter": normal(8, 2, 3, 3),
+        "four": normal(8, 32, 3, 3),
+        "up": normal(8, 8, 2, 2),
+        "line1": normal(8, 8, 3),
+        "line2": normal(8, 8, 3),
+        "cube1": normal(8, 3, 3, 3, 3),
+        "cube2": normal(8, 8, 3, 3, 3),
+        "head": normal(12, 8).T.copy(),
+        "head_t": normal(5, 12),
+        "rows": normal(12, 1),
+        "zero": np.array(0, np.float32),
+        "one": np.array(1, np.float32),
+        "six": np.array(6, np.float32),
+        "minus": np.array(-1, np.float32),
+        "ten": normal(8, 10, 3, 3),
+        "channels": whole(0, 1, 0, 0, 0, 1, 0, 0),
+        "pads": whole(0, 0, 1, 2, 0, 0, 1, 0),
+        "starts": whole(0, 0),
+        "ends": whole(16, 16),
+        "last": whole(2, 3),
+        "steps": whole(2, 2),
+        "scales": np.array([1, 1, 2, 2], np.float32),
+        "split": whole(0, 4, 2, 16, 16),
+        "joined": whole(0, 8, 16, 16),
+        "tail": whole(8, 16, 16),
+        "i0": whole(0),
+        "i1": whole(1),
+        "i8": whole(8),
+        "mask": np.array([0] * 8 + [-np.inf] * 8, np.float32),
+        "dead": dead,
+        "dead_bias": np.where(np.arange(8) == 3, 3, 0).astype(np.float32),
+        "reverse": whole(7, 6, 5, 4, 3, 2, 1, 0),
+        "parts": whole(4, 4),
+    }
+
+
+WEIGHTS = _weights()
+
+
+def network(text: str, *, opset: int = 18) -> Graph:
+    """A Graph from ONNX's text form; weights are those of `WEIGHTS` that it names."""
+    header = f'<ir_version: 8, opset_import: ["" : {opset}]> network '
+    model = onnx.parser.parse_model(header + text)
+    made = {name for node in model.graph.node for name in node.output}
+    read = {name for node in model.graph.node for name in node.input} - made
+    for name in sorted(read & WEIGHTS.keys()):
+        model.graph.initializer.append(numpy_helper.from_array(WEIGHTS[name], name))
+    return tidy(model, source="the test")
+
+
+def batches_for(graph: Graph, count: int = 4) -> Callable[[int], Iterable[Arrays]]:
+    """Four batches of random pictures, always the same."""
+    spec, rng = graph.inputs[0], np.random.default_rng(1)
+    rows = spec.batch or 4
+    shape = [rows, *(size if isinstance(size, int) else 24 for size in spec.shape[1:])]
+    chunks: list[Arrays] = []
+    for _ in range(count):
+        chunks.append(
+            {
+                one.name: rng.normal(size=shape).astype(np.float32)
+                if one.dtype == "float32"
+                else rng.integers(0, 256, shape).astype(one.dtype)
+                for one in graph.inputs
+            }
+        )
+    return lambda size: iter(chunks)
+
+
+@dataclass(frozen=True)
+class Made:
+    graph: Graph
+    plan: PrecisionPlan
+    quantized: Quantized
+    receipt: Receipt
+    wanted: Arrays
+    found: dict[str, Arrays]
+    model: onnx.ModelProto
+
+    def operators(self) -> list[str]:
+        return [node.op_type for node in self.model.graph.node]
+
+
+def run(model: bytes, feeds: Arrays, level: Any = "none") -> Arrays:
+    with OnnxRuntimeEngine(model, EngineOptions(optimize=level)) as engine:
+        return engine.run(feeds)
+
+
+def sqnr_db(wanted: Array, found: Array) -> float:
+    """Signal over noise; 200 where there is none."""
+    one, noise = wanted.astype(np.float64), wanted.astype(np.float64) - found
+    return float(10 * np.log10(max(np.sum(one**2), 1e-20) / max(np.sum(noise**2), 1e-40)))
+
+
+def quantize(graph: Graph, speech: str = X86, **options: Any) -> Made:
+    """Write INT8 and check what holds for every emitted graph."""
+    spoken, batches = dialect(speech), batches_for(graph)
+    ranges = calibrate(graph, batches)
+    plan = plan_int8(graph, ranges, spoken, **options)
+    quantized = write_qdq(graph, ranges, plan, spoken)
+    feeds = next(iter(batches(4)))
+    receipt = int8_receipt(graph, count_macs(graph, feeds), quantized, plan)
+    model = onnx.load_model_from_string(quantized.model)
+    onnx.checker.check_model(model, full_check=True)
+    assert model.ir_version == 10
+    wanted = run(graph.model, feeds)
+    found = {level: run(quantized.model, feeds, level) for level in LEVELS}
+    with OnnxRuntimeEngine(quantized.model) as engine:
+        assert (engine.inputs, engine.outputs) == (graph.inputs, graph.outputs)
+    for name, value in wanted.items():
+        for level in LEVELS:
+            assert sqnr_db(value, found[level][name]) > 22, (name, level)
+            assert sqnr_db(found["none"][name], found[level][name]) > 30, (name, level)
+    return Made(graph, plan, quantized, receipt, wanted, found, model)
+
+
+def all_fused(made: Made, asked: int) -> None:
+    assert (made.receipt.fused_int8, made.receipt.asked_int8) == (asked, asked), [
+        node for node in made.receipt.nodes if node.reason.startswith("asked")
+    ]
+
+
+@lru_cache
+def residual() -> Graph:
+    """Residual and inverted-residual blocks, two heads; 9 INT8 nodes of which 2 are adds."""
+    return network(
+        f"({PICTURES}) => (float[N,12] logits, float[N,8,8,8] map) {{"
+        f" c0 = Conv <{SAME}> (x, stem, b8)"
+        " r0 = Relu(c0)"
+        f" c1 = Conv <{SAME}> (r0, w1, b8)"
+        " r1 = Relu(c1)"
+        f" c2 = Conv <{SAME}> (r1, w2)"
+        " a1 = Add(c2, r0)"
+        " r2 = Relu(a1)"
+        " c3 = Conv(r2, point, b8)"
+        " k3 = Clip(c3, zero, six)"
+        f" c4 = Conv <{SAME}, strides=[2,2], group=8> (k3, depth, b8)"
+        " k4 = Clip(c4, zero, six)"
+        " c5 = Conv(k4, point)"
+        " m = MaxPool <kernel_shape=[2,2], strides=[2,2]> (r2)"
+        " map = Add(c5, m)"
+        " p = GlobalAveragePool(map)"
+        " f = Flatten(p)"
+        " logits = Gemm(f, head, b12) }"
+    )
+
+
+# ---------------------------------------------------------------- what fuses
+
+
+@pytest.mark.parametrize("speech", [name for name in DIALECTS if "x86" in name])
+def test_every_convolution_add_and_gemm_fuses(speech: str) -> None:
+    made = quantize(residual(), speech)
+    all_fused(made, 10)
+    assert made.receipt.int8_share == 1
+    kernels = made.receipt.kernels
+    assert kernels["QLinearConv"] == 6
+    assert kernels["QLinearAdd"] == 2
+    assert kernels["QGemm"] == 1
+    assert "Conv" not in kernels
+    assert "Relu" not in kernels
+    assert len(made.quantized.absorbed) == 5
+    weights = [n for n in made.model.graph.initializer if n.name.endswith("_codes")]
+    largest = max(np.abs(numpy_helper.to_array(n).astype(int)).max() for n in weights if n.dims[1:])
+    assert largest <= dialect(speech).weight_limit
+
+
+def test_the_arm_dialect_runs_and_tells_what_this_machine_does_not_fuse() -> None:
+    made = quantize(residual(), "onnxruntime-arm")
+    assert made.receipt.asked_int8 == 10
+    kinds = {t.name: t.data_type for t in made.model.graph.initializer}
+    for node in made.model.graph.node:
+        if node.op_type == "QuantizeLinear":
+            assert kinds[node.input[2]] == onnx.TensorProto.INT8
+    for node in made.receipt.nodes:
+        assert node.precision == "int8" or node.reason
+
+
+def test_an_absorbed_clip_has_no_code_beyond_its_bound() -> None:
+    made = quantize(residual())
+    values = {t.name: numpy_helper.to_array(t) for t in made.model.graph.initializer}
+    for name in ("k3", "k4"):
+        assert values[f"{name}_zero_point"] == 0
+        assert np.float32(255) * values[f"{name}_scale"] <= 6
+
+
+@pytest.mark.parametrize(
+    ("activation", "absorbed"),
+    [
+        ("Relu(c)", 1),
+        ("Clip(c, zero, six)", 1),
+        ("Clip(c, minus, one)", 1),
+        ("Clip(c, zero)", 1),
+        ("Clip(c, , one)", 1),
+        ("Clip(c)", 1),
+        ("Clip(c, one, six)", 0),
+        ("LeakyRelu(c)", 0),
+    ],
+)
+def test_activations_are_absorbed_where_codes_can_do_their_work(
+    activation: str, absorbed: int
+) -> None:
+    graph = network(
+        f"({PICTURES}) => (float[N,8,16,16] y)"
+        f"{{ c = Conv <{SAME}> (x, stem, b8) r = {activation} y = Conv <{SAME}> (r, w1, b8) }}"
+    )
+    made = quantize(graph)
+    assert made.receipt.fused_int8 == made.receipt.asked_int8
+    assert len(made.quantized.absorbed) == absorbed
+    assert absorbed == 0 or "Clip" not in made.receipt.kernels
+
+
+LAYERS = {
+    "no bias": f"({PICTURES}) => (float[N,8,16,16] y) {{ y = Conv <{SAME}> (x, stem) }}",
+    "one dimension": "(float[N,8,32] x) => (float[N,8,28] y)"
+    "{ c = Conv(x, line1, b8) r = Relu(c) y = Conv(r, line2) }",
+    "three dimensions": "(float[N,3,8,8,8] x) => (float[N,8,4,4,4] y)"
+    "{ c = Conv(x, cube1, b8) r = Relu(c) y = Conv(r, cube2) }",
+    "gemm, transposed and not": "(float[N,8] x) => (float[N,5] y)"
+    "{ a = Gemm(x, head, b12) r = Relu(a) y = Gemm <transB=1> (r, head_t, b5) }",
+    "gemm without a bias": "(float[N,8] x) => (float[N,12] y) { y = Gemm(x, head) }",
+    "gemm with one bias": "(float[N,8] x) => (float[N,12] y) { y = Gemm(x, head, one) }",
+    "matrices": "(float[N,7,8] x) => (float[N,7,12] y) { y = MatMul(x, head) }",
+    "squeeze and excite": f"({PICTURES}) => (float[N,8,14,14] y) {{ c = Conv(x, stem, b8)"
+    " p = GlobalAveragePool(c) q = Conv(p, point) g = Sigmoid(q) m = Mul(c, g)"
+    " y = Conv(m, point) }",
+    "doubled": f"({PICTURES}) => (float[N,8,14,14] y)"
+    "{ c = Conv(x, stem) a = Add(c, c) y = Conv(a, point) }",
+    "concatenated": f"({PICTURES}) => (float[N,8,14,14] y) {{ c = Conv(x, stem) r = Relu(c)"
+    " k = Concat <axis=1> (r, c) s = Slice(k, i0, i8, i1) y = Conv(s, point) }",
+}
+
+
+@pytest.mark.parametrize("opset", [13, 18, 21])
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_of_every_kind_fuse(name: str, opset: int) -> None:
+    made = quantize(network(LAYERS[name], opset=opset))
+    assert made.receipt.fused_int8 == made.receipt.asked_int8 > 0
+    assert made.receipt.int8_share == 1
+
+
+# ---------------------------------------------------------------- what moves
+
+MOVES = {
+    "Pad": ("m = Pad(a, channels)", "ten"),
+    "Slice": ("m = Slice(r, starts, ends, last, steps)", "w1"),
+    "MaxPool": ("m = MaxPool <kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]> (a)", "w1"),
+    "Reshape": ("q = Reshape(r, split) m = Reshape(q, joined)", "w1"),
+    "Transpose": ("m = Transpose <perm=[0,1,3,2]> (r)", "w1"),
+    "Gather": ("m = Gather <axis=1> (r, reverse)", "w1"),
+    "Split": ("m, rest = Split <axis=1> (r, parts)", "half"),
+    "Unsqueeze": ("q = Unsqueeze(r, i1) m = Squeeze(q, i1)", "w1"),
+    "DepthToSpace": ("m = DepthToSpace <blocksize=2> (r)", "quarter"),
+    "SpaceToDepth": ("m = SpaceToDepth <blocksize=2> (r)", "four"),
+    "Resize": ('m = Resize <mode="nearest"> (r, , scales)', "w1"),
+    "shape of the batch": (
+        "s = Shape(r) n = Slice(s, i0, i1) t = Concat <axis=0> (n, tail) m = Reshape(r, t)",
+        "w1",
+    ),
+}
+
+
+@pytest.mark.parametrize("speech", [X86, "onnxruntime-arm"])
+@pytest.mark.parametrize("name", MOVES)
+def test_codes_are_moved_as_they_are(name: str, speech: str) -> None:
+    nodes, weights = MOVES[name]
+    text = (
+        f"({PICTURES}) => (float[N,8,h,w] y) {{ a = Conv <{SAME}> (x, stem, b8) r = Relu(a)"
+        f" {nodes} y = Conv <{SAME}> (m, {weights}) }}"
+    )
+    made = quantize(network(text, opset=13), speech)
+    if "x86" in speech:
+        all_fused(made, 2)
+    assert len(made.quantized.moved) == nodes.count(" = ") - 3 * (name == "shape of the batch")
+    makers = {name: node for node in made.model.graph.node for name in node.output}
+    for node in made.model.graph.node:
+        if node.name in made.quantized.moved:
+            source = makers[node.input[0]]
+            assert source.op_type == "QuantizeLinear" or source.name in made.quantized.moved
+    told = {node.name: node for node in made.receipt.nodes}
+    assert all(told[name].reason == "moves codes" for name in made.quantized.moved)
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        'm = Resize <mode="linear"> (r, , scales)',
+        "m, index = MaxPool <kernel_shape=[2,2]> (r)",
+        'm = Pad <mode="reflect"> (r, pads)',
+        "m = Pad(r, pads, one)",
+    ],
+)
+def test_what_makes_new_values_stays_float(node: str) -> None:
+    made = quantize(
+        network(
+            f"({PICTURES}) => (float[N,8,h,w] y) {{ a = Conv <{SAME}> (x, stem, b8) r = Relu(a)"
+            f" {node} y = Conv <{SAME}> (m, w1) }}"
+        )
+    )
+    all_fused(made, 2)
+    assert made.quantized.moved == ()
+
+
+# ---------------------------------------------------------------- outputs, sharing, odd graphs
+
+
+def test_tensors_that_are_read_and_given_out() -> None:
+    graph = network(
+        f"({PICTURES}) => (float[N,8,16,16] raw, float[N,8,16,16] r, float[N,8,16,16] t,"
+        " float[N,3,16,16] s, float[N,8,16,16] y) {"
+        " s = Sin(x)"
+        f" raw = Conv <{SAME}> (s, stem, b8)"
+        f" a = Conv <{SAME}> (raw, w1, b8)"
+        " r = Relu(a)"
+        " t = Transpose <perm=[0,1,3,2]> (r)"
+        f" y = Conv <{SAME}> (t, w2) }}"
+    )
+    made = quantize(graph)
+    all_fused(made, 3)
+    for level in LEVELS:
+        np.testing.assert_array_equal(made.found[level]["s"], made.wanted["s"])
+
+
+def test_an_input_that_is_given_out_comes_out_untouched() -> None:
+    graph = network(
+        f"({PICTURES}) => (float[N,8,14,14] y, float[N,3,16,16] x) {{ y = Conv(x, stem) }}"
+    )
+    made = quantize(graph)
+    all_fused(made, 1)
+    np.testing.assert_array_equal(made.found["all"]["x"], made.wanted["x"])
+
+
+def test_layers_that_share_weights_go_on_sharing_them() -> None:
+    graph = network(
+        f"({PICTURES}) => (float[N,8,16,16] y) {{ a = Conv <{SAME}> (x, stem, b8) r = Relu(a)"
+        f" b = Conv <{SAME}> (r, w1, b8) q = Relu(b) y = Conv <{SAME}> (q, w1, b8) }}"
+    )
+    made = quantize(graph)
+    all_fused(made, 3)
+    held = [t for t in made.model.graph.initializer if tuple(t.dims) == WEIGHTS["w1"].shape]
+    assert len(held) == 1
+
+
+def test_several_inputs_of_several_types() -> None:
+    graph = network(
+        f"({PICTURES}, uint8[N,3,16,16] z) => (float[N,8,16,16] y) {{ f = Cast <to=1> (z)"
+        f" a = Conv <{SAME}> (x, stem) b = Conv <{SAME}> (f, stem) s = Add(a, b) r = Relu(s)"
+        f" y = Conv <{SAME}> (r, w1) }}"
+    )
+    all_fused(quantize(graph), 4)
+
+
+@pytest.mark.parametrize("shape", ["4,3,16,16", "N,3,h,w"])
+def test_fixed_batches_and_free_sizes(shape: str) -> None:
+    out = shape.replace("3", "8", 1) if shape[0] == "4" else "N,8,p,q"
+    graph = network(
+        f"(float[{shape}] x) => (float[{out}] y) {{ a = Conv <{SAME}> (x, stem) r = Relu(a)"
+        f" y = Conv <{SAME}> (r, w1) }}"
+    )
+    all_fused(quantize(graph), 2)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"({PICTURES}) => (float[N,3,16,16] y) {{ y = Sin(x) }}",
+        "(double[N,8] x) => (double[N,12] y) { h = Cast <to=11> (head) y = MatMul(x, h) }",
+        "(float[12,8] x) => (float[12,12] y) { y = Gemm(x, head, rows) }",
+        "(float[N,8] x) => (float[N,12] y) { y = Gemm <alpha=0.5> (x, head) }",
+        f"({PICTURES}, float[8,3,3,3] w) => (float[N,8,14,14] y) {{ y = Conv(x, w) }}",
+    ],
+    ids=["no layer", "double", "a bias for each row", "alpha", "weights come in"],
+)
+def test_nothing_to_quantize_leaves_the_graph_as_it_is(text: str) -> None:
+    graph = network(text)
+    spoken = dialect(X86)
+    if len(graph.inputs) == 2 or graph.inputs[0].dtype == "float64":
+        shapes = {"x": (2, 3, 16, 16), "w": (8, 3, 3, 3)}
+        if graph.inputs[0].dtype == "float64":
+            shapes = {"x": (2, 8)}
+        feeds = {s.name: np.ones(shapes[s.name], s.dtype) for s in graph.inputs}
+    else:
+        feeds = next(iter(batches_for(graph)(4)))
+    ranges = calibrate(graph, lambda size: [feeds])
+    plan = plan_int8(graph, ranges, spoken)
+    quantized = write_qdq(graph, ranges, plan, spoken)
+    assert quantized.units == ()
+    assert quantized.model == graph.model
+    receipt = int8_receipt(graph, count_macs(graph, feeds), quantized, plan)
+    assert (receipt.asked_int8, receipt.fused_int8, receipt.int8_share) == (0, 0, 0)
+    assert all(node.precision == "float32" for node in receipt.nodes)
+    same, shifts = correct_biases(graph, quantized, lambda size: [feeds], largest_tensor=1)
+    assert (same, shifts) == (quantized, {})
+
+
+def test_a_transposed_convolution_stays_float_between_int8_layers() -> None:
+    graph = network(
+        f"({PICTURES}) => (float[N,8,32,32] y) {{ a = Conv <{SAME}> (x, stem, b8) r = Relu(a)"
+        f" t = ConvTranspose <strides=[2,2]> (r, up) y = Conv <{SAME}> (t, w1) }}"
+    )
+    made = quantize(graph)
+    all_fused(made, 2)
+    told = {node.op_type: node for node in made.receipt.nodes}
+    assert told["ConvTranspose"].precision == "float32"
+    assert "no INT8 kernel" in told["ConvTranspose"].reason
+    assert 0 < made.receipt.int8_share < 1
+
+
+def test_a_masked_tensor_stays_float() -> None:
+    graph = network(
+        f"({PICTURES}) => (float[N,8,14,14] y) {{ m = Add(x, mask) s = Softmax(m)"
+        " y = Conv(s, stem) }"
+    )
+    made = quantize(graph)
+    all_fused(made, 1)
+
+
+def test_what_stands_behind_the_last_layer_stays_float() -> None:
+    graph = network(
+        f"({PICTURES}) => (float[N,8,14,14] y) {{ a = Conv(x, stem, b8) s = Sigmoid(a)"
+        " y = Mul(a, s) }"
+    )
+    made = quantize(graph)
+    all_fused(made, 1)
+    assert "Sum" not in made.operators(), "nothing needs to be kept apart"
+    told = {node.op_type: node.reason for node in made.receipt.nodes}
+    assert "no INT8 layer reads" in told["Sigmoid"]
+    assert "no INT8 layer reads" in told["Mul"]
+
+
+def test_an_activation_behind_a_float_output_is_told_as_float() -> None:
+    graph = network("(float[N,8] x) => (float[N,12] y) { a = Gemm(x, head, b12) y = Relu(a) }")
+    made = quantize(graph)
+    all_fused(made, 1)
+    assert made.quantized.absorbed == {}
+    assert [node.precision for node in made.receipt.nodes] == ["int8", "float32"]
+
+
+def test_nodes_kept_in_float_stay_so() -> None:
+    names = [node.name for node in residual().proto().graph.node if node.op_type == "Conv"]
+    made = quantize(residual(), keep_float=[names[1]])
+    all_fused(made, 9)
+    told = {node.name: node for node in made.receipt.nodes}
+    assert told[names[1]].reason == "kept in float32 by the recipe"
+    assert made.receipt.kernels["QLinearConv"] == 5
+    assert 0.5 < made.receipt.int8_share < 1
+
+
+@pytest.mark.parametrize(
+    ("nodes", "kept"),
+    [
+        (f"y0 = Conv <{SAME}> (a, w1, b8) m = Relu(y0)", "Conv_y0"),
+        ("s = Sigmoid(a) m = Mul(a, s)", "Sigmoid_s Mul_m"),
+        ("m = Softmax <axis=1> (a)", ""),
+        ("m = ConvTranspose(a, up)", ""),
+        ("m = AveragePool <kernel_shape=[2,2]> (a)", "AveragePool_m"),
+        ("m = MatMul(a, a)", ""),
+    ],
+)
+def test_the_engine_does_not_seize_what_the_plan_leaves_in_float(nodes: str, kept: str) -> None:
+    graph = network(
+        f"({PICTURES}) => (float[N,8,h,w] y)"
+        f"{{ a = Conv <{SAME}> (x, stem, b8) {nodes} y = Conv <{SAME}> (m, w1) }}"
+    )
+    made = quantize(graph, keep_float=kept.split())
+    all_fused(made, 2)
+    assert sum(n for op, n in made.receipt.kernels.items() if op.startswith("QLinear")) == 2
+
+
+def test_an_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(InputError) as caught:
+        quantize(residual(), keep_float=["Conv_c33"])
+    assert caught.value.code == "E_RECIPE"
+    assert "Conv_c3" in caught.value.mend
+
+
+def test_axis_of_the_scales_is_that_of_the_output_channels() -> None:
+    made = quantize(network(LAYERS["gemm, transposed and not"]))
+    axes = [
+        attribute(node, "axis")
+        for node in made.model.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0].startswith("head")
+    ]
+    assert axes == [1, 0]
+
+
+def test_the_same_input_gives_the_same_bytes() -> None:
+    assert quantize(residual()).quantized.model == quantize(residual()).quantized.model
+
+
+# ---------------------------------------------------------------- bias correction
+
+
+@pytest.mark.parametrize("speech", DIALECTS.values(), ids=DIALECTS)
+def test_corrected_layers_have_the_means_of_float32(speech: Dialect) -> None:
+    graph = residual()
+    batches = batches_for(graph)
+    ranges = calibrate(graph, batches)
+    plain = write_qdq(graph, ranges, plan_int8(graph, ranges, speech), speech)
+    told: list[int] = []
+    corrected, shifts = correct_biases(
+        graph, plain, batches, largest_tensor=2048, on_progress=told.append
+    )
+    layers = [unit for unit in plain.units if unit.bias]
+    assert len(told) == len(shifts) == len(layers) == 7
+    _, left = correct_biases(graph, corrected, batches, largest_tensor=2048)
+    assert max(shifts.values()) > 1e-3
+    assert max(left.values()) < 1e-3, "channel means are back to a thousandth"
+    onnx.checker.check_model(onnx.load_model_from_string(corrected.model), full_check=True)
+    assert corrected.units == plain.units
+
+
+def test_dead_channels_survive_correction() -> None:
+    graph = network(
+        f"({PICTURES}) => (float[N,8,16,16] y) {{ a = Conv <{SAME}> (x, dead, dead_bias)"
+        f" r = Relu(a) y = Conv <{SAME}> (r, w1) }}"
+    )
+    made = quantize(graph)
+    all_fused(made, 2)
+    batches = batches_for(graph)
+    corrected, _ = correct_biases(graph, made.quantized, batches, largest_tensor=2048)
+    feeds = next(iter(batches(4)))
+    found = run(corrected.model, feeds, "all")["y"]
+    assert sqnr_db(made.wanted["y"], found) > 22
+
+
+# ---------------------------------------------------------------- receipts and work
+
+
+def test_the_float_receipt_claims_nothing() -> None:
+    graph = residual()
+    receipt = float_receipt(graph, {})
+    assert (receipt.asked_int8, receipt.fused_int8, receipt.int8_share) == (0, 0, 0)
+    assert receipt.engine["engine"] == "onnxruntime"
+    told = receipt.to_dict()
+    assert told["int8_macs_share"] == 0
+    assert isinstance(told["nodes"], list)
+
+
+def test_multiply_adds_are_those_of_the_shapes_that_occur() -> None:
+    graph = network(
+        f"({PICTURES}) => (float[N,8,28,28] t, float[N,8,12,12] d, float[N,5] y) {{"
+        " a = Conv(x, stem, b8) d = Conv <group=8> (a, depth)"
+        " t = ConvTranspose <strides=[2,2]> (a, up) p = GlobalAveragePool(a) f = Flatten(p)"
+        " g = Gemm(f, head, b12) h = Relu(g) y = Gemm <transB=1> (h, head_t) }"
+    )
+    feeds = {"x": np.ones((3, 3, 16, 16), np.float32)}
+    macs = count_macs(graph, feeds)
+    counted = [macs[n.name] for n in graph.proto().graph.node if n.name in macs]
+    depthwise, transposed = 12 * 12 * 8 * 9, 14 * 14 * 8 * 8 * 4
+    assert counted == [14 * 14 * 8 * 27, depthwise, transposed, 8 * 12, 12 * 5]
+
+
+def test_work_between_two_inputs_is_counted() -> None:
+    graph = network("(float[N,7,8] x, float[N,8,5] z) => (float[N,7,5] y) { y = MatMul(x, z) }")
+    feeds = {"x": np.ones((2, 7, 8), np.float32), "z": np.ones((2, 8, 5), np.float32)}
+    assert sum(count_macs(graph, feeds).values()) == 7 * 8 * 5
