@@ -1,21 +1,26 @@
-"""Bias correction: give each layer back the mean that quantization took from it.
+"""Bias correction: give each layer back the mean and the spread that quantization took from it.
 
 What it does: layer after layer, in the order of the graph, the mean of every output channel of the
 INT8 graph is compared with that of the float32 graph on the same calibration pictures, and the
 difference is added to the bias. The layers before it are corrected already, so that each correction
-sees the inputs that it will really get. The INT8 graph is run piece by piece in ONNX Runtime, in
-its INT8 kernels; between pieces only codes are kept.
+sees the inputs that it will really get. Each channel's standard deviation is brought back too, by
+multiplying the scales of its weights and bias, which costs nothing at run time: clipping and
+rounding shrink it a little in every layer, and the bias alone would leave logits too small. The
+INT8 graph is run piece by piece in ONNX Runtime, in its INT8 kernels; between pieces only codes are
+kept.
 
 When it is exact: never; it is lossy by nature, and cheap.
 
 When it refuses: it leaves alone layers without a bias of their own (MatMul).
 
 Source: Nagel et al. 2019, "Data-free quantization through weight equalization and bias correction"
-(arXiv:1906.04721, section 4.2, the empirical variant), made sequential.
+(arXiv:1906.04721, section 4.2, the empirical variant), made sequential, and extended from the first
+moment to the second.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -34,6 +39,8 @@ from .ranges import Batches
 _PICTURES = 256
 _CHUNK = 16
 _MEMORY_BYTES = 256 * 2**20  # of codes kept between pieces
+_GAINS = (0.8, 1.25)  # a channel that needs more is broken in another way
+_LEAST_VARIANCE = 1e-4  # of the layer's mean; below it a channel is as good as constant
 
 
 def correct_biases(
@@ -63,23 +70,61 @@ def correct_biases(
         return quantized, {}
     limit = int(np.clip(_MEMORY_BYTES // max(1, 4 * largest_tensor), 16, _PICTURES))
     chunks = _some(batches, limit)
-    wanted = _float_means(graph, chunks, units)
+    wanted = _float_moments(graph, chunks, units)
     model = onnx.load_model_from_string(quantized.model)
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
     run = _PieceRunner(model, chunks)
+    scales = _Scales(model)
     shifts: dict[str, float] = {}
     for unit in units:
-        shift = wanted[unit.node] - run.mean_of(unit)
-        assert unit.bias_scale is not None
-        codes = numpy_helper.to_array(constants[unit.bias]).astype(np.float64)
-        codes = np.rint(codes + shift / unit.bias_scale.astype(np.float64))
-        fixed = np.clip(codes, -BIAS_LIMIT, BIAS_LIMIT).astype(np.int32)
-        constants[unit.bias].CopyFrom(numpy_helper.from_array(fixed, unit.bias))
-        size = float(np.sqrt(np.mean(wanted[unit.node] ** 2))) or 1.0
+        (mean, variance), found = wanted[unit.node], run.moments_of(unit)
+        gain = np.ones_like(mean)
+        if scales.are_its_own(unit):
+            floor = _LEAST_VARIANCE * float(np.mean(variance)) + 1e-30
+            gain = np.clip(np.sqrt((variance + floor) / (found[1] + floor)), *_GAINS)
+        shift = scales.correct(unit, gain, mean / gain - found[0])
+        size = float(np.sqrt(np.mean(mean**2))) or 1.0
         shifts[unit.node] = float(np.sqrt(np.mean(shift**2))) / size
         if on_progress:
             on_progress(1)
     return replace(quantized, model=serialize(model)), shifts
+
+
+class _Scales:
+    """The scales of weights and biases in a Q/DQ graph, to be changed channel by channel."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._makers = {name: node for node in model.graph.node for name in node.output}
+        self._readers = Counter(name for node in model.graph.node for name in node.input)
+
+    def are_its_own(self, unit: Unit) -> bool:
+        """Whether no other node reads the scales of this unit's weights."""
+        weights = self._makers[unit.raw].input[1]
+        scale = self._makers[weights].input[1]
+        return self._readers[weights] == 1 and self._readers[scale] == 1
+
+    def correct(self, unit: Unit, gain: Array, shift: Array) -> Array:
+        """Multiply a unit's output by ``gain`` after adding ``shift`` to it, channel by channel.
+
+        Returns:
+            The shift as it is after the gain.
+        """
+        node = self._makers[unit.raw]
+        bias = self._makers[node.input[2]]
+        scale = self._value(bias.input[1]).astype(np.float64)
+        codes = np.rint(self._value(unit.bias).astype(np.float64) + shift / scale)
+        self._set(unit.bias, np.clip(codes, -BIAS_LIMIT, BIAS_LIMIT).astype(np.int32))
+        if np.any(gain != 1.0):
+            name = self._makers[node.input[1]].input[1]
+            self._set(name, (self._value(name) * gain).astype(np.float32))
+            self._set(bias.input[1], (scale * gain).astype(np.float32))
+        return shift * gain
+
+    def _value(self, name: str) -> Array:
+        return numpy_helper.to_array(self._constants[name])
+
+    def _set(self, name: str, value: Array) -> None:
+        self._constants[name].CopyFrom(numpy_helper.from_array(value, name))
 
 
 def _some(batches: Batches, limit: int) -> list[Arrays]:
@@ -93,13 +138,12 @@ def _some(batches: Batches, limit: int) -> list[Arrays]:
     return chunks
 
 
-def _give_mean(model: onnx.ModelProto, taken: set[str], raw: str, op_type: str) -> str:
-    """Let a model give out the mean of ``raw`` over everything but its channels, ``(C,)``.
+def _give_moments(model: onnx.ModelProto, taken: set[str], raw: str, op_type: str) -> list[str]:
+    """Let a model give out mean and mean square of ``raw``, for each channel, ``(C,)`` each.
 
     Returns:
-        The name of that output.
+        The names of those two outputs.
     """
-    mean = fresh(taken, "edgepress_mean")
     axes = [0]
     if op_type == "Conv":  # any number of spatial axes: (N, C, everything else)
         shape = np.array([0, 0, -1], np.int64)
@@ -108,34 +152,49 @@ def _give_mean(model: onnx.ModelProto, taken: set[str], raw: str, op_type: str) 
         inputs = [raw, model.graph.initializer[-1].name]
         model.graph.node.append(onnx.helper.make_node("Reshape", inputs, [flat]))
         raw, axes = flat, [0, 2]
-    node = onnx.helper.make_node("ReduceMean", [raw], [mean], keepdims=0)
-    if opset_of(model) >= 18:
-        values = numpy_helper.from_array(np.array(axes, np.int64), fresh(taken, "axes"))
-        model.graph.initializer.append(values)
-        node.input.append(values.name)
-    else:
-        node.attribute.append(onnx.helper.make_attribute("axes", axes))
-    model.graph.node.append(node)
-    kind = onnx.helper.make_tensor_value_info(mean, onnx.TensorProto.FLOAT, None)
-    model.graph.output.append(kind)
-    return mean
+    square = fresh(taken, "square")
+    model.graph.node.append(onnx.helper.make_node("Mul", [raw, raw], [square]))
+    given: list[str] = []
+    for source in (raw, square):
+        given.append(fresh(taken, "edgepress_moment"))
+        node = onnx.helper.make_node("ReduceMean", [source], [given[-1]], keepdims=0)
+        if opset_of(model) >= 18:
+            values = numpy_helper.from_array(np.array(axes, np.int64), fresh(taken, "axes"))
+            model.graph.initializer.append(values)
+            node.input.append(values.name)
+        else:
+            node.attribute.append(onnx.helper.make_attribute("axes", axes))
+        model.graph.node.append(node)
+        kind = onnx.helper.make_tensor_value_info(given[-1], onnx.TensorProto.FLOAT, None)
+        model.graph.output.append(kind)
+    return given
 
 
-def _float_means(graph: Graph, chunks: list[Arrays], units: list[Unit]) -> dict[str, Array]:
-    """Mean of each output channel of each unit's node in the float32 graph, by node name."""
+def _mean_and_variance(parts: list[tuple[Array, Array]], counts: list[int]) -> tuple[Array, Array]:
+    """Mean and variance of all rows from the means and mean squares of parts of them."""
+    means, squares = (
+        np.average([part[i].astype(np.float64) for part in parts], axis=0, weights=counts)
+        for i in (0, 1)
+    )
+    return means, np.maximum(squares - means**2, 0.0)
+
+
+def _float_moments(
+    graph: Graph, chunks: list[Arrays], units: list[Unit]
+) -> dict[str, tuple[Array, Array]]:
+    """Mean and variance of each channel of each unit's node in the float32 graph, by node name."""
     model = graph.proto()
     taken, gives = all_names(model), {node.name: node.output[0] for node in model.graph.node}
     del model.graph.output[:]
-    means = {u.node: _give_mean(model, taken, gives[u.node], u.op_type) for u in units}
-    total: dict[str, Array] = {}
+    moments = {u.node: _give_moments(model, taken, gives[u.node], u.op_type) for u in units}
+    parts: dict[str, list[tuple[Array, Array]]] = {unit.node: [] for unit in units}
     with OnnxRuntimeEngine(model.SerializeToString(), EngineOptions()) as engine:
         for feeds in chunks:
             given = engine.run(feeds)
-            for node, name in means.items():
-                part = given[name].astype(np.float64) * rows(feeds)
-                total[node] = total[node] + part if node in total else part
-    count = sum(map(rows, chunks))
-    return {node: value / count for node, value in total.items()}
+            for node, (mean, square) in moments.items():
+                parts[node].append((given[mean], given[square]))
+    counts = [rows(feeds) for feeds in chunks]
+    return {node: _mean_and_variance(part, counts) for node, part in parts.items()}
 
 
 class _PieceRunner:
@@ -149,8 +208,8 @@ class _PieceRunner:
         nodes = model.graph.node
         self._producer = {name: i for i, node in enumerate(nodes) for name in node.output if name}
 
-    def mean_of(self, unit: Unit) -> Array:
-        """Mean of each output channel of ``unit``'s node over all pictures, ``(C,)``.
+    def moments_of(self, unit: Unit) -> tuple[Array, Array]:
+        """Mean and variance of each channel of ``unit``'s node over all pictures, ``(C,)`` each.
 
         Its inputs are those of the INT8 graph, with the biases as they are now.
         """
@@ -158,18 +217,18 @@ class _PieceRunner:
         needed = self._needed(goal)
         self._done.update(i for i in needed if i != goal and not self._is_cheap(i))
         keep = self._cut(needed - {goal})
-        piece, mean = self._piece(sorted(needed), keep, unit)
-        parts: list[Array] = []
+        piece, (mean, square) = self._piece(sorted(needed), keep, unit)
+        parts: list[tuple[Array, Array]] = []
         with OnnxRuntimeEngine(piece.SerializeToString(), EngineOptions()) as engine:
             for live in self._live:
                 given = engine.run({spec.name: live[spec.name] for spec in engine.inputs})
-                parts.append(given.pop(mean).astype(np.float64))
+                parts.append((given.pop(mean), given.pop(square)))
                 live.update(given)
         wanted = self._still_read()
         for live in self._live:
             for name in [n for n in live if n not in wanted]:
                 del live[name]
-        return np.average(parts, axis=0, weights=self._rows)
+        return _mean_and_variance(parts, self._rows)
 
     def _is_cheap(self, index: int) -> bool:
         """Dequantizers are run again, not kept: a float is four times as large as its code."""
@@ -214,8 +273,8 @@ class _PieceRunner:
 
     def _piece(
         self, indices: list[int], keep: list[str], unit: Unit
-    ) -> tuple[onnx.ModelProto, str]:
-        """The nodes at ``indices`` as a model that gives out ``keep`` and the mean; its name."""
+    ) -> tuple[onnx.ModelProto, list[str]]:
+        """The nodes at ``indices`` as a model that gives out ``keep`` and two moments, named."""
         piece = onnx.ModelProto()
         piece.ir_version = self.model.ir_version
         piece.opset_import.extend(self.model.opset_import)
@@ -231,4 +290,4 @@ class _PieceRunner:
             shape = [f"{name}_{i}" for i in range(array.ndim)]
             piece.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, shape))
         give_out(piece, keep)
-        return piece, _give_mean(piece, all_names(piece), unit.raw, unit.op_type)
+        return piece, _give_moments(piece, all_names(piece), unit.raw, unit.op_type)

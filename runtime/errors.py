@@ -4,9 +4,9 @@
 
     EdgepressError            a code, what was received, how to mend it
     +-- InputError            exit 2   bad usage, file, data, model or option
-    |   +-- MissingExtraError exit 2   a part that is not installed, with the pip command that
-    installs it |   +-- EngineError       exit 2   an engine that is absent, crashed, or cannot do
-    what was asked +-- BoundError            exit 3   a bound that was asked for was not met
+    |   +-- MissingExtraError exit 2   a part that is not installed, and the pip command for it
+    |   +-- EngineError       exit 2   an engine that is absent, crashed, or cannot do that
+    +-- BoundError            exit 3   a bound that was asked for was not met
     +-- UnsettledError        exit 4   a comparison that would not settle
     +-- BundleError           exit 5   a bundle that is damaged or refused
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,10 @@ os.environ.update(HOME=str(HOME), USERPROFILE=str(HOME))
 os.environ.pop("EDGEPRESS_CACHE", None)
 if WORKER:  # several test processes share the cores: one OpenMP thread each, for torch
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What starts us in the background may have us ignore Ctrl-C, which children would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 refused_connections: list[str] = []
 

@@ -131,6 +131,7 @@ def test_a_command_that_needs_torch_names_the_extra(
 ) -> None:
     (tmp_path / "net.py").write_text("import torch\ndef net(): return torch.nn.Identity()\n")
     (tmp_path / "class").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "class" / "one.png")
     options = {
         "compress": ["--data", ".", "--out", "out"],
         "export": ["--out", "out.onnx"],
