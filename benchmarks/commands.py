@@ -11,6 +11,7 @@ from typing import ParamSpec
 import click
 
 from ..runtime.console import Console, report_errors
+from ..runtime.engine import PRECISIONS, Precision
 from ..runtime.engines import ENGINE_NAMES
 from ..runtime.errors import InputError, UnsettledError
 from .comparison import UNSETTLED, Comparison, compare
@@ -57,9 +58,27 @@ def _unsettled_exits(command: Callable[_P, None]) -> Callable[_P, None]:
 @click.option(
     "--engine",
     type=click.Choice(ENGINE_NAMES),
-    default="onnxruntime",
+    default=None,
+    help="What runs it: by default what the bundle was made for, for a file onnxruntime.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="f32",
     show_default=True,
-    help="What runs it.",
+    help="What the engine computes floats in.",
+)
+@click.option(
+    "--against-engine",
+    type=click.Choice(ENGINE_NAMES),
+    default=None,
+    help="What runs the other: by default its bundle's, for a file the same.",
+)
+@click.option(
+    "--against-precision",
+    type=click.Choice(PRECISIONS),
+    default=None,
+    help="By default the same.",
 )
 @click.option(
     "--shape",
@@ -78,7 +97,10 @@ def bench(
     threads: int,
     batch: int,
     preset: str,
-    engine: str,
+    engine: str | None,
+    precision: Precision,
+    against_engine: str | None,
+    against_precision: Precision | None,
     shapes: tuple[str, ...],
     seed: int,
 ) -> None:
@@ -90,6 +112,12 @@ def bench(
     would not settle within 5 %. Nothing is written.
     """
     wanted = _shapes(shapes)
+    if against is None and (against_engine or against_precision):
+        raise InputError(
+            "E_USAGE",
+            "--against-engine and --against-precision say how the other network runs.",
+            mend="Give --against, or leave them out.",
+        )
     with console.progress() as report:
 
         def progress(share: float) -> None:
@@ -102,6 +130,7 @@ def bench(
                 batch=batch,
                 preset=preset,
                 engine=engine,
+                precision=precision,
                 seed=seed,
                 shapes=wanted,
                 progress=progress,
@@ -115,6 +144,9 @@ def bench(
                 batch=batch,
                 preset=preset,
                 engine=engine,
+                precision=precision,
+                against_engine=against_engine,
+                against_precision=against_precision,
                 seed=seed,
                 shapes=wanted,
                 progress=progress,
@@ -162,8 +194,7 @@ def _show(console: Console, measured: Sequence[Measurement]) -> None:
     columns = ["", *(f">{name}" for name in names)]
     rows = [[label, *(value(one) for one in measured)] for label, value in _ROWS]
     first = measured[0]
-    version = first.engine.get("version")
-    engine = str(first.engine.get("engine")) + (f" {version}" if version else "")
+    engine = " against ".join(dict.fromkeys(_engine(one) for one in measured))
     threads = f"{first.threads} thread{'s' if first.threads != 1 else ''}"
     if first.threads == 0:
         threads = "as many threads as the engine likes"
@@ -177,6 +208,11 @@ def _show(console: Console, measured: Sequence[Measurement]) -> None:
     steal = first.steal_percent
     if steal is not None and steal >= _BUSY_STEAL_PERCENT:
         console.note(f"The hypervisor took {steal:.0f} % of the processors' time meanwhile.")
+
+
+def _engine(one: Measurement) -> str:
+    parts = [one.engine.get("engine"), one.engine.get("version"), one.engine.get("precision")]
+    return " ".join(str(part) for part in parts if part)
 
 
 def _names(paths: Sequence[str]) -> list[str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .latency import SETTLED, Subject, measurement, subject_file
+from ..runtime.engine import Precision
+from .latency import DEFAULT_ENGINE, SETTLED, Subject, measurement, own_engine, subject_file
 from .measurement import Measurement, Preset, Settings
 from .recording import Progress, Recording, run_rounds
 from .statistics import bootstrap_median, mann_whitney_u
@@ -82,7 +83,10 @@ def compare(
     threads: int = 1,
     batch: int = 1,
     preset: str | Preset = "quick",
-    engine: str = "onnxruntime",
+    engine: str | None = None,
+    precision: Precision = "f32",
+    against_engine: str | None = None,
+    against_precision: Precision | None = None,
     seed: int = 0,
     shapes: Mapping[str, Sequence[int]] | None = None,
     progress: Progress | None = None,
@@ -98,7 +102,12 @@ def compare(
         threads: Threads for one inference; 0 leaves the choice to the engine.
         batch: Samples an inference.
         preset: ``quick``, ``standard``, or a :class:`Preset`; its times count for each side.
-        engine: Name of the engine.
+        engine: Name of a's engine; by default the one that a bundle was made for, b's where a is a
+            file and b a bundle, ONNX Runtime for two files.
+        precision: What a's engine computes floats in.
+        against_engine: Name of b's engine; by default the one that a bundle was made for, a's for a
+            file.
+        against_precision: What b's engine computes floats in; by default the same.
         seed: Of the random inputs and of the bootstrap.
         shapes: Whole input shapes by name, for free dimensions other than the batch.
         progress: Told how much is done.
@@ -108,12 +117,18 @@ def compare(
         EngineError: As there.
         BundleError: As there.
     """
-    settings = Settings.of(threads, batch, preset, engine, seed, shapes)
+    own_a, own_b = engine or own_engine(a), against_engine or own_engine(b)
+    settings = Settings.of(
+        threads, batch, preset, own_a or own_b or DEFAULT_ENGINE, seed, shapes, precision
+    )
+    against = replace(
+        settings, engine=own_b or settings.engine, precision=against_precision or precision
+    )
     with ExitStack() as stack:
         (file_a, told_a), (file_b, told_b) = (
             stack.enter_context(subject_file(subject)) for subject in (a, b)
         )
-        one, two = Recording(settings.request(file_a)), Recording(settings.request(file_b))
+        one, two = Recording(settings.request(file_a)), Recording(against.request(file_b))
 
         def settled() -> bool:
             ratios = np.asarray(two.medians) / np.asarray(one.medians)
@@ -122,7 +137,7 @@ def compare(
         within = run_rounds([one, two], settings.preset, settled, progress)
         return _judge(
             measurement(one, settings, file_a, told_a, within),
-            measurement(two, settings, file_b, told_b, within),
+            measurement(two, against, file_b, told_b, within),
             np.asarray(one.medians),
             np.asarray(two.medians),
             seed,

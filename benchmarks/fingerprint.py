@@ -30,6 +30,7 @@ _FLAGS = (
 )
 """Instruction sets that decide how fast a network runs, as Linux calls them."""
 
+_PACKAGES = ("numpy", "pillow", "onnxruntime", "openvino")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -42,7 +43,7 @@ def fingerprint(engine: Mapping[str, object] | None = None) -> dict[str, object]
     Returns:
         ``cpu`` (model, machine, flags of interest, cores, affinity, governor, quota in cores),
         ``memory_bytes``, ``system`` (os, kernel, libc, virtual machine, container), ``software``
-        (edgepress, python, numpy, pillow, onnxruntime), ``timer_resolution_ns``, ``time_utc``. What
+        (edgepress, python, numpy, pillow, the engines), ``timer_resolution_ns``, ``time_utc``. What
         this system does not tell is ``None``.
     """
     info = _cpuinfo()
@@ -68,7 +69,7 @@ def fingerprint(engine: Mapping[str, object] | None = None) -> dict[str, object]
         "software": {
             "edgepress": __version__,
             "python": f"{platform.python_implementation()} {platform.python_version()}",
-            **{name: _version(name) for name in ("numpy", "pillow", "onnxruntime")},
+            **{name: _version(name) for name in _PACKAGES},
         },
         "timer_resolution_ns": round(time.get_clock_info("perf_counter").resolution * 1e9),
         "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),

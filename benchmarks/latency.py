@@ -12,6 +12,8 @@ from typing import TypeAlias
 
 import numpy as np
 
+from ..runtime.bundle import Bundle
+from ..runtime.engine import Precision
 from ..runtime.errors import InputError
 from .fingerprint import fingerprint
 from .measurement import Latency, Measurement, Preset, Settings
@@ -23,6 +25,8 @@ from .worker import Request, Started
 Subject: TypeAlias = "str | os.PathLike[str] | bytes"
 """What is measured: a bundle (folder or ``.zip``), a model file, or a model's bytes."""
 
+DEFAULT_ENGINE = "onnxruntime"
+
 SETTLED = 0.02
 """Measuring goes on until the interval's half-width is this share of the value, or to the cap."""
 
@@ -33,7 +37,8 @@ def measure(
     threads: int = 1,
     batch: int = 1,
     preset: str | Preset = "quick",
-    engine: str = "onnxruntime",
+    engine: str | None = None,
+    precision: Precision = "f32",
     seed: int = 0,
     shapes: Mapping[str, Sequence[int]] | None = None,
     progress: Progress | None = None,
@@ -48,7 +53,9 @@ def measure(
         threads: Threads for one inference; 0 leaves the choice to the engine.
         batch: Samples an inference.
         preset: ``quick``, ``standard``, or a :class:`Preset`.
-        engine: Name of the engine.
+        engine: Name of the engine; by default the one that a bundle was made for, ONNX Runtime for
+            a file.
+        precision: What the engine computes floats in.
         seed: Of the random inputs.
         shapes: Whole input shapes by name, for free dimensions other than the batch; a bundle's
             golden inputs tell them by themselves.
@@ -57,10 +64,11 @@ def measure(
     Raises:
         InputError: ``E_FILE``, ``E_BATCH``, ``E_SHAPE``, ``E_PRESET``, ``E_THREADS``, ``E_SEED``.
         EngineError: ``E_BACKEND`` where the engine refuses the model, crashes or hangs;
-            ``E_ENGINE``.
+            ``E_ENGINE``; ``E_PRECISION`` where it cannot compute in that.
         BundleError: Where the bundle is damaged.
     """
-    settings = Settings.of(threads, batch, preset, engine, seed, shapes)
+    chosen = engine or own_engine(path) or DEFAULT_ENGINE
+    settings = Settings.of(threads, batch, preset, chosen, seed, shapes, precision)
     with subject_file(path) as (file, told):
         recording = Recording(settings.request(file))
 
@@ -124,6 +132,20 @@ def overhead_us(started: Started, settings: Settings) -> float:
             worker.start()
             worker.block(100)
             return 1e3 * percentile(worker.block(500).latencies_ms, 0.5)
+
+
+def own_engine(subject: Subject) -> str | None:
+    """The engine that a bundle's first variant was made for; ``None`` for a plain model.
+
+    Raises:
+        BundleError: Where the bundle is damaged.
+    """
+    if isinstance(subject, bytes):
+        return None
+    path = os.fspath(subject)
+    if os.path.isdir(path) or path.lower().endswith(".zip"):
+        return Bundle.open(path).variant().engine
+    return None
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runtime.engine import PRECISIONS, Precision
 from ..runtime.errors import InputError
 from .statistics import percentile, percentile_floor, percentile_interval
 from .worker import Request
@@ -178,6 +179,7 @@ class Settings:
         engine: Name of the engine.
         seed: Of the random inputs and of the bootstrap.
         shapes: Whole input shapes by name.
+        precision: What the engine computes floats in.
     """
 
     threads: int
@@ -186,6 +188,7 @@ class Settings:
     engine: str
     seed: int
     shapes: dict[str, list[int]]
+    precision: Precision
 
     @staticmethod
     def of(
@@ -195,12 +198,13 @@ class Settings:
         engine: str,
         seed: int,
         shapes: Mapping[str, Sequence[int]] | None,
+        precision: Precision = "f32",
     ) -> Settings:
         """The settings, checked as far as they can be without the network.
 
         Raises:
             InputError: ``E_PRESET`` for an unknown preset, ``E_THREADS`` for a negative count,
-                ``E_SEED`` for a negative seed.
+                ``E_SEED`` for a negative seed, ``E_PRECISION`` for one that is none.
         """
         if isinstance(preset, str):
             if preset not in PRESETS:
@@ -214,13 +218,25 @@ class Settings:
             )
         if seed < 0:
             raise InputError("E_SEED", f"seed {seed}.", mend="Give a seed that is not negative")
+        if precision not in PRECISIONS:
+            raise InputError(
+                "E_PRECISION",
+                f"unknown precision '{precision}'.",
+                mend="Precisions: " + ", ".join(PRECISIONS),
+            )
         plain = {name: [int(size) for size in shape] for name, shape in (shapes or {}).items()}
-        return Settings(threads, batch, preset, engine, seed, plain)
+        return Settings(threads, batch, preset, engine, seed, plain, precision)
 
     def request(self, path: Path) -> Request:
         """What a worker is told."""
         return Request(
-            str(path), self.engine, self.threads, self.batch, self.seed, dict(self.shapes)
+            str(path),
+            self.engine,
+            self.threads,
+            self.batch,
+            self.seed,
+            dict(self.shapes),
+            self.precision,
         )
 
 

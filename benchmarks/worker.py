@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..runtime.engine import Engine
+    from ..runtime.engine import Engine, Precision
     from ..runtime.tensors import Arrays
 
 
@@ -36,6 +36,7 @@ class Request:
         batch: Samples an inference.
         seed: Of the random inputs.
         shapes: Whole input shapes by name, for dimensions that are free.
+        precision: What the engine computes floats in.
     """
 
     path: str
@@ -44,6 +45,7 @@ class Request:
     batch: int
     seed: int
     shapes: dict[str, list[int]] = field(default_factory=dict[str, "list[int]"])
+    precision: Precision = "f32"
 
 
 @dataclass(frozen=True)
@@ -106,17 +108,15 @@ def _serve(
     request: Request, clock: float, stack: ExitStack, requests: IO[str], replies: IO[str]
 ) -> None:
     from ..runtime.engine import EngineOptions
-    from ..runtime.engines import open_engine
+    from ..runtime.engines import import_backend, open_engine
 
     engine_class = open_engine(request.engine)
-    if request.engine == "onnxruntime":
-        from ..runtime.engines.onnxruntime import backend_version
-
-        backend_version()
+    import_backend(request.engine)
     imported = time.perf_counter()
     model, golden = _read(request.path)
     read = time.perf_counter()
-    engine = stack.enter_context(engine_class(model, EngineOptions(threads=request.threads)))
+    options = EngineOptions(threads=request.threads, precision=request.precision)
+    engine = stack.enter_context(engine_class(model, options))
     loaded = time.perf_counter()
 
     import hashlib

@@ -17,7 +17,7 @@ from ..export.plan import plan_int8
 from ..export.ranges import Batches, Ranges, calibrate
 from ..export.receipt import Receipt, float_receipt, int8_receipt
 from ..runtime.engine import EngineOptions
-from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
+from ..runtime.engines import open_engine
 from ..runtime.target import Target
 from ..runtime.tensors import Arrays
 from .recipe import Int8
@@ -70,7 +70,7 @@ class Outcome:
 
 def float32(graph: Graph, context: Context) -> Outcome:
     """The float32 graph: what every pass is held against, and what ships where none pays."""
-    receipt = float_receipt(graph, context.macs)
+    receipt = float_receipt(graph, context.macs, context.target.engine)
     shipped = Shipped(graph.model, "float32", "onnx", context.target.engine, receipt.to_dict())
     return Outcome(shipped, False, receipt)
 
@@ -116,10 +116,9 @@ def quantize(graph: Graph, settings: Int8, context: Context) -> Outcome:
         quantized = candidates[chosen]
         report["sqnr_db_on_selection"] = {name: round(value, 3) for name, value in sqnr.items()}
         report["chosen"] = chosen
-    receipt = int8_receipt(graph, dict(context.macs), quantized, plan)
-    shipped = Shipped(
-        quantized.model, "int8", speech.name, context.target.engine, receipt.to_dict()
-    )
+    engine = context.target.engine
+    receipt = int8_receipt(graph, context.macs, quantized, plan, engine)
+    shipped = Shipped(quantized.model, "int8", speech.name, engine, receipt.to_dict())
     return Outcome(shipped, bool(quantized.units), receipt, report)
 
 
@@ -146,7 +145,7 @@ def _sqnr_db(
     noise: dict[str, dict[str, float]] = {name: {} for name in candidates}
     with ExitStack() as stack:
         original, *engines = (
-            stack.enter_context(OnnxRuntimeEngine(model, EngineOptions()))
+            stack.enter_context(open_engine(context.target.engine)(model, EngineOptions()))
             for model in (graph.model, *(one.model for one in candidates.values()))
         )
         for feeds in _some(context):

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..benchmarks.images import Images
 from ..export.receipt import count_macs
 from ..runtime.bundle import Bundle
+from ..runtime.engines import import_backend
 from ..runtime.errors import BoundError, InputError
 from ..runtime.files import disk_room
 from ..runtime.preprocessing import Preprocessing
@@ -30,7 +31,7 @@ from .material import (
     suspicions,
 )
 from .passes import Context, Outcome, Progress, float32, quantize
-from .prove import DEFAULT_MAX_DROP, Judge, Trial, try_out
+from .prove import DEFAULT_MAX_DROP, Judge, Trial, best_rival, try_out
 from .recipe import Recipe
 from .result import Result
 from .subject import Model, Subject, first_rows, fixed_batches, make_subject, open_model, with_batch
@@ -116,6 +117,7 @@ def compress(
     if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
         raise InputError("E_USAGE", f"max_drop is {max_drop}.", mend="Give 0 or more points.")
     destination = target_of(target)
+    import_backend(destination.engine)  # before minutes of work, where it is not installed
     given = (
         Preprocessing.from_toml(preprocessing)
         if isinstance(preprocessing, (str, Path))
@@ -131,7 +133,9 @@ def compress(
         subject = make_subject(model, opened, given, split.calibration, opset)
         graph = subject.graph
         example = first_rows(split.calibration, graph.inputs, subject.preprocessing, 1)
-        judge = Judge(graph, material.task, subject.preprocessing, example, progress)
+        judge = Judge(
+            graph, material.task, subject.preprocessing, example, progress, destination.engine
+        )
         quietly = replace(judge, progress=_silent)
         check_labels(material, lambda few: quietly.score(graph.model, few, "one picture"))
         shipped = shipped_preprocessing(given, subject.preprocessing, material, graph.inputs)
@@ -150,6 +154,8 @@ def compress(
             notes += [
                 f"{settings.kind} was declined: {reason}." for reason in trial.verdict.reasons
             ]
+            instead = best_rival(trial)
+            notes += [] if instead is None else [instead]
             if trial.verdict.accepted:
                 outcome = candidate
         settled = {

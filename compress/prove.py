@@ -15,13 +15,17 @@ from ..benchmarks.measurement import Preset
 from ..benchmarks.running import Run, fixed_batch
 from ..benchmarks.tasks import Score, Task
 from ..export.graph import Graph
-from ..runtime.engine import EngineOptions
-from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
+from ..runtime.engine import EngineOptions, Precision
+from ..runtime.engines import open_engine
+from ..runtime.engines.openvino import has_bf16
 from ..runtime.preprocessing import Preprocessing
 from ..runtime.tensors import Arrays
 from .material import Material
 from .passes import Outcome, Progress
 from .subject import batch_size, with_batch
+
+WORDS: dict[Precision, str] = {"f32": "float32", "bf16": "bfloat16"}
+"""What people call the precisions."""
 
 DEFAULT_MAX_DROP = {"classification": 1.0, "agreement": 3.0}
 """Points that a score may drop by, where the user does not say."""
@@ -39,6 +43,7 @@ class Judge:
         preprocessing: How pictures reach it.
         example: One sample by input name; it tells the shapes that are free in the graph.
         progress: Told how far the work is.
+        engine: What runs everything that is judged.
     """
 
     graph: Graph
@@ -46,58 +51,75 @@ class Judge:
     preprocessing: Preprocessing | None
     example: Arrays
     progress: Progress
+    engine: str = "onnxruntime"
 
     @property
     def batch(self) -> int:
         """Samples that are scored at once."""
         return batch_size(self.example)
 
-    def score(self, model: bytes, images: Images, what: str) -> Score:
+    def score(self, model: bytes, images: Images, what: str, precision: Precision = "f32") -> Score:
         """The score of a model's bytes through the runtime, float32 being the reference.
 
         Args:
             model: What is judged.
             images: On these pictures.
             what: What is scored, for progress.
+            precision: What the engine computes its floats in.
         """
-        is_original = model == self.graph.model
+        is_original = model == self.graph.model and precision == "f32"
         if self.task.name == "agreement" and is_original:
             return Score("agreement", 100.0, "percent", len(images), details={"reference": True})
         with ExitStack() as stack:
-            run = engine_run(stack, model)
-            reference = None if is_original else engine_run(stack, self.graph.model)
+            run = self._run(stack, model, precision)
+            reference = None if is_original else self._run(stack, self.graph.model)
             return self.task.score(run, self._batches(images, f"scoring {what}"), reference)
 
-    def compare(self, candidate: bytes) -> Comparison:
-        """Candidate against float32, one thread, batch 1 (or the graph's own), interleaved.
+    def rivals(self) -> tuple[Precision, ...]:
+        """Other precisions than float32 that this engine runs the untouched graph in here."""
+        return ("bf16",) if self.engine == "openvino" and has_bf16() else ()
+
+    def compare(
+        self, candidate: bytes, precision: Precision = "f32", against: Precision = "f32"
+    ) -> Comparison:
+        """Candidate against the original, one thread, batch 1 (or the graph's own), interleaved.
 
         Where some seconds of each in fresh processes do not decide it, it is measured for longer,
         up to 40 seconds of each.
+
+        Args:
+            candidate: What is timed.
+            precision: What the engine computes its floats in.
+            against: What it computes the original's in.
         """
         shapes: dict[str, Sequence[int]] = {}
         if any(isinstance(size, str) for spec in self.graph.inputs for size in spec.shape[1:]):
             row = with_batch(self.example, self.graph)
             shapes = {name: array.shape for name, array in row.items()}
-        found = self._compared(candidate, shapes, "quick", "timing against float32")
+
+        def compared(preset: str | Preset, stage: str) -> Comparison:
+            return compare(
+                candidate,
+                self.graph.model,
+                batch=next((s.batch for s in self.graph.inputs if s.batch is not None), 1),
+                preset=preset,
+                engine=self.engine,
+                precision=precision,
+                against_precision=against,
+                shapes=shapes,
+                progress=lambda share: self.progress(stage, int(100 * share), 100),
+            )
+
+        found = compared("quick", f"timing against {WORDS[against]}")
         if found.settled or found.faster != "neither":
             return found
-        return self._compared(candidate, shapes, _LONGER, "timing again, for longer")
+        return compared(_LONGER, "timing again, for longer")
 
-    def _compared(
-        self,
-        candidate: bytes,
-        shapes: Mapping[str, Sequence[int]],
-        preset: str | Preset,
-        stage: str,
-    ) -> Comparison:
-        return compare(
-            candidate,
-            self.graph.model,
-            batch=next((s.batch for s in self.graph.inputs if s.batch is not None), 1),
-            preset=preset,
-            shapes=shapes,
-            progress=lambda share: self.progress(stage, int(100 * share), 100),
-        )
+    def _run(self, stack: ExitStack, model: bytes, precision: Precision = "f32") -> Run:
+        """A model's bytes as a Run for batches of any size; the engine closes with ``stack``."""
+        options = EngineOptions(precision=precision)
+        engine = stack.enter_context(open_engine(self.engine)(model, options))
+        return fixed_batch(engine.run, engine.inputs)
 
     def _batches(self, images: Images, stage: str) -> Callable[[], Iterator[Batch]]:
         def batches() -> Iterator[Batch]:
@@ -108,12 +130,6 @@ class Judge:
                 self.progress(stage, done, len(images))
 
         return batches
-
-
-def engine_run(stack: ExitStack, model: bytes) -> Run:
-    """A model's bytes as a Run for batches of any size; the engine closes with ``stack``."""
-    engine = stack.enter_context(OnnxRuntimeEngine(model, EngineOptions()))
-    return fixed_batch(engine.run, engine.inputs)
 
 
 @dataclass(frozen=True)
@@ -130,6 +146,34 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Rival:
+    """Another way to run the untouched network on the target.
+
+    Attributes:
+        precision: What it computes in.
+        drops: Original's score less its own, by the name of the pictures.
+        keeps: Whether those are within the bound; what does not keep the score is no way to run it.
+        comparison: The candidate (``a``) against it (``b``); ``None`` where it does not keep the
+            score, or there is no candidate to time.
+        over_float32: It (``a``) against float32 (``b``); measured where no candidate is faster than
+            float32, which leaves open which of the two is best.
+    """
+
+    precision: Precision
+    drops: Mapping[str, float]
+    keeps: bool
+    comparison: Comparison | None
+    over_float32: Comparison | None = None
+
+    @property
+    def is_best(self) -> bool:
+        """Whether it keeps the score and neither the candidate nor float32 is faster."""
+        if self.over_float32 is not None:
+            return self.keeps and self.over_float32.faster == "a"
+        return self.keeps and self.comparison is not None and self.comparison.faster != "a"
+
+
+@dataclass(frozen=True)
 class Trial:
     """A candidate, what was measured of it and what was decided.
 
@@ -139,6 +183,7 @@ class Trial:
         selection: Its score on the selection pictures; ``None`` for a score of the user's own.
         test: Its score on the test pictures.
         verdict: What was decided.
+        rivals: Other ways to run the untouched network, which the candidate had to beat as well.
     """
 
     outcome: Outcome
@@ -146,6 +191,7 @@ class Trial:
     selection: Score | None
     test: Score
     verdict: Verdict
+    rivals: tuple[Rival, ...] = ()
 
 
 def try_out(
@@ -164,22 +210,70 @@ def try_out(
         original_test: The original's score on the test pictures.
         max_drop: Largest drop of the score; ``None`` for any.
     """
-    model, precision = candidate.shipped.model, candidate.shipped.precision
-    drops: dict[str, float] = {}
-    selection = None
+    shipped = candidate.shipped
+    original_selection = None
     if not material.own_score:
         part = material.split.selection
-        original = judge.score(judge.graph.model, part, "float32 on the selection pictures")
-        selection = judge.score(model, part, f"{precision} on the selection pictures")
-        drops["selection"] = original.value - selection.value
-    test = judge.score(model, material.test, f"{precision} on the test pictures")
-    drops["test"] = original_test.value - test.value
-    comparison = judge.compare(model) if candidate.changed else None
-    return Trial(candidate, comparison, selection, test, decide(comparison, drops, max_drop))
+        original_selection = judge.score(judge.graph.model, part, "float32 on the selection")
+    known = _Known(judge, material, original_selection, original_test)
+    selection, test, drops = known.scores(shipped.model, shipped.precision)
+    comparison = judge.compare(shipped.model) if candidate.changed else None
+    rivals = tuple(
+        _rival(precision, known, max_drop, candidate, comparison) for precision in judge.rivals()
+    )
+    verdict = decide(comparison, drops, max_drop, rivals)
+    return Trial(candidate, comparison, selection, test, verdict, rivals)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The original's scores, which others are held against."""
+
+    judge: Judge
+    material: Material
+    selection: Score | None
+    test: Score
+
+    def scores(
+        self, model: bytes, name: str, precision: Precision = "f32"
+    ) -> tuple[Score | None, Score, dict[str, float]]:
+        """Scores on the selection and on the test pictures, and how far they are below."""
+        drops: dict[str, float] = {}
+        selection = None
+        if self.selection is not None:
+            part = self.material.split.selection
+            what = f"{name} on the selection pictures"
+            selection = self.judge.score(model, part, what, precision)
+            drops["selection"] = self.selection.value - selection.value
+        what = f"{name} on the test pictures"
+        test = self.judge.score(model, self.material.test, what, precision)
+        drops["test"] = self.test.value - test.value
+        return selection, test, drops
+
+
+def _rival(
+    precision: Precision,
+    known: _Known,
+    max_drop: float | None,
+    candidate: Outcome,
+    comparison: Comparison | None,
+) -> Rival:
+    judge = known.judge
+    _, _, drops = known.scores(judge.graph.model, WORDS[precision], precision)
+    keeps = max_drop is None or all(drop <= max_drop for drop in drops.values())
+    against = over_float32 = None
+    if keeps and candidate.changed:
+        against = judge.compare(candidate.shipped.model, against=precision)
+    if keeps and (comparison is None or comparison.faster != "a"):
+        over_float32 = judge.compare(judge.graph.model, precision=precision)
+    return Rival(precision, drops, keeps, against, over_float32)
 
 
 def decide(
-    comparison: Comparison | None, drops: Mapping[str, float], max_drop: float | None
+    comparison: Comparison | None,
+    drops: Mapping[str, float],
+    max_drop: float | None,
+    rivals: Sequence[Rival] = (),
 ) -> Verdict:
     """Whether a candidate ships. A pure function of what was measured.
 
@@ -187,20 +281,43 @@ def decide(
         comparison: Candidate (``a``) against float32 (``b``); ``None`` where nothing was changed.
         drops: Original's score less the candidate's, by the name of the pictures.
         max_drop: The largest drop allowed, in the unit of the score; ``None`` for any.
+        rivals: Other ways to run the untouched network; the candidate must be faster than each that
+            keeps the score.
     """
     reasons: list[str] = []
     if comparison is None:
         reasons.append("no layer of this network can run in INT8 on this target")
-    elif comparison.faster != "a":
-        how = "slower" if comparison.faster == "b" else "not measurably faster"
-        busy = "" if comparison.settled else "; it did not settle, the machine is busy"
-        reasons.append(
-            f"INT8 is {how} on this machine: {comparison.ratio:.2f}x the speed of float32 "
-            f"(95 % interval {comparison.ratio_low:.2f} to {comparison.ratio_high:.2f}{busy})"
-        )
+    else:
+        held: list[tuple[str, Comparison]] = [("float32", comparison)]
+        held += [(WORDS[one.precision], one.comparison) for one in rivals if one.comparison]
+        reasons += [_slower(name, one) for name, one in held if one.faster != "a"]
     for where, drop in drops.items():
         if max_drop is not None and not drop <= max_drop:
             reasons.append(
                 f"the score drops by {drop:.2f} on the {where} pictures, {max_drop:g} are allowed"
             )
     return Verdict(not reasons, tuple(reasons))
+
+
+def _slower(name: str, found: Comparison) -> str:
+    how = "slower" if found.faster == "b" else "not measurably faster"
+    busy = "" if found.settled else "; it did not settle, the machine is busy"
+    return (
+        f"INT8 is {how} on this machine: {found.ratio:.2f}x the speed of {name} "
+        f"(95 % interval {found.ratio_low:.2f} to {found.ratio_high:.2f}{busy})"
+    )
+
+
+def best_rival(trial: Trial) -> str | None:
+    """In words, the untouched network in another precision that is the best way to run it here."""
+    for rival in trial.rivals:
+        if rival.is_best and not trial.verdict.accepted:
+            name, found = WORDS[rival.precision], rival.over_float32
+            gain = f"{found.ratio:.2f}x the speed of float32, " if found else ""
+            lost = max(rival.drops.values(), default=0.0)
+            return (
+                f"the float32 network computed in {name} is the best that was found for this "
+                f"processor: {gain}its score at most {max(lost, 0.0):.2f} lower. The bundle runs "
+                f"in float32; EngineOptions(precision='{rival.precision}') runs its model so."
+            )
+    return None

@@ -17,7 +17,7 @@ from ..runtime.session import Session
 from ..runtime.tensors import Arrays
 from .material import Material, class_labels
 from .passes import Outcome
-from .prove import Trial
+from .prove import Rival, Trial
 from .subject import Subject, with_batch
 
 
@@ -128,6 +128,17 @@ def _candidate(trial: Trial) -> dict[str, object]:
         "selection_score": trial.selection.to_dict() if trial.selection else None,
         "test_score": trial.test.to_dict(),
         "latency": _latency(trial.comparison),
+        "rivals": [_rival(one) for one in trial.rivals],
+    }
+
+
+def _rival(rival: Rival) -> dict[str, object]:
+    return {
+        "precision": rival.precision,
+        "drops": dict(rival.drops),
+        "keeps_score": rival.keeps,
+        "candidate_latency": _latency(rival.comparison),
+        "over_float32": _latency(rival.over_float32),
     }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import __version__
 from ..runtime.engine import EngineOptions
+from ..runtime.engines import open_engine
 from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ..runtime.errors import InputError
 from ..runtime.manifest import MODEL, Golden, Manifest, Tolerance, Variant
@@ -119,14 +120,14 @@ def assemble(
 def golden_outputs(shipped: Shipped, inputs: Arrays) -> tuple[Arrays, dict[str, Tolerance]]:
     """Outputs for the golden inputs, and how far another machine's may lie from them.
 
-    The tolerance is not guessed: the same graph is run once more with every optimization off, where
-    INT8 is emulated in float32, and four times the difference between the two is allowed (at least
-    2 % of the largest output for INT8, 0.1 % for float32).
+    The tolerance is not guessed: the same graph is run once more in ONNX Runtime with every
+    optimization off, where INT8 is emulated in float32, and four times the difference between the
+    two is allowed (at least 2 % of the largest output for INT8, 0.1 % for float32).
 
     Raises:
         InputError: ``E_NAN`` where an output is not finite.
     """
-    with OnnxRuntimeEngine(shipped.model, EngineOptions()) as engine:
+    with open_engine(shipped.engine)(shipped.model, EngineOptions()) as engine:
         golden = engine.run(inputs)
     with OnnxRuntimeEngine(shipped.model, EngineOptions(optimize="none")) as engine:
         plain = engine.run(inputs)

@@ -12,9 +12,10 @@ import onnx
 from ..runtime.engines.onnxruntime import optimized_model
 from ..runtime.errors import EdgepressError
 from .exact import synthetic
+from .executed import is_int8_kernel
 from .graph import Graph, name_nodes, opset_of, specs
 from .onnx_files import constant_tensors, is_quantized, read_onnx
-from .receipt import count_macs, is_int8_kernel
+from .receipt import count_macs
 
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 

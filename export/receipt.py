@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import onnx
-
 from ..runtime.engine import EngineOptions
-from ..runtime.engines.onnxruntime import OnnxRuntimeEngine, optimized_model
+from ..runtime.engines import open_engine
+from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ..runtime.tensors import Arrays
-from .dialects.qdq import Quantized, Unit
+from .dialects.qdq import Quantized
+from .executed import rewritten
 from .graph import Graph, Walk, attribute, give_out, rows
 from .plan import PrecisionPlan
 
@@ -90,49 +89,48 @@ class Receipt:
         }
 
 
-def float_receipt(graph: Graph, macs: Mapping[str, int]) -> Receipt:
-    """The receipt of ONNX Runtime for the float32 graph itself."""
+def float_receipt(graph: Graph, macs: Mapping[str, int], engine: str = "onnxruntime") -> Receipt:
+    """The receipt of an engine for the float32 graph itself."""
     why = "the whole graph is float32"
     nodes = tuple(
         NodeReceipt(node.name, node.op_type, macs.get(node.name, 0), "float32", why)
         for node in graph.proto().graph.node
     )
-    return Receipt(_facts(graph.model), nodes, 0, 0, _kernels(graph.model))
+    kernels = rewritten(engine, graph.model).kernels()
+    return Receipt(_facts(engine, graph.model), nodes, 0, 0, kernels)
 
 
 def int8_receipt(
-    graph: Graph, macs: Mapping[str, int], quantized: Quantized, plan: PrecisionPlan
+    graph: Graph,
+    macs: Mapping[str, int],
+    quantized: Quantized,
+    plan: PrecisionPlan,
+    engine: str = "onnxruntime",
 ) -> Receipt:
-    """The receipt of ONNX Runtime for a graph in its dialect.
+    """The receipt of an engine for a graph in its dialect.
 
     Args:
         graph: The float32 network.
         macs: Multiply-adds by node name, from :func:`count_macs`.
         quantized: What ships.
         plan: What was asked for.
+        engine: Which engine.
     """
-    # The last level changes layouts and with them names; fusion happens one before.
-    rewritten = onnx.load_model_from_string(optimized_model(quantized.model, "extended"))
-    makers = Walk(rewritten).producer
+    seen = rewritten(engine, quantized.model)
     units = {unit.node: unit for unit in quantized.units}
-
-    def kernel_of(unit: Unit) -> str:
-        maker = makers.get(unit.output)
-        return maker.op_type if maker is not None else "nothing that can be told"
-
     nodes: list[NodeReceipt] = []
     fused = 0
     for node in graph.proto().graph.node:
         precision = "float32"
         if node.name in units:
-            kernel = kernel_of(units[node.name])
+            kernel, is_int8 = seen.kernel_of(units[node.name])
             reason = f"asked for INT8, the engine made it {kernel}"
-            if is_int8_kernel(kernel):
+            if is_int8:
                 precision, reason, fused = "int8", f"runs as {kernel}", fused + 1
         elif node.name in quantized.absorbed:
             owner = units[quantized.absorbed[node.name]]
             reason = f"absorbed by the quantizer of {owner.node}"
-            if is_int8_kernel(kernel_of(owner)):
+            if seen.kernel_of(owner)[1]:
                 precision = "int8"
         elif node.name in quantized.moved:
             precision, reason = "int8", "moves codes"
@@ -141,23 +139,13 @@ def int8_receipt(
             reason = choice.reason if choice else "not in the plan"
         work = macs.get(node.name, 0)
         nodes.append(NodeReceipt(node.name, node.op_type, work, precision, reason))
-    facts, kernels = _facts(quantized.model), _kernels(quantized.model)
-    return Receipt(facts, tuple(nodes), len(units), fused, kernels)
+    facts = _facts(engine, quantized.model)
+    return Receipt(facts, tuple(nodes), len(units), fused, seen.kernels())
 
 
-def is_int8_kernel(kernel: str) -> bool:
-    """Whether an operator of ONNX Runtime's rewritten graph computes on INT8 codes."""
-    return kernel.startswith("QLinear") or kernel == "QGemm" or "Integer" in kernel
-
-
-def _facts(model: bytes) -> dict[str, object]:
-    with OnnxRuntimeEngine(model, EngineOptions()) as engine:
-        return engine.facts()
-
-
-def _kernels(model: bytes) -> dict[str, int]:
-    rewritten = onnx.load_model_from_string(optimized_model(model, "all"))
-    return dict(sorted(Counter(node.op_type for node in rewritten.graph.node).items()))
+def _facts(engine: str, model: bytes) -> dict[str, object]:
+    with open_engine(engine)(model, EngineOptions()) as running:
+        return running.facts()
 
 
 def count_macs(graph: Graph, feeds: Arrays) -> dict[str, int]:

@@ -15,7 +15,7 @@ from .engines import ENGINE_NAMES
 from .errors import EngineError, InputError
 from .prediction import Prediction
 from .session import Session
-from .target import TARGET_NAMES, onnxruntime_dialect
+from .target import TARGET_NAMES, target
 
 _MAX_VALUES = 4096
 
@@ -130,13 +130,15 @@ def doctor(console: Console) -> None:
     """Prove each engine of this machine by running a tiny model in a child process."""
     reports = [examine(name) for name in ENGINE_NAMES]
     console.say(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
-    console.say(f"INT8 dialect for this processor: {onnxruntime_dialect()}")
+    dialects = {name: target(name).dialect for name in TARGET_NAMES}
+    for name, dialect in dialects.items():
+        console.say(f"INT8 dialect for {name} on this processor: {dialect}")
     console.table(
         ("engine", "works", "version", "providers or reason"),
         [
             (
                 one.engine,
-                "yes" if one.ok else "NO",
+                "yes" if one.ok else "NO" if one.installed else "-",
                 one.version or "-",
                 ", ".join(one.providers) if one.ok else f"{one.reason} {one.mend}".strip(),
             )
@@ -148,12 +150,13 @@ def doctor(console: Console) -> None:
             "python": platform.python_version(),
             "executable": sys.executable,
             "machine": platform.machine(),
-            "dialect": onnxruntime_dialect(),
+            "dialect": dialects["onnxruntime-cpu"],
+            "dialects": dialects,
             "targets": list(TARGET_NAMES),
             "engines": [one.to_dict() for one in reports],
         }
     )
-    broken = [one.engine for one in reports if not one.ok]
+    broken = [one.engine for one in reports if one.installed and not one.ok]
     if broken:
         raise EngineError("E_BACKEND", f"engines that do not work here: {', '.join(broken)}.")
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .engines import open_engine
-from .errors import EdgepressError, EngineError
+from .errors import EdgepressError, EngineError, MissingExtraError
 
 TIMEOUT_S = 60.0
 
@@ -39,6 +39,7 @@ class EngineReport:
         providers: What serves inside it.
         reason: Why it is not ok; empty when it is.
         mend: What can be done about it; may be empty.
+        installed: Whether it is there at all; an optional one need not be.
     """
 
     engine: str
@@ -47,6 +48,7 @@ class EngineReport:
     providers: tuple[str, ...] = ()
     reason: str = ""
     mend: str = ""
+    installed: bool = True
 
     def to_dict(self) -> dict[str, object]:
         """JSON form."""
@@ -91,6 +93,8 @@ def prove(engine: str) -> EngineReport:
         with made:
             facts = made.facts()
             _compute(made)
+    except MissingExtraError as error:
+        return EngineReport(engine, False, reason="not installed", mend=error.mend, installed=False)
     except EngineError as error:
         return EngineReport(engine, False, reason=error.message, mend=error.mend)
     providers: Any = facts.get("providers", [])

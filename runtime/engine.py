@@ -6,12 +6,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeAlias, TypeVar
 
 from .errors import EngineError
 from .tensors import Array, Arrays, TensorSpec, check_arrays
 
 _E = TypeVar("_E", bound="Engine")
+
+Precision: TypeAlias = Literal["f32", "bf16"]
+"""What an engine computes a graph's floats in: float32, or bfloat16 where the processor has it."""
+
+PRECISIONS: tuple[Precision, ...] = ("f32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -25,12 +30,14 @@ class EngineOptions:
             then.
         provider: What inside the engine is to run it, e.g. ``CPUExecutionProvider``; ``None`` is
             the engine's plainest one.
+        precision: What floats are computed in; an engine that cannot refuses.
     """
 
     threads: int = 0
     optimize: Literal["all", "basic", "none"] = "all"
     allow_fallback: bool = False
     provider: str | None = None
+    precision: Precision = "f32"
 
 
 class Engine(ABC):

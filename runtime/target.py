@@ -28,7 +28,7 @@ class Target:
     channel_multiple: int
 
 
-TARGET_NAMES = ("onnxruntime-cpu",)
+TARGET_NAMES = ("onnxruntime-cpu", "openvino-cpu")
 
 
 def target(name: str) -> Target:
@@ -43,6 +43,8 @@ def target(name: str) -> Target:
             f"unknown target '{name}'.",
             mend="Known targets: " + ", ".join(TARGET_NAMES),
         )
+    if name == "openvino-cpu":
+        return Target(name, "openvino", openvino_dialect(), ("int8", "float32"), 8)
     return Target(name, "onnxruntime", onnxruntime_dialect(), ("int8", "float32"), 8)
 
 
@@ -53,11 +55,26 @@ def onnxruntime_dialect() -> str:
     full-range weights; that dialect therefore uses half the weights' range. Where the flags cannot
     be read (not Linux), the careful dialect is taken.
     """
-    if platform.machine().lower() in ("aarch64", "arm64", "armv7l"):
+    if _is_arm():
         return "onnxruntime-arm"
+    return "onnxruntime-x86-vnni" if _has_vnni() else "onnxruntime-x86"
+
+
+def openvino_dialect() -> str:
+    """``openvino``, or ``openvino-half`` on an x86 processor without VNNI.
+
+    There OpenVINO's kernels add pairs of products in 16 bits as ONNX Runtime's do.
+    """
+    return "openvino" if _is_arm() or _has_vnni() else "openvino-half"
+
+
+def _is_arm() -> bool:
+    return platform.machine().lower() in ("aarch64", "arm64", "armv7l")
+
+
+def _has_vnni() -> bool:
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        return "onnxruntime-x86"
-    has_vnni = "avx512_vnni" in flags or "avx_vnni" in flags
-    return "onnxruntime-x86-vnni" if has_vnni else "onnxruntime-x86"
+        return False
+    return "avx512_vnni" in flags or "avx_vnni" in flags

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...runtime.errors import InputError
 
@@ -26,6 +26,8 @@ class Dialect:
         free_output: Weighted operators that may give float32 straight out.
         seized: Operators that the engine turns into INT8 by itself, weights included, wherever it
             finds dequantized inputs; where they stay float32, something must stand in between.
+        moves_codes: Whether moving operators are written on the codes themselves, or on the floats
+            that these stand for, where the engine carries the scale through by itself.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Dialect:
     moving: frozenset[str]
     free_output: frozenset[str]
     seized: frozenset[str]
+    moves_codes: bool = True
 
     @property
     def lowest(self) -> int:
@@ -81,12 +84,28 @@ def _onnxruntime(name: str, activation: str, weight_limit: int) -> Dialect:
     )
 
 
+def _openvino(name: str, weight_limit: int) -> Dialect:
+    # Read from executed graphs of OpenVINO 2026.4: a Transpose of codes, unlike one of floats
+    # between their quantizers, throws the next convolution back to float32, and it has no INT8
+    # SpaceToDepth. A residual Add runs inside of a convolution where all three tensors are codes.
+    ours = _onnxruntime(name, "uint8", weight_limit)
+    return replace(
+        ours,
+        moving=ours.moving - {"SpaceToDepth"},
+        free_output=ours.weighted,
+        seized=frozenset(),
+        moves_codes=False,
+    )
+
+
 DIALECTS = {
     d.name: d
     for d in (
         _onnxruntime("onnxruntime-x86-vnni", "uint8", 127),
         _onnxruntime("onnxruntime-x86", "uint8", 63),
         _onnxruntime("onnxruntime-arm", "int8", 127),
+        _openvino("openvino", 127),
+        _openvino("openvino-half", 63),
     )
 }
 

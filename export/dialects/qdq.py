@@ -242,8 +242,16 @@ class _Writer:
         return parts[0], bias_scale
 
     def _move(self, node: onnx.NodeProto) -> None:
-        """Move the codes themselves: not every engine drops the quantizers around such a node."""
+        """Move the codes themselves: not every engine drops the quantizers around such a node.
+
+        Or move what they stand for, for an engine that does, and that understands it better so.
+        """
         copy = _copy(node)
+        if not self.dialect.moves_codes:
+            copy.input[0] = self.floats[node.input[0]]
+            self.nodes.append(copy)
+            self.floats.update((name, name) for name in node.output)
+            return
         copy.input[0] = self.codes[node.input[0]]
         if node.op_type == "Pad":  # what is zero as a float has a code of its own
             quantizer = self.layout.quantizers[node.output[0]]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from ..engine import Engine
 from ..errors import EngineError
 
-__all__ = ["ENGINE_NAMES", "open_engine"]
+__all__ = ["ENGINE_NAMES", "import_backend", "open_engine"]
 
-ENGINE_NAMES = ("onnxruntime", "null")
+ENGINE_NAMES = ("onnxruntime", "openvino", "null")
 
 
 def open_engine(name: str) -> type[Engine]:
@@ -20,6 +20,10 @@ def open_engine(name: str) -> type[Engine]:
         from .onnxruntime import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine
+    if name == "openvino":
+        from .openvino import OpenVinoEngine
+
+        return OpenVinoEngine
     if name == "null":
         from .null import NullEngine
 
@@ -27,3 +31,26 @@ def open_engine(name: str) -> type[Engine]:
     raise EngineError(
         "E_ENGINE", f"unknown engine '{name}'.", mend="Known engines: " + ", ".join(ENGINE_NAMES)
     )
+
+
+def import_backend(name: str) -> str | None:
+    """Import what the engine called ``name`` stands on.
+
+    Returns:
+        Its version, or ``None`` for the null engine, which stands on nothing.
+
+    Raises:
+        EngineError: ``E_BACKEND`` where it cannot be imported, ``E_ENGINE`` for a name that is not
+            an engine.
+        MissingExtraError: Where it is an optional extra that is not installed.
+    """
+    open_engine(name)
+    if name == "onnxruntime":
+        from .onnxruntime import backend_version as onnxruntime_version
+
+        return onnxruntime_version()
+    if name == "openvino":
+        from .openvino import backend_version as openvino_version
+
+        return openvino_version()
+    return None

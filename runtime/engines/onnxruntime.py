@@ -62,6 +62,12 @@ class OnnxRuntimeEngine(Engine):
 
     def _load(self) -> None:
         ort = _backend()
+        if self.options.precision != "f32":
+            raise EngineError(
+                "E_PRECISION",
+                f"ONNX Runtime computes floats in f32, {self.options.precision} was asked for.",
+                mend="Ask for the precision 'f32', or use the engine openvino.",
+            )
         wanted = self.options.provider or CPU
         available = list(ort.get_available_providers())
         if wanted not in available and not self.options.allow_fallback:

@@ -1,0 +1,139 @@
+"""What each engine made of a graph: the kernel that a node of the network ended up in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import onnx
+
+from ..runtime.engines.onnxruntime import optimized_model
+from ..runtime.engines.openvino import Executed, executed_graph
+from ..runtime.errors import EngineError
+from .dialects.qdq import Unit
+from .graph import Walk
+
+UNTOLD = "nothing that can be told"
+_COMPUTING = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_ENDINGS = ("WithoutBiases", "DequantizationMultiply", "DequantizationSubtract")
+_INT8 = ("u8", "i8")
+
+
+class Rewritten(Protocol):
+    """A graph as an engine rewrote it."""
+
+    def kernel_of(self, unit: Unit) -> tuple[str, bool]:
+        """The kernel that a unit became, and whether that computes on INT8 codes."""
+        ...
+
+    def kernels(self) -> dict[str, int]:
+        """How often each kernel stands in it."""
+        ...
+
+
+def rewritten(engine: str, model: bytes) -> Rewritten:
+    """What ``engine`` makes of a model on this machine.
+
+    Raises:
+        EngineError: ``E_BACKEND`` where it cannot load the model; ``E_ENGINE`` for an engine that
+            gives no receipts.
+    """
+    if engine == "onnxruntime":
+        return InOnnxRuntime(model)
+    if engine == "openvino":
+        return InOpenVino(executed_graph(model))
+    raise EngineError(
+        "E_ENGINE",
+        f"the engine '{engine}' gives no receipts.",
+        mend="Engines that do: onnxruntime, openvino.",
+    )
+
+
+@dataclass(frozen=True)
+class InOnnxRuntime:
+    """Read from the graph that ONNX Runtime writes out when it has optimized.
+
+    Attributes:
+        model: What it is given.
+    """
+
+    model: bytes
+    _makers: dict[str, onnx.NodeProto] = field(default_factory=dict[str, onnx.NodeProto])
+
+    def __post_init__(self) -> None:
+        # The last level changes layouts and with them names; fusion happens one before.
+        extended = onnx.load_model_from_string(optimized_model(self.model, "extended"))
+        self._makers.update(Walk(extended).producer)
+
+    def kernel_of(self, unit: Unit) -> tuple[str, bool]:
+        """As the protocol says."""
+        maker = self._makers.get(unit.output)
+        kernel = maker.op_type if maker is not None else UNTOLD
+        return kernel, is_int8_kernel(kernel)
+
+    def kernels(self) -> dict[str, int]:
+        """As the protocol says."""
+        last = onnx.load_model_from_string(optimized_model(self.model, "all"))
+        return dict(sorted(Counter(node.op_type for node in last.graph.node).items()))
+
+
+@dataclass(frozen=True)
+class InOpenVino:
+    """Read from the graph that OpenVINO executes: each node's precision, and what it was made of.
+
+    OpenVINO names what it fused by the nodes of the graph, or, where one gives an output of the
+    network, by that output. A node with weights counts as INT8 only where a convolution or a matrix
+    product reads codes; any other where what it was fused into does.
+
+    Attributes:
+        nodes: In order.
+    """
+
+    nodes: tuple[Executed, ...]
+    _homes: dict[str, list[Executed]] = field(default_factory=dict[str, "list[Executed]"])
+
+    def __post_init__(self) -> None:
+        for node in self.nodes:
+            for name in {_plain(one) for one in node.origins}:
+                self._homes.setdefault(name, []).append(node)
+
+    def kernel_of(self, unit: Unit) -> tuple[str, bool]:
+        """As the protocol says."""
+        names = dict.fromkeys((unit.node, unit.raw, unit.output))
+        homes = [home for name in names for home in self._homes.get(name, [])]
+        if unit.op_type in _WEIGHTED:
+            homes = [home for home in homes if home.kind in _COMPUTING]
+        best = next((home for home in homes if home.precision in _INT8), next(iter(homes), None))
+        return (UNTOLD, False) if best is None else (_told(best), best.precision in _INT8)
+
+    def kernels(self) -> dict[str, int]:
+        """As the protocol says."""
+        counted = (node for node in self.nodes if node.kind not in ("Const", "Input", "Output"))
+        return _count(f"{node.kind} {node.precision}" for node in counted)
+
+
+def is_int8_kernel(kernel: str) -> bool:
+    """Whether an operator of ONNX Runtime's rewritten graph computes on INT8 codes."""
+    return kernel.startswith("QLinear") or kernel == "QGemm" or "Integer" in kernel
+
+
+def _count(names: Iterable[str]) -> dict[str, int]:
+    counts: Mapping[str, int] = Counter(names)
+    return dict(sorted(counts.items()))
+
+
+def _plain(origin: str) -> str:
+    """A name without the endings that OpenVINO adds to the parts of what it took apart."""
+    head, slash, ending = origin.rpartition("/")
+    while slash and ending in _ENDINGS:
+        origin = head
+        head, slash, ending = origin.rpartition("/")
+    return origin
+
+
+def _told(node: Executed) -> str:
+    told = f"{node.kind} {node.precision}"
+    return told if node.primitive.startswith("undef") else f"{told} ({node.primitive})"

@@ -1,0 +1,318 @@
+"""OpenVINO: the only file that imports it.
+
+``import openvino`` sends telemetry and writes ``~/intel/stats`` by way of the package
+``openvino_telemetry``; importing it through this file hides that package for the time of the
+import, so that OpenVINO takes the stub that it has for its absence, for the whole process.
+
+A graph whose batch is free is compiled for any batch, which costs some percent of the speed of the
+same graph with a fixed one, and no pause where another size comes along.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..engine import Engine, EngineOptions, Precision
+from ..errors import EngineError, MissingExtraError
+from ..tensors import Array, Arrays, Dimension, TensorSpec
+
+CPU = "CPU"
+_TELEMETRY = "openvino_telemetry"
+_DTYPES = {
+    "f32": "float32",
+    "f64": "float64",
+    "f16": "float16",
+    "i8": "int8",
+    "i16": "int16",
+    "i32": "int32",
+    "i64": "int64",
+    "u8": "uint8",
+    "u16": "uint16",
+    "u32": "uint32",
+    "u64": "uint64",
+    "boolean": "bool",
+}
+
+
+class OpenVinoEngine(Engine):
+    """Runs an ONNX graph on one device of OpenVINO, by default the CPU.
+
+    Floats are computed in ``options.precision``, whatever the device would take by itself.
+    """
+
+    name: ClassVar[str] = "openvino"
+
+    def __init__(self, model: bytes, options: EngineOptions | None = None) -> None:
+        super().__init__(model, options)
+        self._ov: Any = None
+        self._request: Any = None
+        self._facts: dict[str, object] = {}
+        self._busy = Lock()  # a request serves one caller at a time
+
+    def facts(self) -> dict[str, object]:
+        """Version, device asked for, device that serves, precision of floats, threads."""
+        return {**super().facts(), **self._facts}
+
+    def _load(self) -> None:
+        ov = _backend()
+        if self.options.optimize != "all":
+            raise EngineError(
+                "E_USAGE",
+                f"OpenVINO cannot be told to optimize '{self.options.optimize}'.",
+                mend="Leave the option at 'all', or use the engine onnxruntime for it.",
+            )
+        core = _core(ov)
+        wanted = self.options.provider or CPU
+        available = [str(name) for name in core.available_devices]
+        serves = wanted in available
+        if not serves and not self.options.allow_fallback:
+            raise EngineError(
+                "E_PROVIDER",
+                f"OpenVINO {_version(ov)} has no device {wanted}; it has {', '.join(available)}.",
+                mend="Install the driver that it needs, or allow the fall-back to the CPU.",
+            )
+        device = wanted if serves else CPU
+        compiled = _compile(ov, core, self.model, device, self.options)
+        self._ov, self._request = ov, compiled.create_infer_request()
+        self.inputs = _specs(compiled.inputs, "input")
+        self.outputs = _specs(compiled.outputs, "output")
+        self._facts = {
+            "version": _version(ov),
+            "provider_asked": wanted,
+            "providers": [device],
+            "fell_back": not serves,
+            "device": str(core.get_property(device, "FULL_DEVICE_NAME")),
+            "precision": self.options.precision,
+            "threads_used": int(compiled.get_property("INFERENCE_NUM_THREADS"))
+            if device == CPU
+            else None,
+        }
+
+    def _unload(self) -> None:
+        self._request = None
+
+    def _run(self, feeds: Mapping[str, Array]) -> Arrays:
+        request, tensor = self._request, self._ov.Tensor
+        with self._busy:
+            try:
+                for index, spec in enumerate(self.inputs):
+                    array = feeds[spec.name]
+                    if not (array.flags.c_contiguous and array.flags.writeable):
+                        array = np.array(array, order="C")  # memory is shared with none other
+                    request.set_input_tensor(index, tensor(array, shared_memory=True))
+                request.infer(share_inputs=True)
+                return {
+                    spec.name: np.array(request.get_output_tensor(index).data)
+                    for index, spec in enumerate(self.outputs)
+                }
+            except Exception as error:  # RuntimeError, and what the bindings raise besides
+                raise EngineError(
+                    "E_BACKEND",
+                    f"OpenVINO failed while running: {_reason(error)}",
+                    mend="Check that the sizes of the inputs suit the graph.",
+                ) from error
+
+
+@dataclass(frozen=True)
+class Executed:
+    """One node of a graph as OpenVINO executes it.
+
+    Attributes:
+        kind: Its type, e.g. ``Convolution``.
+        precision: What it computes in, e.g. ``u8``, ``f32``, ``bf16``.
+        primitive: The kernel, e.g. ``brgconv_avx512_I8``; starts with ``undef`` where the first
+            inference decides it.
+        origins: Names of what it was made of: the graph's nodes, or the outputs that they give,
+            with OpenVINO's own endings.
+    """
+
+    kind: str
+    precision: str
+    primitive: str
+    origins: tuple[str, ...]
+
+
+def executed_graph(model: bytes, options: EngineOptions | None = None) -> tuple[Executed, ...]:
+    """What the CPU executes for a model, in order, as OpenVINO itself tells it.
+
+    Args:
+        model: An ONNX model.
+        options: How to run it.
+
+    Raises:
+        EngineError: ``E_BACKEND`` where it cannot be read; ``E_PRECISION``.
+        MissingExtraError: Where OpenVINO is not installed.
+    """
+    ov = _backend()
+    compiled = _compile(ov, _core(ov), model, CPU, options or EngineOptions())
+    found: list[Executed] = []
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        told = {str(key): str(value.astype(str)) for key, value in node.get_rt_info().items()}
+        names = tuple(name for name in told.get("originalLayersNames", "").split(",") if name)
+        found.append(
+            Executed(
+                told.get("layerType", ""),
+                told.get("runtimePrecision", ""),
+                told.get("primitiveType", ""),
+                names,
+            )
+        )
+    return tuple(found)
+
+
+def has_bf16() -> bool:
+    """Whether this processor computes in bfloat16, as OpenVINO sees it.
+
+    Raises:
+        MissingExtraError: Where OpenVINO is not installed.
+        EngineError: ``E_BACKEND`` where it cannot be imported.
+    """
+    return _computes_in_bf16(_core(_backend()), CPU)
+
+
+def backend_version() -> str:
+    """The version of the OpenVINO that is installed.
+
+    Raises:
+        MissingExtraError: Where it is not installed.
+        EngineError: ``E_BACKEND`` where it cannot be imported.
+    """
+    return _version(_backend())
+
+
+def _backend() -> Any:
+    if "openvino" in sys.modules:
+        return importlib.import_module("openvino")
+    hidden = sys.modules.get(_TELEMETRY)
+    sys.modules[_TELEMETRY] = None  # pyright: ignore[reportArgumentType]  as if not installed
+    try:
+        return importlib.import_module("openvino")
+    except ModuleNotFoundError as error:
+        if error.name == "openvino":
+            raise MissingExtraError("openvino", "openvino", "the engine openvino") from error
+        raise _broken(error) from error
+    except ImportError as error:
+        raise _broken(error) from error
+    finally:
+        if hidden is None:
+            del sys.modules[_TELEMETRY]
+        else:
+            sys.modules[_TELEMETRY] = hidden
+
+
+def _broken(error: ImportError) -> EngineError:
+    return EngineError(
+        "E_BACKEND",
+        f"OpenVINO cannot be imported: {error}",
+        mend="Install it again with: pip install --force-reinstall openvino",
+    )
+
+
+def _version(ov: Any) -> str:
+    return str(ov.get_version()).partition("-")[0]
+
+
+def _core(ov: Any) -> Any:
+    try:
+        return ov.Core()
+    except Exception as error:
+        raise EngineError(
+            "E_BACKEND",
+            f"OpenVINO does not start: {_reason(error)}",
+            mend="Install it again with: pip install --force-reinstall openvino",
+        ) from error
+
+
+def _computes_in_bf16(core: Any, device: str) -> bool:
+    return "BF16" in core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+
+
+def _compile(ov: Any, core: Any, model: bytes, device: str, options: EngineOptions) -> Any:
+    if not model:
+        raise EngineError(
+            "E_BACKEND", "the model is empty (0 bytes).", mend="Expected an ONNX model."
+        )
+    precision = options.precision
+    if precision == "bf16" and not _computes_in_bf16(core, device):
+        raise _refused(precision, f"OpenVINO says that {device} here has no bfloat16")
+    settings: dict[str, object] = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    if device == CPU:
+        # Pinned threads of two engines, or of two processes, would share the first cores.
+        settings["ENABLE_CPU_PINNING"] = False
+        settings["NUM_STREAMS"] = 1
+        if options.threads:
+            settings["INFERENCE_NUM_THREADS"] = options.threads
+    try:
+        compiled = core.compile_model(core.read_model(model), device, settings)
+        given = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    except Exception as error:
+        raise EngineError(
+            "E_BACKEND",
+            f"OpenVINO {_version(ov)} cannot load the model: {_reason(error)}",
+            mend="Expected an ONNX model whose operators it knows.",
+        ) from error
+    if given != precision:
+        raise _refused(precision, f"OpenVINO would compute in {given}")
+    return compiled
+
+
+def _refused(precision: Precision, why: str) -> EngineError:
+    return EngineError(
+        "E_PRECISION",
+        f"the precision {precision} was asked for: {why}.",
+        mend="Ask for the precision 'f32', which every processor has.",
+    )
+
+
+def _specs(ports: Sequence[Any], kind: str) -> tuple[TensorSpec, ...]:
+    specs: list[TensorSpec] = []
+    for index, port in enumerate(ports):
+        name, shape = _name(port, kind), port.get_partial_shape()
+        given = str(port.get_element_type().get_type_name())
+        if given not in _DTYPES or shape.rank.is_dynamic:
+            what = f"the type {given}" if given not in _DTYPES else "no number of dimensions"
+            raise EngineError(
+                "E_BACKEND",
+                f"{kind} '{name}' has {what}, which edgepress cannot pass.",
+                mend="Expected a tensor of numbers or booleans, its dimensions counted.",
+            )
+        sizes = tuple(_dimension(size, f"d{index}_{axis}") for axis, size in enumerate(shape))
+        specs.append(TensorSpec(name, _DTYPES[given], sizes))
+    return tuple(specs)
+
+
+def _name(port: Any, kind: str) -> str:
+    """The name in the ONNX graph; one port may have several where nodes were merged."""
+    node = port.get_node()
+    name = str(node.get_friendly_name()).removesuffix("/sink_port_0")
+    known = {str(one) for one in port.get_names()}
+    if name in known or not known:
+        return name
+    if len(known) == 1:
+        return known.pop()
+    raise EngineError(
+        "E_BACKEND",
+        f"OpenVINO merged the {kind}s {', '.join(sorted(known))} and told no name for one of them.",
+        mend="Export the network with outputs of their own.",
+    )
+
+
+def _dimension(size: Any, symbol: str) -> Dimension:
+    return int(size.get_length()) if size.is_static else symbol
+
+
+def _reason(error: Exception) -> str:
+    """The line of OpenVINO's message that says something: not where in its source it was."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    told = [line for line in lines if line and not line.startswith(("Exception from ", "Check '"))]
+    return (told or lines or [type(error).__name__])[0]
