@@ -47,9 +47,8 @@ class Session:
     ) -> None:
         self.bundle = bundle
         self.variant = variant
-        # As declared: an engine need not know that a free size of two tensors is the same.
-        self.inputs: tuple[TensorSpec, ...] = bundle.inputs
-        self.outputs: tuple[TensorSpec, ...] = bundle.outputs
+        self.inputs: tuple[TensorSpec, ...] = engine.inputs
+        self.outputs: tuple[TensorSpec, ...] = engine.outputs
         self.selftest = selftest
         self._engine = engine
         self._floats = [spec.name for spec in engine.inputs if spec.dtype.startswith("float")]

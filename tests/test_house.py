@@ -36,8 +36,11 @@ NOT_ON_DEVICES = {
     "torch_pruning",
     "torchvision",
 }
-BORDERS = {"onnxruntime": "runtime/engines/onnxruntime.py"}  # the rest: one file each, any file
-ONE_BORDER = ("nncf", "onnxruntime", "onnxscript", "safetensors", "torch_pruning")
+BORDERS = {  # the rest: one file each, any file
+    "onnxruntime": "runtime/engines/onnxruntime.py",
+    "openvino": "runtime/engines/openvino.py",
+}
+ONE_BORDER = ("nncf", "onnxruntime", "onnxscript", "openvino", "safetensors", "torch_pruning")
 TERMINAL = ("click", "rich")
 LONGEST = 400
 

@@ -265,6 +265,8 @@ def test_unknown_engines_are_named() -> None:
 @pytest.mark.parametrize("name", ENGINE_NAMES)
 def test_doctor_proves_an_engine_in_a_child(name: str) -> None:
     report = examine(name)
+    if not report.installed:
+        pytest.skip(f"{name}: {report.reason}")
     assert report.ok, report
     assert report.version
     assert report.providers

@@ -21,7 +21,8 @@ import numpy as np
 
 from ..engine import Engine, EngineOptions, Precision
 from ..errors import EngineError, MissingExtraError
-from ..tensors import Array, Arrays, Dimension, TensorSpec
+from ..tensors import Array, Arrays, TensorSpec
+from .symbols import free_names
 
 CPU = "CPU"
 _TELEMETRY = "openvino_telemetry"
@@ -81,8 +82,9 @@ class OpenVinoEngine(Engine):
         device = wanted if serves else CPU
         compiled = _compile(ov, core, self.model, device, self.options)
         self._ov, self._request = ov, compiled.create_infer_request()
-        self.inputs = _specs(compiled.inputs, "input")
-        self.outputs = _specs(compiled.outputs, "output")
+        symbols = free_names(self.model)
+        self.inputs = _specs(compiled.inputs, "input", symbols)
+        self.outputs = _specs(compiled.outputs, "output", symbols)
         self._facts = {
             "version": _version(ov),
             "provider_asked": wanted,
@@ -274,7 +276,9 @@ def _refused(precision: Precision, why: str) -> EngineError:
     )
 
 
-def _specs(ports: Sequence[Any], kind: str) -> tuple[TensorSpec, ...]:
+def _specs(
+    ports: Sequence[Any], kind: str, symbols: Mapping[str, tuple[str, ...]]
+) -> tuple[TensorSpec, ...]:
     specs: list[TensorSpec] = []
     for index, port in enumerate(ports):
         name, shape = _name(port, kind), port.get_partial_shape()
@@ -286,7 +290,12 @@ def _specs(ports: Sequence[Any], kind: str) -> tuple[TensorSpec, ...]:
                 f"{kind} '{name}' has {what}, which edgepress cannot pass.",
                 mend="Expected a tensor of numbers or booleans, its dimensions counted.",
             )
-        sizes = tuple(_dimension(size, f"d{index}_{axis}") for axis, size in enumerate(shape))
+        told = symbols.get(name, ())
+        names = told if len(told) == len(shape) else ("",) * len(shape)
+        sizes = tuple(
+            int(size.get_length()) if size.is_static else names[axis] or f"d{index}_{axis}"
+            for axis, size in enumerate(shape)
+        )
         specs.append(TensorSpec(name, _DTYPES[given], sizes))
     return tuple(specs)
 
@@ -305,10 +314,6 @@ def _name(port: Any, kind: str) -> str:
         f"OpenVINO merged the {kind}s {', '.join(sorted(known))} and told no name for one of them.",
         mend="Export the network with outputs of their own.",
     )
-
-
-def _dimension(size: Any, symbol: str) -> Dimension:
-    return int(size.get_length()) if size.is_static else symbol
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,334 @@
+"""The dialect openvino: what its graphs become in OpenVINO, and that receipts tell the truth."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+if importlib.util.find_spec("openvino") is None:  # importing it here would send telemetry
+    pytest.skip("the extra openvino is not installed", allow_module_level=True)
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from edgepress.benchmarks.comparison import compare
+from edgepress.benchmarks.measurement import Preset
+from edgepress.export import Graph, Receipt, calibrate, dialect, int8_receipt, plan_int8, write_qdq
+from edgepress.export.bias import correct_biases
+from edgepress.export.dialects import Dialect
+from edgepress.export.dialects.qdq import Quantized
+from edgepress.export.exact import tidy
+from edgepress.export.executed import InOpenVino, rewritten
+from edgepress.export.receipt import count_macs, float_receipt
+from edgepress.runtime import EngineError, open_engine
+from edgepress.runtime.engines.openvino import Executed, executed_graph
+from edgepress.runtime.tensors import Array
+
+OURS = dialect("openvino")
+SIZE = 16
+node = helper.make_node
+
+
+class Net:
+    """Writes a graph layer by layer; weights from a seed."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+
+    def constant(self, name: str, value: Any) -> str:
+        self.constants.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def add(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        self.nodes.append(node(op, list(inputs), [output], name=f"n_{output}", **attributes))
+        return output
+
+    def conv(
+        self, source: str, output: str, c_in: int, c_out: int, k: int = 3, group: int = 1
+    ) -> str:
+        fan = k * k * c_in // group
+        weights = self.rng.normal(0, (2 / fan) ** 0.5, (c_out, c_in // group, k, k))
+        w = self.constant(f"{output}_w", weights.astype(np.float32))
+        b = self.constant(f"{output}_b", self.rng.normal(0, 0.1, c_out).astype(np.float32))
+        return self.add("Conv", [source, w, b], output, pads=[k // 2] * 4, group=group)
+
+    def relu(self, source: str) -> str:
+        return self.add("Relu", [source], f"{source}_relu")
+
+    def relu6(self, source: str) -> str:
+        if not any(one.name == "six" for one in self.constants):
+            self.constant("zero", np.float32(0))
+            self.constant("six", np.float32(6))
+        return self.add("Clip", [source, "zero", "six"], f"{source}_relu6")
+
+    def head(self, source: str, channels: int, classes: int = 10) -> str:
+        pooled = self.add("GlobalAveragePool", [source], "pooled")
+        flat = self.add("Flatten", [pooled], "flat")
+        weights = self.rng.normal(0, 0.3, (classes, channels)).astype(np.float32)
+        w = self.constant("head_w", weights)
+        b = self.constant("head_b", self.rng.normal(0, 0.1, classes).astype(np.float32))
+        return self.add("Gemm", [flat, w, b], "y", transB=1)
+
+    def graph(self, shape: tuple[Any, ...] = ("N", 10)) -> Graph:
+        made = helper.make_graph(
+            self.nodes,
+            "net",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, SIZE, SIZE])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+            self.constants,
+        )
+        opset = [helper.make_opsetid("", 18)]
+        return tidy(helper.make_model(made, opset_imports=opset, ir_version=10), source="a test")
+
+
+def resnet(width: int = 16) -> Graph:
+    net = Net()
+    x = net.relu(net.conv("x", "stem", 3, width))
+    x = net.add("MaxPool", [x], "pool", kernel_shape=[2, 2], strides=[2, 2])
+    for i in range(3):
+        y = net.relu(net.conv(x, f"a{i}", width, width))
+        y = net.conv(y, f"b{i}", width, width)
+        x = net.relu(net.add("Add", [x, y], f"sum{i}"))
+    net.head(x, width)
+    return net.graph()
+
+
+def mobilenet(width: int = 16) -> Graph:
+    net = Net()
+    x = net.relu6(net.conv("x", "stem", 3, width))
+    for i in range(2):
+        y = net.relu6(net.conv(x, f"expand{i}", width, 2 * width, 1))
+        y = net.relu6(net.conv(y, f"depth{i}", 2 * width, 2 * width, 3, 2 * width))
+        y = net.conv(y, f"project{i}", 2 * width, width, 1)
+        x = net.add("Add", [x, y], f"sum{i}")
+    gate = net.add("GlobalAveragePool", [x], "squeezed")
+    gate = net.add("Sigmoid", [net.conv(gate, "gate", width, width, 1)], "gated")
+    net.head(net.add("Mul", [x, gate], "scaled"), width)
+    return net.graph()
+
+
+def pictures(count: int = 16) -> Array:
+    return np.random.default_rng(1).normal(size=(count, 3, SIZE, SIZE)).astype(np.float32)
+
+
+def quantized(graph: Graph, into: Dialect = OURS) -> tuple[Quantized, Receipt]:
+    ranges = calibrate(graph, lambda size: [{"x": pictures()}])
+    plan = plan_int8(graph, ranges, into)
+    made = write_qdq(graph, ranges, plan, into)
+    macs = count_macs(graph, {"x": pictures(1)})
+    return made, int8_receipt(graph, macs, made, plan, "openvino")
+
+
+def run(engine: str, model: bytes, x: Array) -> Array:
+    with open_engine(engine)(model) as opened:
+        return next(iter(opened.run({"x": x}).values()))
+
+
+def sqnr_db(exact: Array, found: Array) -> float:
+    return float(10 * np.log10((exact**2).sum() / ((exact - found) ** 2).sum()))
+
+
+@pytest.mark.parametrize("make", [resnet, mobilenet])
+def test_whole_networks_run_in_int8(make: Any) -> None:
+    graph = make()
+    made, receipt = quantized(graph)
+    assert receipt.fused_int8 == receipt.asked_int8 == len(made.units)
+    assert receipt.int8_share == 1.0
+    wide = [one for one in executed_graph(made.model) if one.kind == "Convolution"]
+    assert {one.precision for one in wide} == {"u8"}
+    assert len(wide) == sum(1 for one in graph.proto().graph.node if one.op_type == "Conv")
+    x = pictures()
+    exact = run("openvino", graph.model, x)
+    assert sqnr_db(exact, run("openvino", made.model, x)) > 25
+    assert receipt.engine["engine"] == "openvino"
+    assert receipt.kernels["Convolution u8"] == len(wide)
+
+
+def test_a_residual_add_runs_inside_of_a_convolution() -> None:
+    made, receipt = quantized(resnet())
+    assert not [one for one in executed_graph(made.model) if one.kind in ("Eltwise", "Subgraph")]
+    adds = [one for one in receipt.nodes if one.op_type == "Add"]
+    assert len(adds) == 3
+    assert all(one.reason.startswith("runs as Convolution u8") for one in adds)
+
+
+@pytest.mark.parametrize("make", [resnet, mobilenet])
+def test_onnx_runtime_computes_the_same_from_it(make: Any) -> None:
+    """Bias correction runs it there, the tolerance of golden outputs is taken there."""
+    graph = make()
+    made, _ = quantized(graph)
+    x = pictures()
+    one, other = run("openvino", made.model, x), run("onnxruntime", made.model, x)
+    assert sqnr_db(one, other) > 30
+
+
+def test_bias_correction_brings_the_outputs_nearer_in_openvino() -> None:
+    graph = mobilenet()
+    made, _ = quantized(graph)
+    corrected, shifts = correct_biases(
+        graph, made, lambda size: [{"x": pictures(64)}], largest_tensor=32 * SIZE * SIZE
+    )
+    assert shifts
+    x = pictures(64)
+    exact = run("openvino", graph.model, x)
+    before, after = (run("openvino", one.model, x) for one in (made, corrected))
+    assert abs(float((after - exact).mean())) < abs(float((before - exact).mean())) + 1e-3
+    assert sqnr_db(exact, after) > sqnr_db(exact, before) - 1
+
+
+def between(op: str, channels: int = 16, outputs: int = 1, **attributes: Any) -> Graph:
+    """Conv, ReLU, the operator under test, Conv."""
+    net = Net()
+    net.relu(net.conv("x", "first", 3, 16))
+    sides = {"Concat": 2, "Add": 2, "Mul": 2}.get(op, 1)
+    names = ["first_relu"]
+    if sides == 2:
+        names.append(net.relu(net.conv("x", "second", 3, 16)))
+    more = {
+        "Slice": (np.array([0]), np.array([8]), np.array([1])),
+        "Reshape": (np.array([0, 4, 4, SIZE, SIZE]),),
+        "Gather": (np.arange(15, -1, -1),),
+        "Pad": (np.array([0, 0, 1, 1, 0, 0, 1, 1]),),
+        "Resize": (np.array([1, 1, 2, 2], np.float32),),
+    }.get(op, ())
+    constants = [net.constant(f"c{i}", value) for i, value in enumerate(more)]
+    names += ["", *constants] if op == "Resize" else constants
+    if op == "Split":
+        made = node(op, names, ["middle", "rest"], name="n_middle", **attributes)
+        net.nodes.append(made)
+    else:
+        net.add(op, names, "middle", **attributes)
+    source = "middle"
+    if op == "Reshape":
+        back = net.constant("back", np.array([0, 16, SIZE, SIZE]))
+        source = net.add("Reshape", ["middle", back], "shaped")
+    net.conv(source, "y", channels, 4, 1)
+    return net.graph(("N", 4, None, None))
+
+
+@pytest.mark.parametrize(
+    ("op", "channels", "attributes"),
+    [
+        ("Add", 16, {}),
+        ("Mul", 16, {}),
+        ("Sigmoid", 16, {}),
+        ("LeakyRelu", 16, {"alpha": 0.1}),
+        ("AveragePool", 16, {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}),
+        ("GlobalAveragePool", 16, {}),
+        ("Concat", 32, {"axis": 1}),
+        ("MaxPool", 16, {"kernel_shape": [2, 2], "strides": [2, 2]}),
+        ("Transpose", 16, {"perm": [0, 1, 3, 2]}),
+        ("Reshape", 16, {}),
+        ("Slice", 8, {}),
+        ("Split", 8, {"axis": 1, "num_outputs": 2}),
+        ("Gather", 16, {"axis": 1}),
+        ("DepthToSpace", 4, {"blocksize": 2}),
+        ("SpaceToDepth", 64, {"blocksize": 2}),
+        ("Resize", 16, {"mode": "nearest", "coordinate_transformation_mode": "asymmetric",
+                        "nearest_mode": "floor"}),
+        ("Pad", 16, {}),
+    ],
+)  # fmt: skip
+def test_what_lies_between_two_layers_leaves_both_in_int8(
+    op: str, channels: int, attributes: dict[str, Any]
+) -> None:
+    graph = between(op, channels, **attributes)
+    made, receipt = quantized(graph)
+    assert receipt.int8_share == 1.0, receipt.nodes
+    assert receipt.fused_int8 == receipt.asked_int8
+    x = pictures()
+    assert sqnr_db(run("openvino", graph.model, x), run("openvino", made.model, x)) > 20
+
+
+def test_activation_functions_and_gates_are_not_quantized_by_themselves() -> None:
+    """SiLU runs inside of the convolution before it; with quantizers in between it would not."""
+    net = Net()
+    x = net.conv("x", "first", 3, 16)
+    x = net.add("Mul", [x, net.add("Sigmoid", [x], "gate")], "silu")
+    net.conv(x, "y", 16, 4, 1)
+    graph = net.graph(("N", 4, None, None))
+    made, receipt = quantized(graph)
+    assert receipt.int8_share == 1.0
+    assert not [one for one in executed_graph(made.model) if one.kind in ("Eltwise", "Convert")]
+    much = replace(OURS, elementwise=OURS.elementwise | {"Sigmoid", "Mul"})
+    made, _ = quantized(graph, much)
+    assert [one for one in executed_graph(made.model) if one.kind == "Eltwise"]
+
+
+def test_the_receipt_tells_what_fell_out() -> None:
+    """Codes that a Transpose moves throw the next convolution back: why floats are moved here."""
+    graph = between("Transpose", perm=[0, 1, 3, 2])
+    _, receipt = quantized(graph, replace(OURS, moves_codes=True))
+    assert receipt.asked_int8 - receipt.fused_int8 == 1
+    (fallen,) = (one for one in receipt.nodes if one.reason.startswith("asked for INT8"))
+    assert fallen.precision == "float32"
+    assert "Convolution f32" in fallen.reason
+    assert 0 < receipt.int8_share < 1
+
+
+def test_what_stays_float_is_told_as_float() -> None:
+    net = Net()
+    x = net.relu(net.conv("x", "first", 3, 16))
+    net.conv(net.add("Erf", [x], "erf"), "y", 16, 4, 1)
+    made, receipt = quantized(net.graph(("N", 4, None, None)))
+    by_op = {one.op_type: one for one in receipt.nodes}
+    assert by_op["Erf"].precision == "float32"
+    assert "no INT8 kernel" in by_op["Erf"].reason
+    assert receipt.int8_share == 1.0
+    assert len(made.units) == 2
+
+
+def test_the_receipt_of_float32_has_no_int8() -> None:
+    graph = resnet()
+    receipt = float_receipt(graph, count_macs(graph, {"x": pictures(1)}), "openvino")
+    assert receipt.int8_share == 0
+    assert receipt.engine["precision"] == "f32"
+    assert {name.rpartition(" ")[2] for name in receipt.kernels} == {"f32"}
+
+
+def test_endings_and_outputs_are_understood() -> None:
+    """OpenVINO takes a node apart, and names by the output where one is given out."""
+    made, receipt = quantized(resnet())
+    (head,) = (one for one in receipt.nodes if one.op_type == "Gemm")
+    assert (head.precision, head.reason.split(" (")[0]) == ("int8", "runs as FullyConnected u8")
+    unit = next(one for one in made.units if one.op_type == "Conv")
+    nodes = (
+        Executed("Reorder", "u8", "", (unit.node,)),
+        Executed("Convolution", "f32", "jit", (f"{unit.node}/WithoutBiases",)),
+    )
+    assert InOpenVino(nodes).kernel_of(unit) == ("Convolution f32 (jit)", False)
+    assert InOpenVino(()).kernel_of(unit) == ("nothing that can be told", False)
+    with pytest.raises(EngineError) as caught:
+        rewritten("null", b"")
+    assert caught.value.code == "E_ENGINE"
+
+
+def test_without_vnni_weights_use_half_their_range() -> None:
+    made, receipt = quantized(resnet(), dialect("openvino-half"))
+    assert receipt.int8_share == 1.0
+    codes = [
+        numpy_helper.to_array(one)
+        for one in onnx.load_from_string(made.model).graph.initializer
+        if one.data_type == TensorProto.INT8 and len(one.dims) > 1
+    ]
+    assert codes
+    assert max(int(np.abs(one.astype(int)).max()) for one in codes) <= 63
+
+
+@pytest.mark.serial
+@pytest.mark.slow
+def test_it_is_faster_than_float32() -> None:
+    graph = resnet(64)
+    made, _ = quantized(graph)
+    found = compare(
+        made.model, graph.model, preset=Preset("brief", 1.0, 64, 8.0, 2, 20.0), engine="openvino"
+    )
+    assert found.a.engine["engine"] == found.b.engine["engine"] == "openvino"
+    assert found.ratio > 1.3, (found.ratio, found.ratio_low, found.ratio_high)
