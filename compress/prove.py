@@ -155,8 +155,8 @@ class Rival:
         keeps: Whether those are within the bound; what does not keep the score is no way to run it.
         comparison: The candidate (``a``) against it (``b``); ``None`` where it does not keep the
             score, or there is no candidate to time.
-        over_float32: It (``a``) against float32 (``b``); measured where no candidate is faster than
-            float32, which leaves open which of the two is best.
+        over_float32: It (``a``) against float32 (``b``); measured where the candidate is declined
+            already, which leaves open which of the two is best.
     """
 
     precision: Precision
@@ -218,8 +218,9 @@ def try_out(
     known = _Known(judge, material, original_selection, original_test)
     selection, test, drops = known.scores(shipped.model, shipped.precision)
     comparison = judge.compare(shipped.model) if candidate.changed else None
+    so_far = decide(comparison, drops, max_drop)
     rivals = tuple(
-        _rival(precision, known, max_drop, candidate, comparison) for precision in judge.rivals()
+        _rival(precision, known, max_drop, candidate, so_far) for precision in judge.rivals()
     )
     verdict = decide(comparison, drops, max_drop, rivals)
     return Trial(candidate, comparison, selection, test, verdict, rivals)
@@ -256,7 +257,7 @@ def _rival(
     known: _Known,
     max_drop: float | None,
     candidate: Outcome,
-    comparison: Comparison | None,
+    so_far: Verdict,
 ) -> Rival:
     judge = known.judge
     _, _, drops = known.scores(judge.graph.model, WORDS[precision], precision)
@@ -264,7 +265,7 @@ def _rival(
     against = over_float32 = None
     if keeps and candidate.changed:
         against = judge.compare(candidate.shipped.model, against=precision)
-    if keeps and (comparison is None or comparison.faster != "a"):
+    if keeps and not so_far.accepted:
         over_float32 = judge.compare(judge.graph.model, precision=precision)
     return Rival(precision, drops, keeps, against, over_float32)
 

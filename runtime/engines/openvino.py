@@ -190,7 +190,7 @@ def backend_version() -> str:
 
 
 def _backend() -> Any:
-    if "openvino" in sys.modules:
+    if sys.modules.get("openvino") is not None:
         return importlib.import_module("openvino")
     hidden = sys.modules.get(_TELEMETRY)
     sys.modules[_TELEMETRY] = None  # pyright: ignore[reportArgumentType]  as if not installed
