@@ -49,7 +49,7 @@ $(VENV)/.with-compress: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) with the versions of constraints.txt, which takes minutes once ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install -qq $(PINS) pip setuptools
-	@$(PIP) install -qq $(PINS) --no-build-isolation --editable '.[compress]'
+	@$(PIP) install -qq $(PINS) --no-build-isolation --editable '.[compress,openvino]'
 	@touch $@
 
 $(VENV)/.with-dev: $(VENV)/.with-compress
