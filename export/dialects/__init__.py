@@ -89,7 +89,8 @@ def _openvino(name: str, weight_limit: int) -> Dialect:
     # convolution where all three tensors are codes; so does an activation function or gate, but
     # only where nothing quantizes what lies between (1.5 to 1.9 times as fast as with quantizers).
     # A Transpose of codes, unlike one of floats between their quantizers, throws the next
-    # convolution back to float32, and there is no INT8 SpaceToDepth.
+    # convolution back to float32, and there is no INT8 SpaceToDepth. What has float32 weights stays
+    # float32 between dequantized inputs, and a sum of one term is dropped: nothing stands between.
     ours = _onnxruntime(name, "uint8", weight_limit)
     return replace(
         ours,

@@ -286,7 +286,7 @@ class _Writer:
         return node.op_type in self.dialect.seized and self.layout.coded.issuperset(data)
 
     def _apart(self, name: str) -> str:
-        """The dequantized tensor behind a sum of one term: an exact copy that no engine drops."""
+        """The dequantized tensor behind a sum of one term, a copy that ONNX Runtime keeps."""
         if name not in self.copies:
             self.copies[name] = fresh(self.names, f"{name}_float")
             self._add("Sum", [self.floats[name]], self.copies[name])
