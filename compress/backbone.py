@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,15 +85,3 @@ class Backbone:
         module.eval()
         shown = f"{Path(where).name}:{name}" if where.endswith(".py") else spec
         return Backbone(module, shown, preprocessing, digest)
-
-
-@contextlib.contextmanager
-def evaluating(module: torch.nn.Module) -> Generator[None, None, None]:
-    """Inside, a module and all its parts are in evaluation mode; then in the mode they had."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..benchmarks.images import Images
+from ..export.capture import evaluating
 from ..export.receipt import count_macs
 from ..runtime.bundle import Bundle
 from ..runtime.engines import import_backend
@@ -19,7 +20,7 @@ from ..runtime.seal import check_out, write_files
 from ..runtime.target import Target
 from ..runtime.target import target as target_of
 from ..runtime.tensors import Arrays
-from .backbone import Backbone, evaluating
+from .backbone import Backbone
 from .loader_check import check_loader
 from .material import (
     AnyTask,

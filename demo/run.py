@@ -62,7 +62,7 @@ def main() -> None:
 def show(manifest: dict[str, Any], bench: dict[str, Any]) -> None:
     """The table at the end."""
     scores, sizes = manifest["scores"], manifest["measurements"]["size_bytes"]
-    comparison = bench.get("comparison", bench)
+    comparison = bench["comparison"]
     table = Table(title="\nWhat edgepress made of it", title_justify="left")
     for name, justify in (("", "left"), ("original", "right"), ("result", "right"), ("", "left")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]

@@ -72,7 +72,7 @@ def capture(
             mend=f"Choose {_OPSETS[0]} to {_OPSETS[-1]}; 18 is the default.",
         )
     _finite_weights(module)
-    with _evaluating(module):
+    with evaluating(module):
         names = list(run_module(module, example))
         free = torch.export.Dim("N", min=1)
         arguments = _tensors(example)
@@ -232,7 +232,7 @@ def prove(
     largest: dict[str, float] = {}
     worst: dict[str, float] = {}
     products: dict[str, Array] = {}
-    with _evaluating(module), OnnxRuntimeEngine(graph.model, EngineOptions()) as engine:
+    with evaluating(module), OnnxRuntimeEngine(graph.model, EngineOptions()) as engine:
         for feeds in batches:
             wanted, found = run_module(module, feeds), engine.run(feeds)
             for name, value in wanted.items():
@@ -323,8 +323,9 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _evaluating(module: torch.nn.Module) -> Generator[None]:
-    modes = [(m, m.training) for m in module.modules()]
+def evaluating(module: torch.nn.Module) -> Generator[None]:
+    """Inside, a module and all its parts are in evaluation mode; then in the mode they had."""
+    modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
         yield

@@ -14,10 +14,7 @@ from .errors import BundleError, InputError
 from .manifest import MANIFEST, MANIFEST_HASH, Manifest, Variant, parse_manifest
 from .npz import read_npz
 from .preprocessing import Preprocessing
-from .seal import manifest_files, seal, write_files, write_zip
 from .tensors import Arrays, TensorSpec
-
-__all__ = ["Bundle", "manifest_files", "seal", "write_files", "write_zip"]
 
 
 @dataclass(frozen=True)

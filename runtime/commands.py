@@ -8,12 +8,13 @@ from pathlib import Path
 
 import click
 
-from .bundle import Bundle, write_zip
+from .bundle import Bundle
 from .console import Console, report_errors
 from .doctor import examine
 from .engines import ENGINE_NAMES
 from .errors import EngineError, InputError
 from .prediction import Prediction
+from .seal import write_zip
 from .session import Session
 from .target import TARGET_NAMES, target
 

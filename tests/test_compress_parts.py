@@ -26,11 +26,11 @@ from edgepress.benchmarks import Images
 from edgepress.benchmarks.comparison import Comparison, compare
 from edgepress.benchmarks.measurement import Preset
 from edgepress.compress import Backbone, Int8, Recipe
-from edgepress.compress.backbone import evaluating
 from edgepress.compress.material import gather
 from edgepress.compress.prove import decide
 from edgepress.compress.subject import batch_size, torch_run
 from edgepress.compress.zoo import preprocessing_of_timm, preprocessing_of_torchvision
+from edgepress.export.capture import evaluating
 from edgepress.runtime import InputError, Preprocessing
 from edgepress.runtime.files import disk_room, write_file
 

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from edgepress.runtime import Bundle, BundleError, InputError, Preprocessing, TensorSpec
-from edgepress.runtime.bundle import manifest_files, seal, write_files, write_zip
 from edgepress.runtime.manifest import Golden, Manifest, Tolerance, Variant, parse_manifest
 from edgepress.runtime.npz import write_npz
+from edgepress.runtime.seal import manifest_files, seal, write_files, write_zip
 from edgepress.runtime.unzip import read_zip
 
 Change = Callable[[dict[str, Any]], object]

@@ -20,9 +20,9 @@ from PIL import Image
 
 from edgepress.__main__ import main
 from edgepress.runtime import Bundle, Preprocessing, open_engine
-from edgepress.runtime.bundle import seal, write_files
 from edgepress.runtime.manifest import Golden, Manifest, Tolerance, Variant
 from edgepress.runtime.npz import write_npz
+from edgepress.runtime.seal import seal, write_files
 
 
 @pytest.fixture

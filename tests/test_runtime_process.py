@@ -16,9 +16,9 @@ from PIL import Image
 
 import edgepress.runtime
 from edgepress.runtime import Preprocessing, Session, open_engine
-from edgepress.runtime.bundle import seal, write_files
 from edgepress.runtime.manifest import Golden, Manifest, Tolerance, Variant
 from edgepress.runtime.npz import write_npz
+from edgepress.runtime.seal import seal, write_files
 
 BARE = """
 import os, sys

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from edgepress.runtime import Bundle, BundleError, InputError, TensorSpec
-from edgepress.runtime.bundle import seal, write_files, write_zip
 from edgepress.runtime.manifest import Golden, Manifest, Tolerance, Variant
 from edgepress.runtime.npz import write_npz
+from edgepress.runtime.seal import seal, write_files, write_zip
 from edgepress.runtime.unzip import read_zip
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and limits of POSIX")
@@ -165,7 +165,7 @@ CHILD = """
     import os, resource, signal, sys
     from pathlib import Path
     from edgepress.runtime import InputError
-    from edgepress.runtime.bundle import write_files, write_zip
+    from edgepress.runtime.seal import write_files, write_zip
 
     folder = Path(sys.argv[1])
     AS_ZIP = {as_zip}

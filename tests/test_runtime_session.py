@@ -25,9 +25,9 @@ from edgepress.runtime import (
     TensorSpec,
     open_engine,
 )
-from edgepress.runtime.bundle import seal, write_files
 from edgepress.runtime.manifest import Golden, Manifest, Tolerance, Variant
 from edgepress.runtime.npz import write_npz
+from edgepress.runtime.seal import seal, write_files
 
 RNG = np.random.default_rng(0)
 Make = Callable[..., Path]
