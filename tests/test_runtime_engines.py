@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from edgepress.runtime import EngineError, EngineOptions, InputError, TensorSpec, open_engine
 from edgepress.runtime.doctor import examine
-from edgepress.runtime.engines import ENGINE_NAMES
+from edgepress.runtime.engines import ENGINE_NAMES, import_backend
 from edgepress.runtime.engines.onnxruntime import optimized_model
 
 RNG = np.random.default_rng(0)
@@ -35,6 +35,7 @@ def graph(nodes: list[Any], inputs: list[tuple[Any, ...]], outputs: list[tuple[A
 
 
 def test_runs_like_a_bare_session(tiny_classifier: Callable[..., bytes]) -> None:
+    import_backend("onnxruntime")  # a bare import sends telemetry
     import onnxruntime
 
     model = tiny_classifier()
