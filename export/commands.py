@@ -43,7 +43,7 @@ def _as_dict(bundle: Bundle) -> dict[str, object]:
         "outputs": [spec.to_dict() for spec in bundle.outputs],
         "preprocessing": bundle.preprocessing.to_dict() if bundle.preprocessing else None,
         "labels": list(bundle.labels) if bundle.labels else None,
-        "variants": [vars(variant) for variant in bundle.variants],
+        "variants": [variant.to_dict() for variant in bundle.variants],
         "recipe": dict(bundle.recipe),
         "scores": dict(bundle.scores or {}),
         "measurements": dict(bundle.measurements or {}),
