@@ -45,7 +45,7 @@ from .onnx_files import check_float_network
 _OLDEST_OPSET = 13  # per-axis DequantizeLinear came with it
 _RAISED_OPSET = 18
 _RELATIVE_TOLERANCE = 1e-3
-_SIZES = (64, 224, 32, 320, 256, 1)  # tried in turn for free dimensions, until the model runs
+SIZES = (64, 224, 32, 320, 256, 1)  # tried in turn for free dimensions, until the model runs
 
 
 def tidy(
@@ -230,7 +230,7 @@ def _first_run(
         if example is not None:
             return dict(example), engine.run(example)
         told = ""
-        for size in _SIZES:
+        for size in SIZES:
             feeds = synthetic(inputs, size=size)
             try:
                 return feeds, engine.run(feeds)
@@ -241,7 +241,7 @@ def _first_run(
     raise InputError(
         "E_SHAPE",
         f"{source} has free dimensions and runs with none of the sizes "
-        f"{', '.join(map(str, _SIZES))}: {told}",
+        f"{', '.join(map(str, SIZES))}: {told}",
         mend="Export it with the sizes that it is meant for.",
         path=source,
     )
