@@ -84,16 +84,7 @@ def check_float_network(model: onnx.ModelProto, source: str) -> None:
             ``E_NAN`` for weights that are not finite.
     """
     _check_no_control_flow(model, source)
-    checker = cast("Any", onnx.checker)
-    try:
-        checker.check_model(model)
-    except (onnx.checker.ValidationError, ValueError) as error:
-        raise InputError(
-            "E_MODEL",
-            f"{source} is not a valid ONNX model: {str(error).splitlines()[0]}",
-            mend="Export it again.",
-            path=source,
-        ) from error
+    check_valid(model, source)
     if any(is_quantized(node) for node in model.graph.node):
         raise InputError(
             "E_MODEL",
@@ -118,6 +109,24 @@ def check_float_network(model: onnx.ModelProto, source: str) -> None:
                 mend="Train or load the weights again; such a network computes nothing useful.",
                 path=name,
             )
+
+
+def check_valid(model: onnx.ModelProto, source: str) -> None:
+    """Refuse what ONNX's checker refuses.
+
+    Raises:
+        InputError: ``E_MODEL``.
+    """
+    checker = cast("Any", onnx.checker)
+    try:
+        checker.check_model(model)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise InputError(
+            "E_MODEL",
+            f"{source} is not a valid ONNX model: {str(error).splitlines()[0]}",
+            mend="Export it again.",
+            path=source,
+        ) from error
 
 
 def is_quantized(node: onnx.NodeProto) -> bool:
@@ -150,3 +159,23 @@ def _check_no_control_flow(model: onnx.ModelProto, path: str) -> None:
             mend="Inline functions and unroll control flow, or export the part before it.",
             path=path,
         )
+
+
+def all_constants(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """Initializers and what Constant nodes hold in any form but strings, named."""
+    found = list(model.graph.initializer)
+    for node in model.graph.node:
+        if node.op_type != "Constant":
+            continue
+        (item,) = node.attribute
+        value: Any = onnx.helper.get_attribute_value(item)
+        if item.name.startswith(("value_string", "sparse")):
+            continue
+        if not isinstance(value, onnx.TensorProto):
+            kind = np.float32 if item.name.startswith("value_float") else np.int64
+            value = numpy_helper.from_array(np.asarray(value, kind))
+        named = onnx.TensorProto()
+        named.CopyFrom(value)
+        named.name = node.output[0]
+        found.append(named)
+    return found
