@@ -67,7 +67,8 @@ class Truth:
         codes: Its quantizers, by tensor of the float32 graph.
         views: Where each of those tensors is in the file.
         shares: What channels were divided by, by tensor.
-        filled: Tensors whose quantizers the file does not have.
+        filled: Quantizers that the file does not have; beyond their ends nothing matters to what
+            reads the tensor, which the layers behind it prove.
         widened: Tensors whose channels had scales of their own that became one.
     """
 
@@ -75,7 +76,7 @@ class Truth:
     codes: Mapping[str, Codes]
     views: Mapping[str, str]
     shares: Mapping[str, Array]
-    filled: frozenset[str]
+    filled: Mapping[str, Codes]
     widened: frozenset[str]
 
 
@@ -165,6 +166,8 @@ def _value(truth: Truth, name: str, seen: Arrays) -> Array:
     if name in truth.codes and np.issubdtype(value.dtype, np.integer):
         value = truth.codes[name].decode(value)
     value = value.astype(np.float32)
+    if name in truth.filled:
+        value = np.clip(value, truth.filled[name].low, truth.filled[name].high)
     if name in truth.shares:
         value = value / truth.shares[name].reshape([1, -1] + [1] * (value.ndim - 2))
     return value

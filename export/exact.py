@@ -66,7 +66,7 @@ def tidy(
     """
     original = onnx.ModelProto()
     original.CopyFrom(model)
-    _initializers_are_not_inputs(original)
+    initializers_are_not_inputs(original)
     # Before 4 initializers had to be inputs; what came after 10 is nothing that a network needs.
     original.ir_version = min(max(original.ir_version, 4), IR_VERSION)
     check_float_network(original, source)
@@ -118,7 +118,8 @@ def with_opset(graph: Graph, opset: int, feeds: Mapping[str, Array]) -> Graph:
     return _proved(model, dict(feeds), wanted, graph.source)
 
 
-def _initializers_are_not_inputs(model: onnx.ModelProto) -> None:
+def initializers_are_not_inputs(model: onnx.ModelProto) -> None:
+    """Take initializers from the list of the graph's inputs, where old files have them, too."""
     constants = {tensor.name for tensor in model.graph.initializer}
     kept = [value for value in model.graph.input if value.name not in constants]
     del model.graph.input[:]

@@ -24,9 +24,10 @@ from onnx import numpy_helper
 from ..runtime.errors import InputError
 from ..runtime.tensors import Array
 from .codes import Codes
+from .exact import initializers_are_not_inputs
 from .graph import all_names, attribute, fresh, name_nodes
 from .onnx_files import all_constants, check_valid
-from .qoperators import QOPERATORS, plain_equal
+from .qoperators import QOPERATORS, plain_equal, why_not_plain
 from .ranges import element_types
 
 _RANGES = {"int8": (-128, 127), "uint8": (0, 255)}
@@ -49,6 +50,8 @@ _MOVES = frozenset(
         "Unsqueeze",
     }
 )
+_GIVE_QDQ = "Give the Q/DQ form of the network (quant_format=QDQ in quantize_static)."
+_GIVE_FLOATS = "Let the file take float32 and quantize inside."
 _SHAPES_WEIGHTS = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten")
 
 
@@ -76,7 +79,8 @@ def strip(model: onnx.ModelProto, path: str) -> Stripped:
     """Take the quantizers out of a model.
 
     Args:
-        model: The model; its nodes are named, otherwise it is left as it is.
+        model: The model; its nodes are named and constants leave its inputs, otherwise it is left
+            as it is.
         path: What messages call it.
 
     Raises:
@@ -84,6 +88,7 @@ def strip(model: onnx.ModelProto, path: str) -> Stripped:
             ``E_OP`` for what cannot be taken apart.
     """
     check_valid(model, path)
+    initializers_are_not_inputs(model)
     name_nodes(model)
     return _Stripper(model, path).strip()
 
@@ -134,8 +139,13 @@ class _Stripper:
     def _refuse(self, message: str, mend: str, name: str) -> InputError:
         return InputError("E_OP", f"'{self.path}': {message}", mend=mend, path=name)
 
-    def _codes(self, node: onnx.NodeProto, inputs: list[str], kind: str = "") -> Codes:
-        """What scale and zero point say, from the names of the two constants."""
+    def _codes(
+        self, node: onnx.NodeProto, inputs: list[str], kind: str = "", *, dead: bool = False
+    ) -> Codes:
+        """What scale and zero point say, from the names of the two constants.
+
+        ``dead`` allows scales of 0: a channel of weights that are all 0 may have one.
+        """
         scale_name, zero_name = [*inputs, ""][:2]
         scale = self.constants.get(scale_name)
         zero = self.constants.get(zero_name) if zero_name else None
@@ -155,7 +165,8 @@ class _Stripper:
                 "Quantize to 8 bits.",
                 node.name,
             )
-        if not (np.isfinite(scale).all() and (scale > 0).all()):
+        lowest = 0.0 if dead else np.finfo(np.float32).smallest_subnormal
+        if not (np.isfinite(scale).all() and (scale >= lowest).all()):
             raise self._refuse(
                 f"a scale of '{node.name}' is not positive and finite.",
                 "Quantize again; such codes stand for nothing.",
@@ -189,9 +200,10 @@ class _Stripper:
 
     def _dequantize(self, node: onnx.NodeProto) -> None:
         source, out = node.input[0], node.output[0]
-        codes = self._codes(node, list(node.input[1:]), self._kind_of(source))
+        constant = source in self.constants
+        codes = self._codes(node, list(node.input[1:]), self._kind_of(source), dead=constant)
         self.quantizers += 1
-        if source in self.constants:
+        if constant:
             self.constants[out] = codes.decode(self.constants[source])
             self.found.weights.add(out)
             return
@@ -199,7 +211,7 @@ class _Stripper:
             raise InputError(
                 "E_MODEL",
                 f"'{self.path}' takes codes in: '{source}' is dequantized but never quantized.",
-                mend="Let the file take float32 and quantize inside.",
+                mend=_GIVE_FLOATS,
                 path=source,
             )
         name, meant = self.coded[source]
@@ -218,9 +230,12 @@ class _Stripper:
 
     def _qoperator(self, node: onnx.NodeProto) -> None:
         """An operator on codes: what it computes, between floats."""
-        shape = QOPERATORS[node.op_type]
-        inputs: list[str] = []
-        for at in shape.operands:
+        shape, inputs = QOPERATORS[node.op_type], list[str]()
+        reason = why_not_plain(node)
+        if reason is not None:
+            raise self._refuse(f"'{node.name}' ({node.op_type}) {reason}.", _GIVE_QDQ, node.name)
+        operands = shape.operands_of(node)
+        for at in operands:
             name = node.input[at]
             codes = self._codes(node, list(node.input[at + 1 : at + 3]))
             if name in self.coded:
@@ -232,9 +247,11 @@ class _Stripper:
                 inputs.append(self._constant(f"{name}_float", value))
                 self.found.weights.add(inputs[-1])
             else:
-                raise self._refuse(f"'{node.name}' reads codes that come in.", "", node.name)
+                raise self._refuse(
+                    f"'{node.name}' reads codes that come in.", _GIVE_FLOATS, node.name
+                )
         if len(node.input) > shape.bias and node.input[shape.bias]:
-            scales = [self.constants[node.input[at + 1]].reshape(-1) for at in shape.operands]
+            scales = [self.constants[node.input[at + 1]].reshape(-1) for at in operands]
             bias = self.constants[node.input[shape.bias]].astype(np.float64)
             name = f"{node.input[shape.bias]}_float"
             value = (bias * scales[0] * scales[1]).astype(np.float32)
@@ -264,7 +281,7 @@ class _Stripper:
         if reads or integer_kernel:
             raise self._refuse(
                 f"'{node.name}' ({node.op_type}) computes on codes, which cannot be taken apart.",
-                "Give the Q/DQ form of the network (quant_format=QDQ in quantize_static).",
+                _GIVE_QDQ,
                 node.name,
             )
         if self._casts_float(node):

@@ -119,7 +119,8 @@ def transcode(
     folded = decided.fold()
     graph = tidy(stripped.model, source=path)
     quantized = decided.write(graph)
-    filled, widened = frozenset(decided.filled), frozenset(decided.widened)
+    filled = {name: decided.known[name] for name in decided.filled}
+    widened = frozenset(decided.widened)
     truth = Truth(given, original, stripped.views, folded, filled, widened)
     equality = compare_layers(truth, quantized, graph.inputs, engine)
     result = Transcoded(
