@@ -11,7 +11,6 @@ from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 from ..runtime.errors import InputError
-from .graph import attribute
 
 _LIMIT_BYTES = 2**31 - 1
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinear", "QGemm")
@@ -135,12 +134,16 @@ def is_quantized(node: onnx.NodeProto) -> bool:
 
 
 def constant_tensors(model: onnx.ModelProto) -> list[tuple[str, onnx.TensorProto]]:
-    """Initializers and the values of Constant nodes, by name."""
+    """Initializers and what Constant nodes hold, by name; strings and sparse tensors left out."""
     found = [(tensor.name, tensor) for tensor in model.graph.initializer]
     for node in model.graph.node:
-        value = attribute(node, "value") if node.op_type == "Constant" else None
-        if isinstance(value, onnx.TensorProto):
-            found.append((node.output[0], value))
+        for item in node.attribute if node.op_type == "Constant" else ():
+            if item.type == onnx.AttributeProto.TENSOR:
+                found.append((node.output[0], item.t))
+            elif item.name.startswith(("value_float", "value_int")):
+                kind = np.float32 if item.name.startswith("value_float") else np.int64
+                value = np.asarray(onnx.helper.get_attribute_value(item), kind)
+                found.append((node.output[0], numpy_helper.from_array(value)))
     return found
 
 
@@ -159,23 +162,3 @@ def _check_no_control_flow(model: onnx.ModelProto, path: str) -> None:
             mend="Inline functions and unroll control flow, or export the part before it.",
             path=path,
         )
-
-
-def all_constants(model: onnx.ModelProto) -> list[onnx.TensorProto]:
-    """Initializers and what Constant nodes hold in any form but strings, named."""
-    found = list(model.graph.initializer)
-    for node in model.graph.node:
-        if node.op_type != "Constant":
-            continue
-        (item,) = node.attribute
-        value: Any = onnx.helper.get_attribute_value(item)
-        if item.name.startswith(("value_string", "sparse")):
-            continue
-        if not isinstance(value, onnx.TensorProto):
-            kind = np.float32 if item.name.startswith("value_float") else np.int64
-            value = numpy_helper.from_array(np.asarray(value, kind))
-        named = onnx.TensorProto()
-        named.CopyFrom(value)
-        named.name = node.output[0]
-        found.append(named)
-    return found

@@ -26,7 +26,7 @@ from ..runtime.tensors import Array
 from .codes import Codes
 from .exact import initializers_are_not_inputs
 from .graph import all_names, attribute, fresh, name_nodes
-from .onnx_files import all_constants, check_valid
+from .onnx_files import check_valid, constant_tensors
 from .qoperators import QOPERATORS, plain_equal, why_not_plain
 from .ranges import element_types
 
@@ -97,7 +97,7 @@ class _Stripper:
     def __init__(self, model: onnx.ModelProto, path: str) -> None:
         self.given, self.path = model, path
         self.constants = {
-            t.name: _to_float32(numpy_helper.to_array(t)) for t in all_constants(model)
+            name: _to_float32(numpy_helper.to_array(t)) for name, t in constant_tensors(model)
         }
         self.taken, self.kinds = all_names(model), element_types(model)
         self.alias: dict[str, str] = {}  # a dequantized tensor -> the float tensor it stands for
