@@ -1,14 +1,18 @@
-"""INT8 files of other tools in ONNX Runtime, as they came and after ``edgepress transcode``.
+"""INT8 files of other tools, as they came and after ``edgepress transcode``, in ONNX Runtime and in OpenVINO.
 
 ::
 
-    python benchmarks/proofs/transcode_peers.py [NETWORK ...] [--modelopt PYTHON]
+    python benchmarks/proofs/transcode_peers.py make --work FOLDER [--modelopt PYTHON] [NETWORK ...]
+    python benchmarks/proofs/transcode_peers.py time --work FOLDER [NETWORK ...]
 
-The files are made as `int8_peers.py` makes them, from the same float32 graph and 300 calibration pictures. ModelOpt
-pins other versions of onnx and onnxruntime, so that it needs an environment of its own, whose Python ``--modelopt``
-names; without it that row is missing, and its placement stands in for it, made with ``quantize_static`` (symmetric int8, quantizers
-on the inputs of convolutions and on the skip input of residual adds only). Scores are of the whole test set; a ratio is taken with both
-files in turn, in fresh processes.
+``make`` makes the files as `int8_peers.py` does, from the same float32 graph and 300 calibration pictures,
+transcodes them and scores them; ``time`` times what lies there, and is for a machine that does nothing else.
+Both add to the same table. ModelOpt pins other versions of onnx and onnxruntime, so that it needs an environment
+of its own, whose Python ``--modelopt`` names; without it its rows are missing, and its placement, made with
+``quantize_static`` (symmetric int8, quantizers on the inputs of convolutions only), stands alone.
+
+What a file says is what it computes with every optimization off. The file as it came, optimized, differs from that
+by the order of its additions alone, which is how near any other way to run it can be expected to come.
 """
 
 from __future__ import annotations
@@ -17,8 +21,7 @@ import argparse
 import json
 import os
 import subprocess
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +32,15 @@ import numpy as np
 import onnx
 from int8_peers import feeds, nncf_quantize, print_machine, quantize_static
 
-from edgepress.benchmarks import Classification, Images, compare, fixed_batch
+from edgepress.benchmarks import Images, compare, fixed_batch
 from edgepress.benchmarks.fingerprint import fingerprint
 from edgepress.runtime import EngineOptions, Preprocessing, open_engine
+from edgepress.runtime.target import target
 from networks import NETWORKS, Network, data_root, edgepress, pictures
 
 _DEFAULT = ("efficientnet_lite0", "resnet56")
+TARGETS = ("onnxruntime-cpu", "openvino-cpu")
+_REPORTED = ("size_bytes", "int8_nodes", "changes_by_rule", "kept_float", "equality")
 _MODELOPT = """
 import sys, numpy, onnx
 from modelopt.onnx.quantization import quantize
@@ -46,10 +52,13 @@ quantize(model, quantize_mode="int8", calibration_data={name: numpy.load(data)},
 
 
 def main() -> None:
-    """Run the proof."""
+    """Run a part of the proof."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("part", choices=["make", "time"])
     parser.add_argument("networks", nargs="*", default=list(_DEFAULT))
+    parser.add_argument("--work", type=Path, required=True, help="where the files are kept")
     parser.add_argument("--modelopt", type=Path, help="a Python that has nvidia-modelopt")
+    parser.add_argument("--peers", nargs="*", help="only these, for `time`")
     parser.add_argument("--out", default="benchmarks/results/transcode_peers", type=Path)
     parser.add_argument("--preset", default="quick")
     given = parser.parse_args()
@@ -57,22 +66,32 @@ def main() -> None:
     told: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"networks": {}}
     told["fingerprint"] = fingerprint()
     for name in given.networks:
-        with tempfile.TemporaryDirectory() as folder:
-            told["networks"][name] = one(NETWORKS[name], Path(folder), given.preset, given.modelopt)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(told, indent=1) + "\n")
-        given.out.with_suffix(".md").write_text(markdown(told))
+        folder = given.work / name
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = told["networks"].setdefault(name, {})
+        if given.part == "make":
+            made = make_all(NETWORKS[name], folder, given.modelopt)
+        else:
+            made = time_all(folder, given.preset, given.peers, rows)
+        for peer, row in made:
+            rows.setdefault(peer, {}).update(row)
+            print(name, peer, json.dumps(row)[:500], flush=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(told, indent=1) + "\n")
+            given.out.with_suffix(".md").write_text(markdown(told))
     print(markdown(told))
 
 
-def one(network: Network, folder: Path, preset: str, modelopt: Path | None) -> dict[str, Any]:
-    """Every peer's file of one network."""
+def make_all(
+    network: Network, folder: Path, modelopt: Path | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every peer's file of one network, transcoded and scored."""
     calibration, test = pictures(network, folder)
     root = data_root()
     float32 = folder / "float32.onnx"
     preprocessing = root / network.preprocessing
     edgepress(
-        *("export", f"{root}/backbones.py:{network.name}", "--data", calibration),
+        *("export", f"{root}/backbones.py:{network.name}", "--data", calibration, "--force"),
         *("--weights", root / "weights" / network.weights, "--preprocessing", preprocessing),
         *("--out", float32),
     )
@@ -80,27 +99,28 @@ def one(network: Network, folder: Path, preset: str, modelopt: Path | None) -> d
     peers: dict[str, Callable[[Path], Any]] = {
         "NNCF": lambda out: nncf_quantize(float32, out, images, given),
         "quantize_static": lambda out: quantize_static(float32, out, images, given),
-        "quantize_static, ModelOpt's placement": lambda out: placed_as_modelopt(
+        "quantize_static, placed as ModelOpt does": lambda out: placed_as_modelopt(
             float32, out, images, given
         ),
     }
     if modelopt is not None:
-        del peers["quantize_static, ModelOpt's placement"]
         for kind in ("fp32", "fp16"):
             peers[f"ModelOpt, {kind}"] = lambda out, kind=kind: modelopt_quantize(
                 modelopt, float32, out, images, given, kind
             )
-    rows: dict[str, Any] = {}
     for peer, make in peers.items():
-        file = folder / f"{peer.replace(' ', '_')}.onnx"
+        file = folder / f"{_word(peer)}.onnx"
         try:
-            make(file)
-            rows[peer] = row(file, given, test, preset)
-        except (Exception, SystemExit) as error:
-            rows[peer] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
-        print(peer, json.dumps(rows[peer])[:600], flush=True)
-    rows["float32"] = {"score": score(float32, given, test)}
-    return rows
+            if not file.exists():
+                make(file)
+        except Exception as error:
+            yield peer, {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+            continue
+        yield peer, {"given_bytes": file.stat().st_size, **judge(file, given, test)}
+
+
+def _word(peer: str) -> str:
+    return peer.replace(",", "").replace(" ", "_")
 
 
 def placed_as_modelopt(float32: Path, out: Path, images: Images, given: Preprocessing) -> None:
@@ -152,81 +172,136 @@ def modelopt_quantize(
         raise RuntimeError((done.stderr.strip().splitlines() or ["no file"])[-1])
 
 
-def score(file: Path, given: Preprocessing, test: Path) -> dict[str, Any]:
-    """Top-1 through ONNX Runtime."""
+def outputs(
+    file: Path, given: Preprocessing, test: Path, engine: str, optimize: Any = "all"
+) -> tuple[Any, Any]:
+    """What a network gives for every test picture, and the pictures' classes."""
     images = Images.open(test)
-    with open_engine("onnxruntime")(file.read_bytes(), EngineOptions()) as engine:
-        inputs = engine.inputs
-        run = fixed_batch(engine.run, inputs)
-        return Classification().score(run, lambda: images.batches(inputs, given, 50), run).to_dict()
+    with open_engine(engine)(file.read_bytes(), EngineOptions(optimize=optimize)) as running:
+        run = fixed_batch(running.run, running.inputs)
+        found, labels = [], []
+        for batch in images.batches(running.inputs, given, 50):
+            found.append(next(iter(run(batch.inputs).values())))
+            labels.append(batch.labels)
+    return np.concatenate(found), np.concatenate(labels)
 
 
-def row(file: Path, given: Preprocessing, test: Path, preset: str) -> dict[str, Any]:
-    """One file, as it came and transcoded."""
-    fixed = file.with_suffix(".fixed.onnx")
-    report = json.loads(
-        edgepress("transcode", file, "--out", fixed, "--json") or '{"error": "no report"}'
-    )
-    why = json.loads(edgepress("inspect", file, "--why-slow", "--json"))["why_slow"]
-    found = compare(fixed, file, preset=preset)
+def judge(file: Path, given: Preprocessing, test: Path) -> dict[str, Any]:
+    """One file, transcoded for each target: what the outputs are, and what was changed."""
+    said, labels = outputs(file, given, test, "onnxruntime", "none")
+    told: dict[str, Any] = {"said": {"top1": _top1(said, labels)}, "targets": {}}
+    for name in TARGETS:
+        fixed = _fixed(file, name)
+        entry = told["targets"][name] = {}
+        engine = target(name).engine
+        report = edgepress(
+            *("transcode", file, "--target", name, "--out", fixed, "--force", "--json")
+        )
+        entry.update({key: json.loads(report)[key] for key in _REPORTED})
+        entry["kept_float"] = len(entry["kept_float"])
+        try:
+            came, _ = outputs(file, given, test, engine)
+            entry["came"] = {"top1": _top1(came, labels), **_near(came, said)}
+        except Exception as error:
+            entry["came"] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"}
+        made, _ = outputs(fixed, given, test, engine)
+        entry["fixed"] = {"top1": _top1(made, labels), **_near(made, said)}
+    return told
+
+
+def _fixed(file: Path, name: str) -> Path:
+    return file.with_suffix(f".{name}.onnx")
+
+
+def _top1(found: Any, labels: Any) -> float:
+    return float(100 * (found.argmax(1) == labels).mean())
+
+
+def _near(found: Any, said: Any) -> dict[str, float]:
+    """Share of pictures with the same first class, and the ratio of signal to difference."""
+    apart = float(((found - said).astype(np.float64) ** 2).sum())
+    signal = float((said.astype(np.float64) ** 2).sum())
     return {
-        "given": score(file, given, test),
-        "fixed": score(fixed, given, test),
-        "given_bytes": file.stat().st_size,
-        "fixed_bytes": fixed.stat().st_size,
-        "ratio": found.ratio,
-        "low": found.ratio_low,
-        "high": found.ratio_high,
-        "settled": found.settled,
-        "given_p50_ms": found.b.latency.p50_ms,
-        "fixed_p50_ms": found.a.latency.p50_ms,
-        "equality": report["equality"],
-        "changes": report["changes_by_rule"],
-        "int8_nodes": report["int8_nodes"],
-        "kept_float": len(report["kept_float"]),
-        "why_slow": [(r["rule"], r["nodes"], round(r["cost_ms"], 2)) for r in why["rules"]],
+        "same_percent": float(100 * (found.argmax(1) == said.argmax(1)).mean()),
+        "sqnr_db": float(10 * np.log10(signal / apart)) if apart else float("inf"),
     }
+
+
+def time_all(
+    folder: Path, preset: str, only: list[str] | None, rows: dict[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Both files of every peer in turn, in fresh processes; and where the time of the first goes."""
+    for peer, row in rows.items():
+        if "targets" not in row or (only and peer not in only):
+            continue
+        file = folder / f"{_word(peer)}.onnx"
+        for name, entry in row["targets"].items():
+            engine = target(name).engine
+            why = edgepress("inspect", file, "--why-slow", "--target", name, "--json")
+            rules = json.loads(why)["why_slow"]["rules"]
+            entry["why_slow"] = [(r["rule"], r["nodes"], round(r["cost_ms"], 3)) for r in rules]
+            try:
+                found = compare(
+                    _fixed(file, name), file, preset=preset, engine=engine, against_engine=engine
+                )
+            except Exception as error:  # some files do not run at all
+                entry["time"] = {"error": str(error).splitlines()[0][:120]}
+                continue
+            entry["time"] = {
+                "ratio": found.ratio,
+                "low": found.ratio_low,
+                "high": found.ratio_high,
+                "settled": found.settled,
+                "came_p50_ms": found.b.latency.p50_ms,
+                "fixed_p50_ms": found.a.latency.p50_ms,
+            }
+        yield peer, row
 
 
 def markdown(told: dict[str, Any]) -> str:
     """The table."""
     lines = [
-        "# INT8 files of other tools in ONNX Runtime, as they came and transcoded",
+        "# INT8 files of other tools, as they came and transcoded",
         "",
-        "Made by `python benchmarks/proofs/transcode_peers.py`. Same scales, no data, one thread, batch 1. A ratio is the",
-        "latency of the file as it came over that of the transcoded one, measured in turn in fresh processes, with its",
-        "95 % interval. Steps: the largest difference of any layer given that layer's inputs, and of an output end to end",
-        "(both on random inputs). Unclipped: values that the given file clipped at its highest code.",
+        "Made by `python benchmarks/proofs/transcode_peers.py make` and `time`. Same scales, no data, one thread, batch 1.",
+        "*says*: top-1 of what the file says, every optimization off. *came* and *transcoded*: top-1 in the engine; in",
+        "brackets the share of pictures with the same first class as what the file says, and the signal-to-difference ratio",
+        "of all outputs. *faster*: the latency of the file as it came over that of the transcoded one, in turn, in fresh",
+        "processes, with its 95 % interval. *steps*: the largest difference of any layer given that layer's inputs, on random",
+        "inputs.",
         "",
     ]
     print_machine(lines, told["fingerprint"])
     for name, rows in told["networks"].items():
-        lines += ["", f"## {name}", ""]
-        lines.append(
-            f"float32: {rows['float32']['score']['value']:.2f}" if "float32" in rows else ""
-        )
-        lines += [
-            "",
-            "| file | top-1 as it came | top-1 transcoded | p50 ms as it came | p50 ms transcoded | faster | layer steps | end to end | unclipped | what was slow (nodes, ms) |",
-            "|---|---|---|---|---|---|---|---|---|---|",
-        ]
-        for peer, entry in rows.items():
-            if peer == "float32":
+        lines += ["", f"## {name}", "", "| file | engine | says | came | transcoded | steps |"]
+        lines[-1] += " p50 ms came | p50 ms transcoded | faster | what was slow (nodes, ms) |"
+        lines.append("|---|---|---|---|---|---|---|---|---|---|")
+        for peer, row in rows.items():
+            if "error" in row:
+                lines.append(f"| {peer} | failed: {row['error']} |" + " |" * 8)
                 continue
-            if "error" in entry:
-                lines.append(f"| {peer} | failed: {entry['error']} |" + " |" * 8)
-                continue
-            near = entry["equality"]
-            mark = "" if entry["settled"] else ", unsettled"
-            slow = "; ".join(f"{rule} ({n}, {ms})" for rule, n, ms in entry["why_slow"][:4])
-            lines.append(
-                f"| {peer} | {entry['given']['value']:.2f} | {entry['fixed']['value']:.2f} "
-                f"| {entry['given_p50_ms']:.2f} | {entry['fixed_p50_ms']:.2f} "
-                f"| {entry['ratio']:.2f}x ({entry['low']:.2f} to {entry['high']:.2f}{mark}) "
-                f"| {near['layer_steps']:.2f} | {near['output_steps']:.1f} "
-                f"| {100 * near['unclipped_share']:.2f} % | {slow} |"
-            )
+            for target_name, entry in row["targets"].items():
+                cells = [peer, target_name, f"{row['said']['top1']:.2f}", _told(entry["came"])]
+                cells += [_told(entry["fixed"]), f"{entry['equality']['layer_steps']:.2f}"]
+                cells += _times(entry)
+                lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _told(entry: dict[str, Any]) -> str:
+    if "error" in entry:
+        return f"does not run: {entry['error']}"
+    return f"{entry['top1']:.2f} ({entry['same_percent']:.2f} %, {entry['sqnr_db']:.1f} dB)"
+
+
+def _times(entry: dict[str, Any]) -> list[str]:
+    slow = "; ".join(f"{rule} ({n}, {ms:.2f})" for rule, n, ms in entry.get("why_slow", [])[:4])
+    found = entry.get("time")
+    if found is None or "error" in found:
+        return ["-", "-", "-" if found is None else "does not run as it came", slow]
+    mark = "" if found["settled"] else ", unsettled"
+    ratio = f"{found['ratio']:.2f}x ({found['low']:.2f} to {found['high']:.2f}{mark})"
+    return [f"{found['came_p50_ms']:.2f}", f"{found['fixed_p50_ms']:.2f}", ratio, slow]
 
 
 if __name__ == "__main__":
