@@ -21,7 +21,7 @@ import numpy as np
 
 from ..engine import Engine, EngineOptions, Precision
 from ..errors import EngineError, MissingExtraError
-from ..tensors import Array, Arrays, TensorSpec
+from ..tensors import Array, Arrays, TensorSpec, check_arrays
 from .symbols import free_names
 
 CPU = "CPU"
@@ -174,6 +174,7 @@ def executed_times(
         threads: Threads for one inference.
 
     Raises:
+        InputError: ``E_INPUT`` where the feeds are not what the graph takes.
         EngineError: ``E_BACKEND`` where it cannot be read or run.
         MissingExtraError: Where OpenVINO is not installed.
     """
@@ -181,10 +182,11 @@ def executed_times(
     options, timed = EngineOptions(threads=threads), {"PERF_COUNT": True}
     compiled = _compile(ov, _core(ov), model, CPU, options, timed)
     request, took = compiled.create_infer_request(), dict[str, list[float]]()
-    inputs = [feeds[_name(port, "input")] for port in compiled.inputs]
+    inputs = _specs(compiled.inputs, "input", free_names(model))
+    check_arrays(inputs, feeds)
     try:
         for run in range(runs + 1):
-            request.infer(inputs)
+            request.infer([feeds[spec.name] for spec in inputs])
             for part in request.get_profiling_info() if run else ():
                 took.setdefault(str(part.node_name), []).append(part.real_time.total_seconds())
     except Exception as error:  # RuntimeError, and what the bindings raise besides
