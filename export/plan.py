@@ -105,7 +105,7 @@ def _why_not(node: onnx.NodeProto, walk: Walk, ranges: Ranges, dialect: Dialect)
         return f"{dialect.name} has no INT8 kernel for {node.op_type}"
     activations = list(node.input)
     if node.op_type in dialect.weighted:
-        reason = _why_not_weights(node, walk)
+        reason = why_not_weights(node, walk)
         if reason is not None:
             return reason
         activations = activations[:1]
@@ -118,7 +118,8 @@ def _why_not(node: onnx.NodeProto, walk: Walk, ranges: Ranges, dialect: Dialect)
     return None
 
 
-def _why_not_weights(node: onnx.NodeProto, walk: Walk) -> str | None:
+def why_not_weights(node: onnx.NodeProto, walk: Walk) -> str | None:
+    """Why the weights or bias of a node do not fit INT8 kernels; ``None`` where they do."""
     weights = node.input[1]
     bias = node.input[2] if len(node.input) > 2 else ""
     if weights not in walk.constants:

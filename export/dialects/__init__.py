@@ -45,6 +45,11 @@ class Dialect:
         """The lowest code of an activation; the zero point of everything behind a ReLU."""
         return 0 if self.activation == "uint8" else -128
 
+    @property
+    def codes(self) -> tuple[int, int]:
+        """The lowest and the highest code of an activation."""
+        return self.lowest, self.lowest + 255
+
 
 def _onnxruntime(name: str, activation: str, weight_limit: int) -> Dialect:
     # Kernels: onnxruntime/core/optimizer/qdq_transformer/selectors_actions, release 1.23 to 1.31.

@@ -5,7 +5,9 @@ A pure decision on the float32 graph; :mod:`edgepress.export.dialects.qdq` write
 
 from __future__ import annotations
 
+from collections.abc import Callable, Container, Set
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -26,12 +28,19 @@ class Layout:
         absorbed: The ReLU or Clip that a node's output quantizer does the work of, by node name.
         moving: Names of nodes that move codes.
         coded: Tensors that exist as codes only: INT8 kernels give them, or codes were moved.
+        rounded: Tensors that float32 nodes, too, read as their codes say.
     """
 
     quantizers: dict[str, PerTensor]
     absorbed: dict[str, onnx.NodeProto]
     moving: frozenset[str]
     coded: frozenset[str]
+    rounded: frozenset[str] = frozenset()
+
+    @property
+    def read_as_codes(self) -> frozenset[str]:
+        """Tensors that everything reads as their codes say."""
+        return self.coded | self.rounded
 
 
 def activations(node: onnx.NodeProto, dialect: Dialect) -> list[str]:
@@ -39,11 +48,42 @@ def activations(node: onnx.NodeProto, dialect: Dialect) -> list[str]:
     return [node.input[0]] if node.op_type in dialect.weighted else list(node.input)
 
 
-def lay_out(walk: Walk, ranges: Ranges, plan: PrecisionPlan, dialect: Dialect) -> Layout:
+Choose: TypeAlias = Callable[[str, "tuple[float, float] | None"], PerTensor]
+"""The quantizer of a tensor, given the bounds of the activation function it shall absorb."""
+
+
+def from_ranges(ranges: Ranges, dialect: Dialect) -> Choose:
+    """Quantizers as calibration's ranges tell them."""
+
+    def choose(name: str, clip: tuple[float, float] | None) -> PerTensor:
+        seen = ranges.tensors[name]
+        return activation_quantizer(seen.low, seen.high, dialect, clip)
+
+    return choose
+
+
+def lay_out(
+    walk: Walk,
+    known: Container[str],
+    plan: PrecisionPlan,
+    dialect: Dialect,
+    choose: Choose,
+    *,
+    keep: Set[str] = frozenset(),
+) -> Layout:
     """Decide which tensors become codes.
 
     The inputs of every INT8 node do, and its output unless it may give float32 and no INT8 node
     reads it. What only moves values between two of them carries its input's scale along.
+
+    Args:
+        walk: The float32 graph.
+        known: Tensors that may become codes.
+        plan: Which nodes are INT8.
+        dialect: What the engine fuses.
+        choose: The quantizer of each.
+        keep: Tensors that become codes even where no INT8 node needs it, and that everything reads
+            as the codes say.
     """
     nodes = list(walk.model.graph.node)
     int8 = [node for node in nodes if plan.is_int8(node)]
@@ -53,38 +93,37 @@ def lay_out(walk: Walk, ranges: Ranges, plan: PrecisionPlan, dialect: Dialect) -
         for node in int8
     }
     wanted: set[str] = {name for node in int8 for name in activations(node, dialect)}
-    moving = _moves(walk, ranges, plan, dialect, wanted, set(gives.values()))
-    wanted |= {gives[node.name] for node in int8 if node.op_type not in dialect.free_output}
+    moving = _moves(walk, known, plan, dialect, wanted, set(gives.values()))
+    wanted |= {
+        gives[node.name]
+        for node in int8
+        if node.op_type not in dialect.free_output or gives[node.name] in keep
+    }
     absorbed: dict[str, onnx.NodeProto] = {}
     quantizers: dict[str, PerTensor] = {}
     coded: set[str] = set()
     for node in nodes:
         if node.name in moving:
-            given = quantizers.get(node.input[0]) or _quantizer(node.input[0], ranges, dialect)
+            given = quantizers.get(node.input[0]) or choose(node.input[0], None)
             quantizers.update(dict.fromkeys([node.input[0], *node.output], given))
             coded.update(node.output)
         elif node.name in gives and gives[node.name] in wanted:
             tail, output = tails[node.name], gives[node.name]
             clip = clip_bounds(tail, walk) if tail is not None else None
-            quantizers[output] = _quantizer(output, ranges, dialect, clip)
+            quantizers[output] = choose(output, clip)
             coded.add(output)
             if tail is not None:
                 absorbed[node.name] = tail
-    for name in wanted - quantizers.keys():
-        quantizers[name] = _quantizer(name, ranges, dialect)
-    return Layout(quantizers, absorbed, frozenset(moving), frozenset(coded))
-
-
-def _quantizer(
-    name: str, ranges: Ranges, dialect: Dialect, clip: tuple[float, float] | None = None
-) -> PerTensor:
-    seen = ranges.tensors[name]
-    return activation_quantizer(seen.low, seen.high, dialect, clip)
+    rounded = {name for name in keep if name in walk.producer or name in walk.input_names}
+    rounded -= {tail.input[0] for tail in absorbed.values()}
+    for name in (wanted | rounded) - quantizers.keys():
+        quantizers[name] = choose(name, None)
+    return Layout(quantizers, absorbed, frozenset(moving), frozenset(coded), frozenset(rounded))
 
 
 def _moves(
     walk: Walk,
-    ranges: Ranges,
+    known: Container[str],
     plan: PrecisionPlan,
     dialect: Dialect,
     wanted: set[str],
@@ -94,7 +133,7 @@ def _moves(
 
     Args:
         walk: The float32 graph.
-        ranges: Tensors that may become codes.
+        known: Tensors that may become codes.
         plan: Which nodes are INT8.
         dialect: Which operators can move codes.
         wanted: Tensors that INT8 nodes read; what is found to be wanted besides is added.
@@ -102,7 +141,7 @@ def _moves(
     """
     demanded, movable = set(wanted), set[str]()
     for node in reversed(walk.model.graph.node):
-        if any(name in demanded for name in node.output) and _can_move(node, walk, ranges, dialect):
+        if any(name in demanded for name in node.output) and _can_move(node, walk, known, dialect):
             movable.add(node.name)
             demanded.add(node.input[0])
     moving: set[str] = set()
@@ -121,7 +160,7 @@ def _moves(
     return moving
 
 
-def _can_move(node: onnx.NodeProto, walk: Walk, ranges: Ranges, dialect: Dialect) -> bool:
+def _can_move(node: onnx.NodeProto, walk: Walk, known: Container[str], dialect: Dialect) -> bool:
     if not is_standard(node) or node.op_type not in dialect.moving:
         return False
     if node.op_type == "Resize" and (
@@ -133,7 +172,7 @@ def _can_move(node: onnx.NodeProto, walk: Walk, ranges: Ranges, dialect: Dialect
         return False
     if node.op_type == "Pad" and not _pads_with_zero(node, walk):
         return False
-    return all(name in ranges.tensors for name in [node.input[0], *node.output])
+    return all(name in known for name in [node.input[0], *node.output])
 
 
 def _pads_with_zero(node: onnx.NodeProto, walk: Walk) -> bool:

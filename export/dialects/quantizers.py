@@ -18,10 +18,19 @@ _SMALLEST_SCALE = 1e-18  # below it a product of two scales leaves float32's nor
 
 @dataclass(frozen=True)
 class PerTensor:
-    """One scale and zero point for a whole activation: ``x ~ (q - zero_point) * scale``."""
+    """One scale and zero point for a whole activation: ``x ~ (q - zero_point) * scale``.
+
+    Attributes:
+        scale: The step.
+        zero_point: The code of 0.
+        ends: The first and the last code that may occur, where those do all that an activation
+            function in front did, which then need not be written; ``None`` where the type's own
+            ends are meant and such a function stays.
+    """
 
     scale: np.float32
     zero_point: int
+    ends: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
