@@ -34,8 +34,9 @@ def keep_codes(
     weights: NDArray[np.float32],
     axis: int,
     limit: int,
-    bias: NDArray[np.float32],
-    input_scale: float,
+    *,
+    bias: NDArray[np.float32] | None = None,
+    input_scale: float = 1.0,
 ) -> PerChannel:
     """The codes that weights have on their grid; a channel that has none is quantized to its range.
 
@@ -43,7 +44,8 @@ def keep_codes(
         weights: Any shape with the output channels on ``axis``.
         axis: Axis of the output channels.
         limit: Largest code.
-        bias: One value for each output channel, whose code has to fit into int32.
+        bias: One value for each output channel, whose code has to fit into int32; ``None`` where it
+            stays float32.
         input_scale: Scale of the activation that the weights multiply.
     """
     fresh = weight_quantizer(
@@ -53,7 +55,9 @@ def keep_codes(
     largest = _largest_codes(rows, limit)
     reach = np.abs(rows).max(axis=1, initial=0.0)
     kept = np.where(largest > 0, reach / np.maximum(largest, 1), 0.0).astype(np.float32)
-    needed = np.abs(bias.astype(np.float64)) / (input_scale * 2.0**30)
+    needed = np.zeros(len(kept))
+    if bias is not None:
+        needed = np.abs(bias.astype(np.float64)) / (input_scale * 2.0**30)
     usable = (kept > 1e-18) & (kept >= needed)
     scale = np.where(usable, kept, fresh.scale).astype(np.float32)
     shape = [1] * weights.ndim

@@ -28,7 +28,7 @@ class Target:
     channel_multiple: int
 
 
-TARGET_NAMES = ("onnxruntime-cpu", "openvino-cpu")
+TARGET_NAMES = ("onnxruntime-cpu", "openvino-cpu", "tensorrt", "tensorrt-rtx")
 
 
 def target(name: str) -> Target:
@@ -45,6 +45,8 @@ def target(name: str) -> Target:
         )
     if name == "openvino-cpu":
         return Target(name, "openvino", openvino_dialect(), ("int8", "float32"), 8)
+    if name in ("tensorrt", "tensorrt-rtx"):
+        return Target(name, name, name, ("int8", "float16", "float32"), 8)
     return Target(name, "onnxruntime", onnxruntime_dialect(), ("int8", "float32"), 8)
 
 
