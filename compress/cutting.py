@@ -52,6 +52,18 @@ class _Part:
     groups: int = 1
 
 
+def modules_of(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """All modules in a network with their dotted names, the network itself (``""``) first."""
+    held: Any = module
+    return list(held.named_modules())
+
+
+def own_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that a module itself holds, by name; those that others hold as well, too."""
+    held: Any = module
+    return list(held.named_parameters(recurse=False, remove_duplicate=False))
+
+
 def why_not(module: nn.Module | nn.Parameter, side: str) -> str | None:
     """Why a module cannot lose channels on a side, in words; ``None`` where it can."""
     if isinstance(module, nn.Parameter):
@@ -61,7 +73,8 @@ def why_not(module: nn.Module | nn.Parameter, side: str) -> str | None:
     parts = _parts(module, side)
     if parts is None:
         return f"no rule cuts a {type(module).__name__} ({side} side)"
-    if parts[0].tensor not in _own(module):
+    held = getattr(module, parts[0].tensor, None)
+    if held is not None and parts[0].tensor not in dict(own_parameters(module)):
         return f"its '{parts[0].tensor}' is not a parameter of its own"
     return None
 
@@ -186,12 +199,6 @@ def _parts(module: nn.Module, side: str) -> tuple[_Part, ...] | None:
 def _tensor(module: nn.Module, name: str) -> torch.Tensor | None:
     held = getattr(module, name, None)
     return held if isinstance(held, torch.Tensor) else None
-
-
-def _own(module: nn.Module) -> set[str]:
-    """Names of a module's own parameters, those that were left out (no affine) among them."""
-    held = dict(module.named_parameters(recurse=False, remove_duplicate=False))
-    return {*held, *(name for name in ("weight", "bias") if getattr(module, name, 0) is None)}
 
 
 def _kept(one: Cut) -> list[int]:
