@@ -22,9 +22,9 @@ from .groups import Group, Structure
 from .importance import Scores
 from .passes import Progress
 
-_WORK_MACS = 1.5e12
+_WORK_MACS = 4e11
 _SAMPLED = (0.75, 0.5, 0.25)
-_FEWEST, _MOST = 4, 256
+_FEWEST, _MOST = 4, 128
 _TINY = 1e-9
 
 

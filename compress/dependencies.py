@@ -82,7 +82,10 @@ def chains(module: nn.Module, example: Mapping[str, torch.Tensor]) -> list[Chain
 
 def _outputs(module: nn.Module, example: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
     given = flatten_outputs(module(**example)).values()
-    return [tensor for tensor in given if tensor.grad_fn is not None]
+    found = [tensor for tensor in given if tensor.grad_fn is not None]
+    if not found:
+        raise ValueError("no gradient flows to any of its outputs")
+    return found
 
 
 class _Shift:

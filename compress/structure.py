@@ -26,7 +26,7 @@ from ..export.capture import evaluating, run_module, tensors
 from ..runtime.errors import EdgepressError, InputError
 from ..runtime.tensors import Array, Arrays
 from .atoms import groups_of, head_group
-from .cutting import modules_of, own_parameters
+from .cutting import modules_of, own_parameters, why_not
 from .dependencies import chains
 from .groups import Block, Count, Group, Member, Refused, Structure
 from .layers import Layer, layers_of
@@ -189,7 +189,8 @@ def _structure(module: nn.Module, example: Arrays, keep: Sequence[str]) -> Struc
     for layer in layers:
         if layer.module not in cut:
             reason = reasons.get(makers.get(layer.module, layer.module))
-            reason = reason or reasons.get(layer.module) or _by_member(layer.module, links, reasons)
+            reason = reason or reasons.get(layer.module) or why_not(modules[layer.module], "out")
+            reason = reason or _by_member(layer.module, links, reasons)
             refused.append(Refused(layer.module, reason))
     blocks = [b for b in blocks_of(module, feeds) if not any(_overlap(b.name, k) for k in keep)]
     return Structure(tuple(good), tuple(blocks), tuple(layers), tuple(refused), _notes(module))
