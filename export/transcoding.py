@@ -45,7 +45,7 @@ from .equality import Equality, Truth, compare_layers
 from .exact import tidy
 from .filling import Telling
 from .graph import Graph, Walk, is_standard
-from .kept_codes import keep_codes, on_grid
+from .kept_codes import has_grid, is_kept, keep_codes
 from .onnx_files import read_onnx
 from .plan import Choice, PrecisionPlan, why_not_weights
 from .stripping import Stripped, strip
@@ -208,13 +208,14 @@ class _Decision:
             for node in walk.model.graph.node
             if plan.is_int8(node)
             and node.op_type in self.dialect.weighted
-            and not on_grid(walk, node, self.dialect.weight_limit)
+            and not is_kept(walk, node, self.dialect)
         }
         for name in sorted(again):
             self._note(
                 name, "weights", f"quantized again: codes end at {self.dialect.weight_limit}"
             )
-        return write_layout(graph, layout, plan, self.dialect, keep_codes)
+        pack = partial(keep_codes, uint8_weights=self.dialect.uint8_weights)
+        return write_layout(graph, layout, plan, self.dialect, pack)
 
     def _plan(self, walk: Walk) -> PrecisionPlan:
         choices: dict[str, Choice] = {}
@@ -237,7 +238,7 @@ class _Decision:
             reason = why_not_weights(node, walk)
             if reason is not None:
                 return reason
-            if not (node.input[1] in self.stripped.weights or on_grid(walk, node, 127)):
+            if not (node.input[1] in self.stripped.weights or has_grid(walk, node)):
                 return "the given file has its weights in float32"
         inputs = list(node.input[:1]) if weighted else list(node.input)
         if any(not name or name in walk.constants for name in inputs):

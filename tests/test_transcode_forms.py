@@ -172,15 +172,38 @@ def test_scales_of_any_size(size: float, tmp_path: Path) -> None:
     within_a_step(path, 1)
 
 
-def test_uint8_weights_around_a_zero_point(tmp_path: Path) -> None:
+def weight_type(model: bytes) -> int:
+    graph = onnx.load_model_from_string(model).graph
+    (kind,) = {t.data_type for t in graph.initializer if len(t.dims) == 4}
+    return kind
+
+
+@pytest.mark.parametrize("zero", [128, 90])
+@pytest.mark.parametrize("name", ["onnxruntime-x86-vnni", "onnxruntime-x86"])
+def test_uint8_weights_around_a_zero_point(zero: int, name: str, tmp_path: Path) -> None:
+    """They become int8 where that holds them, and stay what they are where it does not."""
     net = Net(39)
-    codes = net.constant(net.rng.integers(10, 240, (8, 4, 3, 3)).astype(np.uint8))
-    weights = net.op(
-        "DequantizeLinear", codes, net.constant(np.float32(0.001)), net.constant(np.uint8(128))
-    )
+    codes = net.constant(net.rng.integers(0, 256, (8, 4, 3, 3)).astype(np.uint8))
+    parts = [net.constant(np.float32(0.001)), net.constant(np.uint8(zero))]
+    weights = net.op("DequantizeLinear", codes, *parts)
     y = net.op("Relu", net.op("Conv", net.pair("x", 0.03), weights, pads=[1, 1, 1, 1]))
     path = net.write(tmp_path / "a.onnx", net.pair(y, 0.02))
-    within_a_step(path, 1)
+    found = transcode(path, dialect(name))
+    assert found.equality.layer_steps <= 1.01
+    assert kernels(found.model)["QLinearConv"] == 1
+    whole = zero == 128 and name.endswith("vnni")
+    assert weight_type(found.model) == (TensorProto.INT8 if whole else TensorProto.UINT8)
+    assert not any(change.rule == "weights" for change in found.changes)
+
+
+def test_a_processor_without_vnni_gets_the_same_codes_in_uint8(tmp_path: Path) -> None:
+    """Sums of int8 products in 16 bits would saturate there; those of uint8 weights do not."""
+    net = Net(45)
+    path = net.write(tmp_path / "a.onnx", residual(net))
+    found = transcode(path, dialect("onnxruntime-x86"))
+    assert found.equality.layer_steps <= 1.01
+    assert kernels(found.model)["QLinearConv"] == 2
+    assert weight_type(found.model) == TensorProto.UINT8
 
 
 def test_an_operator_that_no_dialect_knows_stays_float(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ class Dialect:
             finds dequantized inputs; where they stay float32, something must stand in between.
         moves_codes: Whether moving operators are written on the codes themselves, or on the floats
             that these stand for, where the engine carries the scale through by itself.
+        uint8_weights: Whether kernels take weights in uint8, too, around a zero point; on x86 these
+            are slower than those of int8 weights, and never add in 16 bits.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Dialect:
     free_output: frozenset[str]
     seized: frozenset[str]
     moves_codes: bool = True
+    uint8_weights: bool = False
 
     @property
     def lowest(self) -> int:
@@ -86,6 +89,7 @@ def _onnxruntime(name: str, activation: str, weight_limit: int) -> Dialect:
                 *("AveragePool", "GlobalAveragePool"),
             }
         ),
+        uint8_weights=activation == "uint8",
     )
 
 
@@ -104,6 +108,7 @@ def _openvino(name: str, weight_limit: int) -> Dialect:
         free_output=ours.weighted,
         seized=frozenset(),
         moves_codes=False,
+        uint8_weights=False,
     )
 
 

@@ -272,12 +272,13 @@ class _Writer:
         scale_in = float(self.layout.quantizers[node.input[0]].scale)
         limit = self.dialect.weight_limit
         packed = self.pack(weights, axis, limit, bias=bias, input_scale=scale_in)
+        zero_points = np.full(channels, packed.zero_point, packed.codes.dtype)
         key = (stem, packed.codes.tobytes(), packed.scale.tobytes())
         if key not in self.packed:  # layers that share weights go on sharing them
             self.packed[key] = [
                 self._constant(f"{stem}_codes", packed.codes),
                 self._constant(f"{stem}_scale", packed.scale),
-                self._constant(f"{stem}_zero_point", np.zeros(channels, np.int8)),
+                self._constant(f"{stem}_zero_point", zero_points),
             ]
         copy.input[1] = fresh(self.names, f"{stem}_dequantized")
         self._add("DequantizeLinear", self.packed[key], copy.input[1], axis)
