@@ -73,6 +73,9 @@ def keep_codes(
         usable &= np.array([_type_for(row, limit, False) is not None for row in given])
         held = ("int8", 0)
     kind, zero = held
+    if kind == "int8":  # the finer the step, the less the bias's code has to be rounded
+        finer = np.minimum(limit // np.maximum(largest, 1), kept / np.maximum(needed, 1e-18) // 1)
+        kept = kept / np.maximum(finer, 1)
     scale = np.where(usable, kept, fresh.scale).astype(np.float32)
     shape = [1] * weights.ndim
     shape[axis] = -1

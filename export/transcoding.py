@@ -117,7 +117,7 @@ def transcode(
     original = dict(stripped.codes)
     decided = _Decision(stripped, dialect)
     folded = decided.fold()
-    graph = tidy(stripped.model, source=path)
+    graph = tidy(stripped.model, source=path, keep=sorted(stripped.codes))
     quantized = decided.write(graph)
     filled = {name: decided.known[name] for name in decided.filled}
     widened = frozenset(decided.widened)
@@ -241,8 +241,11 @@ class _Decision:
             if not (node.input[1] in self.stripped.weights or has_grid(walk, node)):
                 return "the given file has its weights in float32"
         inputs = list(node.input[:1]) if weighted else list(node.input)
-        if any(not name or name in walk.constants for name in inputs):
-            return "one of its inputs is a constant"
+        for name in inputs:
+            if name in self.stripped.constants and not weighted:
+                self.known[name] = self.stripped.constants[name]
+            elif not name or name in walk.constants:
+                return "one of its inputs is a constant that the given file has in float32"
         if not any(name in self.known for name in inputs):
             return "none of its inputs is quantized in the given file"
         tail = walk.folded_activation(node)

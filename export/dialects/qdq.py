@@ -142,6 +142,8 @@ class _Writer:
         for value in model.graph.input:
             if value.name in self.layout.quantizers:
                 self._quantize(value.name, value.name)
+        for name in sorted(self.layout.quantizers.keys() & self.walk.constants.keys()):
+            self._encode(name)
         absorbed = {tail.name: name for name, tail in self.layout.absorbed.items()}
         moved: list[str] = []
         for node in model.graph.node:
@@ -215,6 +217,14 @@ class _Writer:
             self._add("QuantizeLinear", [clipped, *parameters], made)
         self._dequantize(name, parameters)
         return made
+
+    def _encode(self, name: str) -> None:
+        """Codes of the constant ``name``, and what they stand for."""
+        quantizer = self.layout.quantizers[name]
+        codes = np.rint(self.walk.constant(name) / quantizer.scale) + quantizer.zero_point
+        kept = np.clip(codes, *self.dialect.codes).astype(self.dialect.activation)
+        self.codes[name] = self._constant(f"{name}_codes", kept)
+        self._dequantize(name, self._parameters(name, quantizer))
 
     def _clip(self, source: str, ends: Array, output: str) -> None:
         bounds = [self._constant(f"{output}_end", end) for end in ends]
