@@ -23,14 +23,14 @@ from onnx import numpy_helper
 
 from ..runtime.errors import InputError
 from ..runtime.tensors import Array
-from .codes import Codes
+from .codes import CODE_RANGES, Codes, read_codes
 from .exact import initializers_are_not_inputs
 from .graph import all_names, attribute, fresh, name_nodes, opset_of
+from .normalization import as_factors
 from .onnx_files import check_valid, constant_tensors
 from .qoperators import QOPERATORS, plain_equal, why_not_plain
 from .ranges import element_types, tensor_ranks
 
-_RANGES = {"int8": (-128, 127), "uint8": (0, 255)}
 _MOVES = frozenset(
     {
         "Concat",
@@ -145,41 +145,7 @@ class _Stripper:
     def _codes(
         self, node: onnx.NodeProto, inputs: list[str], kind: str = "", *, dead: bool = False
     ) -> Codes:
-        """What scale and zero point say, from the names of the two constants.
-
-        ``dead`` allows scales of 0: a channel of weights that are all 0 may have one.
-        """
-        scale_name, zero_name = [*inputs, ""][:2]
-        scale = self.constants.get(scale_name)
-        zero = self.constants.get(zero_name) if zero_name else None
-        if scale is None or (zero_name and zero is None):
-            raise self._refuse(
-                f"the scale of '{node.name}' is computed while it runs.",
-                "Quantize statically, with calibration: there is no scale to keep otherwise.",
-                node.name,
-            )
-        if zero is not None:
-            kind = zero.dtype.name
-        kind = kind or _declared_kind(node)
-        if kind not in (*_RANGES, "int32") or attribute(node, "block_size", 0):
-            raise self._refuse(
-                f"'{node.name}' quantizes to {kind}{' in blocks' if kind in _RANGES else ''}; "
-                "int8 and uint8, a scale for a tensor or a channel, can be rewritten.",
-                "Quantize to 8 bits.",
-                node.name,
-            )
-        lowest = 0.0 if dead else np.finfo(np.float32).smallest_subnormal
-        if not (np.isfinite(scale).all() and (scale >= lowest).all()):
-            raise self._refuse(
-                f"a scale of '{node.name}' is not positive and finite.",
-                "Quantize again; such codes stand for nothing.",
-                node.name,
-            )
-        zero = np.zeros(scale.shape, np.int64) if zero is None else zero.astype(np.int64)
-        scale, zero = (a.reshape(-1) if a.size > 1 else a.reshape(()) for a in (scale, zero))
-        low, high = _RANGES.get(kind, (-(2**31), 2**31 - 1))
-        axis = int(attribute(node, "axis", 1))
-        return Codes(scale.astype(np.float32), zero, kind, low, high, axis)
+        return read_codes(node, inputs, self.constants, self.path, kind=kind, dead=dead)
 
     def _quantize(self, node: onnx.NodeProto) -> None:
         source, out = node.input[0], node.output[0]
@@ -209,7 +175,7 @@ class _Stripper:
         if constant:
             self.constants[out] = codes.decode(self.constants[source])
             self.found.weights.add(out)
-            if not codes.per_channel and codes.kind in _RANGES:
+            if not codes.per_channel and codes.kind in CODE_RANGES:
                 self.found.constants[out] = codes
             return
         if source not in self.coded:
@@ -313,21 +279,16 @@ class _Stripper:
         return constant and len(node.output) == 1 and self.ranks.get(node.input[0], 0) > 2
 
     def _scaled(self, node: onnx.NodeProto) -> onnx.NodeProto:
-        """A BatchNormalization as what has an INT8 kernel: a convolution with one weight a channel.
-
-        Its weights are all on a grid: each is the largest code of its channel's own scale.
-        """
-        gain, offset, mean, variance = (
-            self.constants[name].astype(np.float64) for name in node.input[1:]
-        )
-        factor = gain / np.sqrt(variance + float(attribute(node, "epsilon", 1e-5)))
+        """A BatchNormalization as what has an INT8 kernel."""
+        gain, offset, mean, variance = (self.constants[name] for name in node.input[1:])
+        epsilon = float(attribute(node, "epsilon", 1e-5))
+        factor, bias = as_factors(gain, offset, mean, variance, epsilon)
         shape = [-1] + [1] * (self.ranks[node.input[0]] - 1)
         out = node.output[0]
-        weights = self._constant(f"{out}_factor", factor.reshape(shape).astype(np.float32))
-        bias = self._constant(f"{out}_offset", (offset - factor * mean).astype(np.float32))
+        weights = self._constant(f"{out}_factor", factor.reshape(shape))
         self.found.weights.add(weights)
-        inputs, groups = [node.input[0], weights, bias], len(factor)
-        return onnx.helper.make_node("Conv", inputs, [out], name=node.name, group=groups)
+        inputs = [node.input[0], weights, self._constant(f"{out}_offset", bias)]
+        return onnx.helper.make_node("Conv", inputs, [out], name=node.name, group=len(factor))
 
     def _casts_float(self, node: onnx.NodeProto) -> bool:
         """Whether a node casts floats to floats: all are float32 here, so that it is left out."""
@@ -417,10 +378,3 @@ class _Stripper:
 
 def _to_float32(value: Array) -> Array:
     return value.astype(np.float32) if value.dtype == np.float16 else value
-
-
-def _declared_kind(node: onnx.NodeProto) -> str:
-    declared = int(attribute(node, "output_dtype", 0))
-    if not declared:
-        return "uint8"
-    return str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(declared)).name)

@@ -30,6 +30,11 @@ def within_a_step(path: str, convolutions: int) -> Transcoded:
     return found
 
 
+def fell_out(path: str) -> dict[str, str]:
+    """The first rule that each fallen node breaks."""
+    return {n.node: n.findings[0].rule for n in why_slow(path, X86, runs=2).fallen}
+
+
 def rewrite(path: str, change: Callable[[onnx.ModelProto], None]) -> str:
     model = onnx.load(path)
     change(model)
@@ -152,6 +157,34 @@ def test_an_unfolded_batch_normalization(tmp_path: Path) -> None:
     path = net.write(tmp_path / "a.onnx", net.pair(net.op("Relu", y), 0.02))
     found = within_a_step(path, 1)
     assert not any(change.rule == "weights" for change in found.changes)
+
+
+def test_a_batch_normalization_between_quantizers_becomes_a_kernel(tmp_path: Path) -> None:
+    """Nothing is folded across a quantizer: what it rounds and clips, stays rounded and clipped."""
+    net = Net(46)
+    y = net.pair(net.conv(net.pair("x", 0.03), 4, 8), 0.02, 128, "uint8")
+    parts = [net.rng.uniform(0.5, 1.5, 8), net.rng.normal(0, 0.1, 8)]
+    parts += [net.rng.normal(0, 0.1, 8), net.rng.uniform(0.05, 0.5, 8)]
+    y = net.op("BatchNormalization", y, *[net.constant(p.astype(np.float32)) for p in parts])
+    path = net.write(tmp_path / "a.onnx", net.pair(net.op("Relu", y), 0.02, 0, "uint8"))
+    assert set(fell_out(path).values()) == {"no INT8 kernel"}
+    found = within_a_step(path, 2)
+    assert found.equality.output_steps <= 1.01
+    assert found.kept_float == ()
+
+
+def test_a_sum_with_a_quantized_constant_runs_in_int8(tmp_path: Path) -> None:
+    net = Net(47)
+    y = net.pair(net.conv(net.pair("x", 0.03), 4, 8), 0.02, 128, "uint8")
+    parts = [net.constant(np.float32(3 / 255)), net.constant(np.uint8(0))]
+    three = net.op("DequantizeLinear", net.constant(np.array(255, np.uint8)), *parts)
+    y = net.pair(net.op("Add", y, three), 0.03, 40, "uint8")
+    half = net.constant(np.float32(0.5))
+    path = net.write(tmp_path / "a.onnx", net.pair(net.op("Mul", y, half), 0.02, 40, "uint8"))
+    found = within_a_step(path, 1)
+    assert kernels(found.model)["QLinearAdd"] == 1
+    (kept,) = found.kept_float
+    assert "a constant that the given file has in float32" in kept.what
 
 
 def test_a_graph_full_of_transposes(tmp_path: Path) -> None:
