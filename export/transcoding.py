@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -113,6 +113,23 @@ def transcode(
         MissingExtraError: Where the engine is not installed.
     """
     given = read_onnx(path)
+    result = _attempt(given, path, dialect, engine)
+    if result.equality.layer_steps > LARGEST_STEPS and dialect.gates:
+        result = _attempt(given, path, replace(dialect, gates=frozenset()), engine)
+    if result.equality.layer_steps > LARGEST_STEPS and not force:
+        raise BoundError(
+            "E_BOUND",
+            f"'{path}' in the dialect {dialect.name} would differ from the given file by "
+            f"{result.equality.layer_steps:.2f} steps at '{result.equality.worst_tensor}'; one is "
+            "allowed.",
+            mend="Nothing was written. Choose another --dialect, or take it as it is with "
+            "--accept-difference.",
+            path=path,
+        )
+    return result
+
+
+def _attempt(given: onnx.ModelProto, path: str, dialect: Dialect, engine: str) -> Transcoded:
     stripped = strip(given, path)
     original = dict(stripped.codes)
     decided = _Decision(stripped, dialect)
@@ -123,24 +140,9 @@ def transcode(
     widened = frozenset(decided.widened)
     truth = Truth(given, original, stripped.views, folded, filled, widened)
     equality = compare_layers(truth, quantized, graph.inputs, engine)
-    result = Transcoded(
-        quantized.model,
-        dialect.name,
-        tuple(decided.changes),
-        tuple(decided.kept),
-        equality,
-        len(quantized.units),
-    )
-    if equality.layer_steps > LARGEST_STEPS and not force:
-        raise BoundError(
-            "E_BOUND",
-            f"'{path}' in the dialect {dialect.name} would differ from the given file by "
-            f"{equality.layer_steps:.2f} steps at '{equality.worst_tensor}'; one is allowed.",
-            mend="Nothing was written. Choose another --dialect, or take it as it is with "
-            "--accept-difference.",
-            path=path,
-        )
-    return result
+    changes, kept = tuple(decided.changes), tuple(decided.kept)
+    units = len(quantized.units)
+    return Transcoded(quantized.model, dialect.name, changes, kept, equality, units)
 
 
 @dataclass
@@ -190,6 +192,9 @@ class _Decision:
         """The graph in the dialect."""
         walk = Walk(graph.proto())
         plan = self._plan(walk)
+        for name in self._inside(walk, plan):
+            del self.known[name]
+            self._note(name, "quantizer inside of a kernel", "left out: what reads it runs there")
         tails = {
             tail.output[0]: node.output[0]
             for node in walk.model.graph.node
@@ -216,6 +221,19 @@ class _Decision:
             )
         pack = partial(keep_codes, uint8_weights=self.dialect.uint8_weights)
         return write_layout(graph, layout, plan, self.dialect, pack)
+
+    def _inside(self, walk: Walk, plan: PrecisionPlan) -> list[str]:
+        """Quantized tensors between an INT8 node and gates that run inside of its kernel."""
+        found: list[str] = []
+        for name in self.known:
+            maker, readers = walk.producer.get(name), walk.consumers.get(name, [])
+            if maker is None or name in walk.output_names or not readers:
+                continue
+            made = plan.is_int8(maker) or maker.op_type in self.dialect.gates
+            gates = self.dialect.gates
+            if made and all(r.op_type in gates and not plan.is_int8(r) for r in readers):
+                found.append(name)
+        return found
 
     def _plan(self, walk: Walk) -> PrecisionPlan:
         choices: dict[str, Choice] = {}

@@ -30,6 +30,8 @@ class Dialect:
             that these stand for, where the engine carries the scale through by itself.
         uint8_weights: Whether kernels take weights in uint8, too, around a zero point; on x86 these
             are slower than those of int8 weights, and never add in 16 bits.
+        gates: Activation functions and gates of floats that run inside of the INT8 kernel in front
+            of them, where nothing is quantized in between.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Dialect:
     seized: frozenset[str]
     moves_codes: bool = True
     uint8_weights: bool = False
+    gates: frozenset[str] = frozenset()
 
     @property
     def lowest(self) -> int:
@@ -109,6 +112,7 @@ def _openvino(name: str, weight_limit: int) -> Dialect:
         seized=frozenset(),
         moves_codes=False,
         uint8_weights=False,
+        gates=frozenset({"Sigmoid", "Mul", "LeakyRelu", "HardSigmoid", "HardSwish", "Elu", "Tanh"}),
     )
 
 
