@@ -32,6 +32,7 @@ RULES = {
     "no INT8 kernel": "nothing: the node stays float32, its input as rounded as it was",
     "float16": "writes float32 around the INT8 kernels: this processor computes in no other",
     "not explained": "writes it in the form that is known to fuse",
+    "quantizer inside of a kernel": "leaves it out: the activation function runs in the kernel",
     "stray quantizers": "leaves them out where they only reach into INT8 kernels",
 }
 """By rule, what transcoding does about it."""

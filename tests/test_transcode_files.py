@@ -337,15 +337,15 @@ def test_a_file_without_quantizers_has_nothing_that_is_slow(tmp_path: Path) -> N
 def test_more_than_a_step_is_refused_unless_accepted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Half-range weights, which processors without VNNI need, do not hold the file's codes."""
+    """Half-range weights, which OpenVINO needs without VNNI, do not hold the file's codes."""
     net = Net(16)
     y = net.pair(net.op("Relu", net.conv(net.pair("x", 0.01, 0), 4, 8)), 0.002, 0, "uint8")
     path = net.write(tmp_path / "a.onnx", y)
     with pytest.raises(BoundError) as refused:
-        transcode(path, dialect("onnxruntime-x86"))
+        transcode(path, dialect("openvino-half"))
     assert refused.value.code == "E_BOUND"
     out = tmp_path / "out.onnx"
-    words = ["transcode", path, "--out", str(out), "--dialect", "onnxruntime-x86", "--json"]
+    words = ["transcode", path, "--out", str(out), "--dialect", "openvino-half", "--json"]
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 3
