@@ -15,6 +15,7 @@ if typing.TYPE_CHECKING:
     from .dialects import Dialect, dialect
     from .dialects.qdq import Quantized, write_qdq
     from .exact import tidy
+    from .fp16 import Settled, settle_fp16
     from .graph import Graph, Parity
     from .inspection import inspect_onnx
     from .onnx_files import read_onnx
@@ -30,6 +31,7 @@ __all__ = [
     "Quantized",
     "Ranges",
     "Receipt",
+    "Settled",
     "Shipped",
     "assemble",
     "calibrate",
@@ -41,6 +43,7 @@ __all__ = [
     "int8_receipt",
     "plan_int8",
     "read_onnx",
+    "settle_fp16",
     "tidy",
     "write_qdq",
 ]
@@ -53,6 +56,7 @@ _HOME = {
     "Quantized": "dialects.qdq",
     "Ranges": "ranges",
     "Receipt": "receipt",
+    "Settled": "fp16",
     "Shipped": "bundling",
     "assemble": "bundling",
     "calibrate": "ranges",
@@ -64,6 +68,7 @@ _HOME = {
     "int8_receipt": "receipt",
     "plan_int8": "plan",
     "read_onnx": "onnx_files",
+    "settle_fp16": "fp16",
     "tidy": "exact",
     "write_qdq": "dialects.qdq",
 }
