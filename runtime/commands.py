@@ -35,6 +35,12 @@ _variant = click.option(
 @click.option("--top", type=click.IntRange(1, 100_000), default=5, help="Classes to show.")
 @_variant
 @_threads
+@click.option(
+    "--cache",
+    type=click.Path(),
+    default=None,
+    help="Keep an engine that has to be built in this folder, and find it there.",
+)
 @report_errors
 def predict(
     console: Console,
@@ -43,6 +49,7 @@ def predict(
     top: int,
     variant: str | None,
     threads: int,
+    cache: str | None,
 ) -> None:
     """Run BUNDLE on PICTURES.
 
@@ -50,7 +57,7 @@ def predict(
     shapes and ranges of its outputs (with --json also the values, up to 4,096 an output).
     """
     found: list[dict[str, object]] = []
-    with Session.open(bundle, threads=threads, variant=variant) as session:
+    with Session.open(bundle, threads=threads, variant=variant, cache=cache) as session:
         with console.progress() as report:
             for done, prediction in enumerate(session.predict_many(pictures), start=1):
                 found.append(_told(pictures[done - 1], prediction, top))

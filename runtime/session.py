@@ -63,6 +63,7 @@ class Session:
         variant: str | None = None,
         allow_fallback: bool = False,
         selftest: bool = True,
+        cache: str | os.PathLike[str] | None = None,
     ) -> Session:
         """Verify a bundle, load one of its models and prove it by the golden outputs.
 
@@ -74,6 +75,8 @@ class Session:
             allow_fallback: Whether another provider than the engine's own may serve; `facts` tells.
             selftest: Whether to run the golden inputs. Leave it out only where the same bundle
                 was proved on the same machine before.
+            cache: Folder where an engine that is built for this device is kept and found again;
+                without one nothing is written, and it is built anew.
 
         Raises:
             InputError: ``E_FILE`` or ``E_VARIANT`` for what is not there.
@@ -94,7 +97,11 @@ class Session:
                 f"the engine {name} was asked for.",
                 mend="Choose a variant for that engine, or leave the engine to the bundle.",
             )
-        options = EngineOptions(threads=threads, allow_fallback=allow_fallback)
+        options = EngineOptions(
+            threads=threads,
+            allow_fallback=allow_fallback,
+            cache=None if cache is None else os.fspath(cache),
+        )
         running = open_engine(name)(bundle.model(chosen), options)
         try:
             running.__enter__()
