@@ -38,6 +38,7 @@ COMMANDS = {
     "verify": _Entry("runtime", "Check a bundle's hashes, schema and golden self-test."),
     "pack": _Entry("runtime", "Write a bundle folder as one .zip that every command reads."),
     "combine": _Entry("runtime", "Join bundles of one network for several targets into one."),
+    "engine": _Entry("runtime.nvidia", "Build a bundle's engine for this machine's NVIDIA GPU."),
     "doctor": _Entry("runtime", "Prove the engines of this machine by running a tiny model."),
 }
 

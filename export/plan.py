@@ -52,7 +52,7 @@ def plan_int8(
     """
     model = graph.proto()
     walk = Walk(model)
-    _check_names(keep_float, [node.name for node in model.graph.node])
+    check_names(keep_float, [node.name for node in model.graph.node])
     refused = {
         node.name: "kept in float32 by the recipe"
         if node.name in keep_float
@@ -90,7 +90,12 @@ def _only_residual(
             )
 
 
-def _check_names(wanted: Sequence[str], names: Sequence[str]) -> None:
+def check_names(wanted: Sequence[str], names: Sequence[str]) -> None:
+    """Check that nodes which a recipe names are there.
+
+    Raises:
+        InputError: ``E_RECIPE`` for a name that no node has (the nearest are suggested).
+    """
     for name in wanted:
         if name not in names:
             near = " or ".join(f"'{one}'" for one in difflib.get_close_matches(name, names, 3, 0.4))

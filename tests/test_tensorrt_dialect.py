@@ -23,11 +23,18 @@ from onnx import TensorProto, numpy_helper
 from safetensors.torch import load_file
 from torch import nn
 
-from edgepress.export import Graph, calibrate, dialect, plan_int8, write_qdq
+from edgepress.export import (
+    Graph,
+    calibrate,
+    dialect,
+    plan_int8,
+    settle_fp16,
+    write_qdq,
+)
 from edgepress.export.bias import correct_biases
 from edgepress.export.capture import capture
 from edgepress.export.dialects.qdq import Quantized
-from edgepress.export.exact import tidy
+from edgepress.export.exact import tidy, with_opset
 from edgepress.export.plan import PrecisionPlan
 from edgepress.runtime import EngineError, EngineOptions, MissingExtraError, open_engine
 from edgepress.runtime.engines import load_backend
@@ -264,6 +271,30 @@ def test_the_builder_takes_every_network(
     wanted = run(graph.model, feeds)
     least = 20 if name != "mobile" else 12
     assert sqnr_db(wanted, run(made.model, feeds)) > least
+
+
+@pytest.mark.parametrize("speech", ["", *DIALECTS], ids=["fp16", "int8 and fp16", "rtx"])
+@pytest.mark.parametrize("name", ["demo", "resnet20", "mobile", "vit"])
+def test_the_builder_takes_every_network_in_fp16(
+    rtx: Any, name: str, speech: str, request: pytest.FixtureRequest
+) -> None:
+    graph, pictures = network_of(name, request)
+    feeds = {graph.inputs[0].name: pictures}
+    codes = None
+    if speech:
+        graph = with_opset(graph, 19, feeds)
+        codes = quantized(graph, feeds, speech)[1].model
+    batches = batches_of(feeds)
+    found = settle_fp16(graph, calibrate(graph, batches), batches, quantized=codes)
+    assert found.held
+    assert found.half.casts <= 2
+    convolutions = {n.name for n in graph.proto().graph.node if n.op_type == "Conv"}
+    assert convolutions <= found.half.nodes
+    assert build(rtx, found.half.model, BuildOptions()).plan
+    onnx.checker.check_model(onnx.load_model_from_string(found.half.model), full_check=True)
+    if not speech:
+        assert min(one.sqnr_db for one in found.outputs.values()) > 50
+        assert len(found.half.model) < 0.6 * len(graph.model)
 
 
 LAYERS = {
