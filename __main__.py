@@ -36,6 +36,7 @@ COMMANDS = {
     "inspect": _Entry("export", "Show what is in a bundle or an ONNX file, and how it was made."),
     "verify": _Entry("runtime", "Check a bundle's hashes, schema and golden self-test."),
     "pack": _Entry("runtime", "Write a bundle folder as one .zip that every command reads."),
+    "combine": _Entry("runtime", "Join bundles of one network for several targets into one."),
     "doctor": _Entry("runtime", "Prove the engines of this machine by running a tiny model."),
 }
 

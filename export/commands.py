@@ -10,7 +10,6 @@ import click
 
 from ..runtime.bundle import Bundle
 from ..runtime.console import Console, report_errors
-from ..runtime.errors import MissingExtraError
 
 
 @click.command()
@@ -23,10 +22,6 @@ def inspect(console: Console, path: str, nodes: bool) -> None:
     Inputs, outputs, receipt, scores, how it was made.
     """
     if path.lower().endswith(".onnx"):
-        try:
-            import onnx  # noqa: F401  # pyright: ignore[reportUnusedImport]
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("onnx", "export", "edgepress inspect FILE.onnx") from error
         from .inspection import inspect_onnx
 
         console.result(_show_onnx(console, inspect_onnx(path), nodes))
@@ -48,7 +43,7 @@ def _as_dict(bundle: Bundle) -> dict[str, object]:
         "outputs": [spec.to_dict() for spec in bundle.outputs],
         "preprocessing": bundle.preprocessing.to_dict() if bundle.preprocessing else None,
         "labels": list(bundle.labels) if bundle.labels else None,
-        "variants": [vars(variant) for variant in bundle.variants],
+        "variants": [variant.to_dict() for variant in bundle.variants],
         "recipe": dict(bundle.recipe),
         "scores": dict(bundle.scores or {}),
         "measurements": dict(bundle.measurements or {}),

@@ -10,13 +10,13 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
 from ..engine import Engine, EngineOptions
 from ..errors import EngineError
+from ..files import check_room, temporary_folder
 from ..tensors import Array, Arrays, Dimension, TensorSpec
 
 OptimizationLevel: TypeAlias = Literal["basic", "extended", "all"]
@@ -132,15 +132,18 @@ def optimized_model(model: bytes, level: OptimizationLevel) -> bytes:
 
     Raises:
         EngineError: ``E_BACKEND`` where it cannot be read or written out.
+        InputError: ``E_WRITE`` where the temporary folder has no room, or there is none.
     """
-    import tempfile
-
     ort = _backend()
-    with tempfile.TemporaryDirectory(prefix="edgepress-") as folder:
-        path = Path(folder) / "optimized.onnx"
+    with temporary_folder() as folder:
+        path = folder / "optimized.onnx"
         options = _session_options(ort, level, 1)
         options.optimized_model_filepath = str(path)
-        _create(ort, model, options, [CPU])
+        try:
+            _create(ort, model, options, [CPU])
+        except EngineError:
+            check_room(path)  # ONNX Runtime calls a full disk a failed serialization
+            raise
         try:
             return path.read_bytes()
         except OSError as error:
