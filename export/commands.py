@@ -11,6 +11,7 @@ import click
 from ..runtime.bundle import Bundle
 from ..runtime.console import Console, report_errors
 from ..runtime.errors import MissingExtraError
+from .blame_table import show_blame
 
 
 @click.command()
@@ -105,6 +106,9 @@ def _show_bundle(console: Console, bundle: Bundle, nodes: bool) -> None:
             f"dialect {variant.dialect}"
         )
         _show_receipt(console, variant.receipt, nodes)
+    for report in recipe.get("reports", []):
+        if "mixed" in report:
+            show_blame(console, report["mixed"], everything=nodes)
 
 
 def _show_receipt(console: Console, receipt: Mapping[str, Any], nodes: bool) -> None:

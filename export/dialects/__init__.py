@@ -28,6 +28,8 @@ class Dialect:
             finds dequantized inputs; where they stay float32, something must stand in between.
         moves_codes: Whether moving operators are written on the codes themselves, or on the floats
             that these stand for, where the engine carries the scale through by itself.
+        splits_dequantizers: Whether the engine gives each reader of a dequantized tensor a
+            dequantizer of its own, so that they no longer share the tensor that they read.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Dialect:
     free_output: frozenset[str]
     seized: frozenset[str]
     moves_codes: bool = True
+    splits_dequantizers: bool = False
 
     @property
     def lowest(self) -> int:
@@ -81,6 +84,7 @@ def _onnxruntime(name: str, activation: str, weight_limit: int) -> Dialect:
                 *("AveragePool", "GlobalAveragePool"),
             }
         ),
+        splits_dequantizers=True,
     )
 
 
@@ -99,6 +103,7 @@ def _openvino(name: str, weight_limit: int) -> Dialect:
         free_output=ours.weighted,
         seized=frozenset(),
         moves_codes=False,
+        splits_dequantizers=False,
     )
 
 

@@ -268,7 +268,8 @@ class _Writer:
         copy, apart = _copy(node), self._is_seized(node)
         for i, name in enumerate(node.input):
             if name in self.layout.coded:  # elsewhere the float32 tensor itself is there to be read
-                copy.input[i] = self._apart(name) if apart else self.floats[name]
+                alone = not apart and not self._is_shared(name)
+                copy.input[i] = self.floats[name] if alone else self._apart(name)
         self.nodes.append(copy)
         for name in node.output:
             if name in self.layout.quantizers:
@@ -284,6 +285,17 @@ class _Writer:
         elif node.op_type == "Where":
             data = data[1:]
         return node.op_type in self.dialect.seized and self.layout.coded.issuperset(data)
+
+    def _is_shared(self, name: str) -> bool:
+        """Whether two nodes read the floats of a coded tensor and the engine would make them twice.
+
+        Each reader would get a dequantizer of its own, and Sigmoid and Mul no longer be one kernel.
+        """
+        readers = self.walk.consumers.get(name, [])
+        floats = [
+            n for n in readers if not self.plan.is_int8(n) and n.name not in self.layout.moving
+        ]
+        return self.dialect.splits_dequantizers and len(floats) > 1
 
     def _apart(self, name: str) -> str:
         """The dequantized tensor behind a sum of one term, a copy that ONNX Runtime keeps."""

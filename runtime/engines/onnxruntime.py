@@ -8,6 +8,7 @@ the whole process.
 from __future__ import annotations
 
 import importlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,11 +19,13 @@ import numpy as np
 from ..engine import Engine, EngineOptions
 from ..errors import EngineError
 from ..tensors import Array, Arrays, Dimension, TensorSpec
+from .kernels import KernelTime, summarized
 
 OptimizationLevel: TypeAlias = Literal["basic", "extended", "all"]
 
 CPU = "CPUExecutionProvider"
 _QUIET = 3  # ONNX Runtime's severity "error": its warnings on stderr are no part of our output
+_NOT_LOOKED_AT = 2  # inferences of a profile in which memory is laid out
 _LEVELS = {
     "none": "ORT_DISABLE_ALL",
     "basic": "ORT_ENABLE_BASIC",
@@ -147,6 +150,42 @@ def optimized_model(model: bytes, level: OptimizationLevel) -> bytes:
             raise EngineError(
                 "E_BACKEND", f"ONNX Runtime did not write its optimized graph: {error}"
             ) from error
+
+
+def profile(
+    model: bytes, feeds: Mapping[str, Array], threads: int, runs: int
+) -> tuple[KernelTime, ...]:
+    """What each kernel takes on the CPU, from ONNX Runtime's profiler.
+
+    See :func:`edgepress.runtime.engines.kernels.kernel_times`.
+    """
+    import tempfile
+
+    ort = _backend()
+    with tempfile.TemporaryDirectory(prefix="edgepress-") as folder:
+        options = _session_options(ort, "all", threads)
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = _create(ort, model, options, [CPU])
+        try:
+            for _ in range(runs + _NOT_LOOKED_AT):
+                session.run(None, dict(feeds))
+            events: Any = json.loads(Path(session.end_profiling()).read_bytes())
+        except Exception as error:  # ONNX Runtime's own types, OSError and ValueError
+            raise EngineError(
+                "E_BACKEND",
+                f"ONNX Runtime failed while its profiler ran: {_first_line(error)}",
+                mend="Check that the sizes of the inputs suit the graph, and the disk's room.",
+            ) from error
+    ending, seen = "_kernel_time", dict[tuple[str, str], list[float]]()
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith(ending):
+            key = (str(event["args"]["op_name"]), str(event["name"]).removesuffix(ending))
+            seen.setdefault(key, []).append(event["dur"] / 1000)
+    return tuple(
+        summarized(kind, name, (), found[_NOT_LOOKED_AT:] or found)
+        for (kind, name), found in seen.items()
+    )
 
 
 def backend_version() -> str:

@@ -22,10 +22,12 @@ import numpy as np
 from ..engine import Engine, EngineOptions, Precision
 from ..errors import EngineError, MissingExtraError
 from ..tensors import Array, Arrays, TensorSpec
+from .kernels import KernelTime, summarized
 from .symbols import free_names
 
 CPU = "CPU"
 _TELEMETRY = "openvino_telemetry"
+_NOT_LOOKED_AT = 2  # inferences in which kernels are chosen and built
 _DTYPES = {
     "f32": "float32",
     "f64": "float64",
@@ -169,6 +171,43 @@ def executed_graph(model: bytes, options: EngineOptions | None = None) -> tuple[
     return tuple(found)
 
 
+def profile(
+    model: bytes, feeds: Mapping[str, Array], threads: int, runs: int
+) -> tuple[KernelTime, ...]:
+    """What each kernel takes on the CPU, from OpenVINO's performance counters.
+
+    See :func:`edgepress.runtime.engines.kernels.kernel_times`.
+    """
+    ov = _backend()
+    options, counted = EngineOptions(threads=threads), {"PERF_COUNT": True}
+    compiled = _compile(ov, _core(ov), model, CPU, options, counted)
+    origins: dict[str, tuple[str, ...]] = {}
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        rt_info = node.get_rt_info()
+        told = (
+            str(rt_info["originalLayersNames"].astype(str))
+            if ("originalLayersNames" in rt_info)
+            else ""
+        )
+        origins[str(node.get_friendly_name())] = tuple(n for n in told.split(",") if n)
+    request, seen = compiled.create_infer_request(), dict[tuple[str, str], list[float]]()
+    try:
+        for run in range(runs + _NOT_LOOKED_AT):
+            request.infer({port: feeds[_name(port, "input")] for port in compiled.inputs})
+            for one in request.get_profiling_info() if run >= _NOT_LOOKED_AT else ():
+                key = (str(one.node_type), str(one.node_name))
+                seen.setdefault(key, []).append(one.real_time.total_seconds() * 1000)
+    except Exception as error:  # RuntimeError, and what the bindings raise besides
+        raise EngineError(
+            "E_BACKEND",
+            f"OpenVINO failed while its counters ran: {_reason(error)}",
+            mend="Check that the sizes of the inputs suit the graph.",
+        ) from error
+    return tuple(
+        summarized(kind, name, origins.get(name, ()), found) for (kind, name), found in seen.items()
+    )
+
+
 def has_bf16() -> bool:
     """Whether this processor computes in bfloat16, as OpenVINO sees it.
 
@@ -236,7 +275,14 @@ def _computes_in_bf16(core: Any, device: str) -> bool:
     return "BF16" in core.get_property(device, "OPTIMIZATION_CAPABILITIES")
 
 
-def _compile(ov: Any, core: Any, model: bytes, device: str, options: EngineOptions) -> Any:
+def _compile(
+    ov: Any,
+    core: Any,
+    model: bytes,
+    device: str,
+    options: EngineOptions,
+    more: Mapping[str, object] | None = None,
+) -> Any:
     if not model:
         raise EngineError(
             "E_BACKEND", "the model is empty (0 bytes).", mend="Expected an ONNX model."
@@ -247,6 +293,7 @@ def _compile(ov: Any, core: Any, model: bytes, device: str, options: EngineOptio
     settings: dict[str, object] = {
         "INFERENCE_PRECISION_HINT": precision,
         "PERFORMANCE_HINT": "LATENCY",
+        **(more or {}),
     }
     if device == CPU:
         # Pinned threads of two engines, or of two processes, would share the first cores.
