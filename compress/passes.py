@@ -13,7 +13,8 @@ from ..export.bundling import Shipped
 from ..export.dialects import dialect
 from ..export.dialects.qdq import Quantized, write_qdq
 from ..export.graph import Graph
-from ..export.plan import plan_int8
+from ..export.measuring import Whole
+from ..export.plan import Choice, PrecisionPlan, plan_int8
 from ..export.ranges import Batches, Ranges, calibrate
 from ..export.receipt import Receipt, float_receipt, int8_receipt
 from ..runtime.engine import EngineOptions
@@ -84,16 +85,36 @@ def quantize(graph: Graph, settings: Int8, context: Context) -> Outcome:
     When it refuses: names in ``keep_float`` that are no nodes; pictures that make a tensor NaN.
     Source: see :mod:`edgepress.export.ranges`, :mod:`edgepress.export.bias`.
     """
+    whole = prepare(graph, settings, context)
+    return finish(whole, settings, context)
+
+
+def prepare(graph: Graph, settings: Int8, context: Context) -> Whole:
+    """The network in INT8 as the recipe says, its biases not corrected yet.
+
+    Raises:
+        InputError: As :func:`quantize`.
+    """
     speech = dialect(context.target.dialect)
+    given = None
+    if settings.int8_nodes:
+        reason = "the recipe's plan says so"
+        given = PrecisionPlan(dict.fromkeys(settings.int8_nodes, Choice("int8", reason)))
     plan_int8(
-        graph, Ranges(settings.ranges, 0, {}), speech, keep_float=settings.keep_float
+        graph, Ranges(settings.ranges, 0, {}), speech, keep_float=settings.keep_float, given=given
     )  # names
-    calibrated = _Count(context, "calibrating", context.calibration_count)
+    calibrated = Count(context, "calibrating", context.calibration_count)
     ranges = calibrate(
         graph, context.calibration, method=settings.ranges, on_progress=calibrated.add
     )
-    plan = plan_int8(graph, ranges, speech, keep_float=settings.keep_float)
+    plan = plan_int8(graph, ranges, speech, keep_float=settings.keep_float, given=given)
     plain = write_qdq(graph, ranges, plan, speech, weight_method=settings.weights)
+    return Whole(graph, ranges, plan, speech, plain, settings.weights)
+
+
+def finish(whole: Whole, settings: Int8, context: Context) -> Outcome:
+    """Correct the biases of a network in INT8 where that pays, and take its receipt."""
+    graph, ranges, plain = whole.graph, whole.ranges, whole.quantized
     report: dict[str, object] = {
         "pictures": ranges.pictures,
         "ranges": ranges.method,
@@ -108,7 +129,7 @@ def quantize(graph: Graph, settings: Int8, context: Context) -> Outcome:
             plain,
             context.calibration,
             largest_tensor=largest,
-            on_progress=_Count(context, "correcting biases", layers).add,
+            on_progress=Count(context, "correcting biases", layers).add,
         )
         candidates = {"as calibrated": plain, "biases corrected": corrected}
         sqnr = _sqnr_db(graph, candidates, context)
@@ -117,12 +138,12 @@ def quantize(graph: Graph, settings: Int8, context: Context) -> Outcome:
         report["sqnr_db_on_selection"] = {name: round(value, 3) for name, value in sqnr.items()}
         report["chosen"] = chosen
     engine = context.target.engine
-    receipt = int8_receipt(graph, context.macs, quantized, plan, engine)
-    shipped = Shipped(quantized.model, "int8", speech.name, engine, receipt.to_dict())
+    receipt = int8_receipt(graph, context.macs, quantized, whole.plan, engine)
+    shipped = Shipped(quantized.model, "int8", whole.dialect.name, engine, receipt.to_dict())
     return Outcome(shipped, bool(quantized.units), receipt, report)
 
 
-class _Count:
+class Count:
     """Adds up the progress of one stage."""
 
     def __init__(self, context: Context, stage: str, total: int) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..benchmarks.images import Images
+from ..benchmarks.tasks import Score
 from ..export.capture import evaluating
 from ..export.receipt import count_macs
 from ..runtime.bundle import Bundle
@@ -31,9 +32,10 @@ from .material import (
     shipped_preprocessing,
     suspicions,
 )
-from .passes import Context, Outcome, Progress, float32, quantize
+from .mixing import mix, notes_of
+from .passes import Context, Outcome, Progress, finish, float32, prepare
 from .prove import DEFAULT_MAX_DROP, Judge, Trial, best_rival, try_out
-from .recipe import Recipe
+from .recipe import Int8, Recipe
 from .result import Result
 from .subject import Model, Subject, first_rows, fixed_batches, make_subject, open_model, with_batch
 
@@ -148,10 +150,10 @@ def compress(
         outcome = float32(graph, context)
         notes, trials = suspicions(material, original), list[Trial]()
         for settings in steps.passes:
-            candidate = quantize(graph, settings, context)
+            candidate = _candidate(settings, context, judge, material, original, limit)
             trial = try_out(candidate, judge, material, original, limit)
             trials.append(trial)
-            notes += _fallen(candidate)
+            notes += [*_fallen(candidate), *notes_of(candidate)]
             notes += [
                 f"{settings.kind} was declined: {reason}." for reason in trial.verdict.reasons
             ]
@@ -195,6 +197,31 @@ def _context(
         macs=count_macs(graph, with_batch(example, graph)),
         progress=progress,
     )
+
+
+def _candidate(
+    settings: Int8,
+    context: Context,
+    judge: Judge,
+    material: Material,
+    original: Score,
+    max_drop: float | None,
+) -> Outcome:
+    """What a pass makes of the network, in mixed precision where that is better."""
+    whole = prepare(judge.graph, settings, context)
+    plain = finish(whole, settings, context)
+    if not settings.mixed or settings.int8_nodes:
+        return plain
+    part = material.split.selection
+    if material.own_score:  # it brings its own samples: nothing else can choose
+        before, chosen_on = original, material.test
+    else:
+        before, chosen_on = judge.score(judge.graph.model, part, "float32 on the selection"), part
+
+    def drop(model: bytes) -> float:
+        return before.value - judge.score(model, chosen_on, "a candidate on the selection").value
+
+    return mix(whole, plain, settings, context, drop, max_drop)
 
 
 def _fallen(candidate: Outcome) -> list[str]:

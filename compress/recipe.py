@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import ClassVar, cast
 
+from ..runtime.bundle import Bundle
 from ..runtime.errors import InputError
 from ..runtime.toml import parse_toml
 
@@ -21,12 +22,18 @@ class Int8:
         weights: How weights are scaled: ``mse`` or ``minmax``.
         bias_correction: Whether to try bias correction; it is kept where it measures better.
         keep_float: Names of nodes to keep in float32.
+        mixed: Whether to measure every node, and to leave in float32 what does not pay in INT8 on
+            this machine or costs more of the score than is allowed.
+        int8_nodes: Names of the nodes to run in INT8, those and no others, as a plan decided them
+            before; empty for all that can. What they leave out is not measured again.
     """
 
     ranges: str = "mse"
     weights: str = "mse"
     bias_correction: bool = True
     keep_float: tuple[str, ...] = ()
+    mixed: bool = True
+    int8_nodes: tuple[str, ...] = ()
 
     kind: ClassVar[str] = "int8"
     successors: ClassVar[frozenset[str]] = frozenset()
@@ -64,7 +71,8 @@ class Recipe:
         """JSON form; :meth:`from_dict` reads it."""
         passes: list[dict[str, object]] = []
         for one in self.passes:
-            passes.append({"kind": one.kind, **asdict(one), "keep_float": list(one.keep_float)})
+            lists = {"keep_float": list(one.keep_float), "int8_nodes": list(one.int8_nodes)}
+            passes.append({"kind": one.kind, **asdict(one), **lists})
         return {"name": self.name, "pass": passes}
 
     @staticmethod
@@ -93,17 +101,24 @@ class Recipe:
     def open(name_or_path: str) -> Recipe:
         """A built-in recipe by its name (``int8``, ``float32``), or one from a TOML or JSON file.
 
+        The folder of a bundle gives the recipe that made it, with the precision plan that was
+        decided then: nothing is measured again.
+
         Raises:
             InputError: ``E_RECIPE`` for anything else, or a file that is no recipe.
         """
         if name_or_path in BUILT_IN:
             return BUILT_IN[name_or_path]
         path = Path(name_or_path)
+        if path.is_dir():
+            return _of_bundle(name_or_path)
         if not path.is_file():
             raise InputError(
                 "E_RECIPE",
                 f"'{name_or_path}' is neither a built-in recipe nor a file.",
-                mend="Built in: " + ", ".join(BUILT_IN) + "; or give a .toml or .json file.",
+                mend="Built in: "
+                + ", ".join(BUILT_IN)
+                + "; or give a .toml or .json file, or a bundle.",
                 path=name_or_path,
             )
         try:
@@ -120,6 +135,18 @@ class Recipe:
 
 
 BUILT_IN = {"int8": Recipe("int8", (Int8(),)), "float32": Recipe("float32")}
+
+
+def _of_bundle(path: str) -> Recipe:
+    """The recipe that a bundle carries, each pass with the plan that came out of it."""
+    carried = Bundle.open(path).recipe
+    reports = cast("Sequence[Mapping[str, object]]", carried.get("reports", ()))
+    passes: list[object] = []
+    given = cast("Sequence[Mapping[str, object]]", carried.get("pass", ()))
+    for index, one in enumerate(given):
+        decided = reports[index].get("int8_nodes") if index < len(reports) else None
+        passes.append({**one, "int8_nodes": decided} if decided else one)
+    return Recipe.from_dict({"name": carried.get("name", "custom"), "pass": passes}, path)
 
 
 def _settings(item: object, where: str) -> PassSettings:

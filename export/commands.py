@@ -16,6 +16,7 @@ from ..runtime.console import Console, report_errors
 from ..runtime.errors import InputError
 from ..runtime.files import check_file, write_file
 from ..runtime.target import target
+from .blame_table import show_blame
 
 if TYPE_CHECKING:
     from .dialects import Dialect
@@ -189,6 +190,9 @@ def _show_bundle(console: Console, bundle: Bundle, nodes: bool) -> None:
             f"dialect {variant.dialect}"
         )
         _show_receipt(console, variant.receipt, nodes)
+    for report in recipe.get("reports", []):
+        if "mixed" in report:
+            show_blame(console, report["mixed"], everything=nodes)
 
 
 def _show_receipt(console: Console, receipt: Mapping[str, Any], nodes: bool) -> None:

@@ -151,6 +151,14 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
     return default
 
 
+def channel_axis(node: onnx.NodeProto) -> int:
+    """The axis of a Conv's, Gemm's or MatMul's weights that counts its output channels."""
+    turned = node.op_type == "MatMul" or (
+        node.op_type == "Gemm" and not attribute(node, "transB", 0)
+    )
+    return 1 if turned else 0
+
+
 def is_standard(node: onnx.NodeProto) -> bool:
     """Whether a node's operator is one of ONNX itself, not of some engine's own."""
     return node.domain in ("", "ai.onnx")

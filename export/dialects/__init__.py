@@ -38,6 +38,8 @@ class Dialect:
             are slower than those of int8 weights, and never add in 16 bits.
         gates: Activation functions and gates of floats that run inside of the INT8 kernel in front
             of them, where nothing is quantized in between.
+        splits_dequantizers: Whether the engine gives each reader of a dequantized tensor a
+            dequantizer of its own, so that they no longer share the tensor that they read.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Dialect:
     least_channels: int = 1
     uint8_weights: bool = False
     gates: frozenset[str] = frozenset()
+    splits_dequantizers: bool = False
 
     @property
     def lowest(self) -> int:
@@ -104,6 +107,7 @@ def _onnxruntime(name: str, activation: str, weight_limit: int) -> Dialect:
             }
         ),
         uint8_weights=activation == "uint8",
+        splits_dequantizers=True,
     )
 
 
@@ -158,6 +162,7 @@ def _tensorrt_rtx() -> Dialect:
         weighted=frozenset({"Gemm", "MatMul"}),
         elementwise=frozenset[str](),
         weight_only=True,
+        splits_dequantizers=False,
     )
 
 

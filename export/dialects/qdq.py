@@ -22,7 +22,7 @@ from ..graph import Graph, Walk, all_names, attribute, fresh, serialize
 from ..plan import PrecisionPlan
 from ..ranges import Ranges
 from . import Dialect
-from .layout import Layout, from_ranges, lay_out
+from .layout import Layout, lay_out_ranges
 from .quantizers import PerChannel, PerTensor, bias_codes, weight_quantizer
 
 
@@ -85,14 +85,7 @@ def write_qdq(
         weight_method: How weights' scales are chosen; see
             :func:`~edgepress.export.dialects.quantizers.weight_quantizer`.
     """
-    layout = lay_out(
-        Walk(graph.proto()),
-        ranges.tensors,
-        plan,
-        dialect,
-        from_ranges(ranges, dialect),
-        elements=ranges.elements,
-    )
+    layout = lay_out_ranges(Walk(graph.proto()), ranges, plan, dialect)
     pack = partial(weight_quantizer, method=weight_method)
     return write_layout(graph, layout, plan, dialect, pack)
 
@@ -352,7 +345,8 @@ class _Writer:
         for i, name in enumerate(node.input):
             # Elsewhere the float32 tensor itself is there to be read.
             if name in self.layout.read_as_codes:
-                copy.input[i] = self._apart(name) if apart else self.floats[name]
+                alone = not apart and not self._is_shared(name)
+                copy.input[i] = self.floats[name] if alone else self._apart(name)
         self.nodes.append(copy)
         for i, name in enumerate(node.output):
             if name in self.layout.rounded:
@@ -370,6 +364,17 @@ class _Writer:
         elif node.op_type == "Where":
             data = data[1:]
         return node.op_type in self.dialect.seized and self.layout.read_as_codes.issuperset(data)
+
+    def _is_shared(self, name: str) -> bool:
+        """Whether two nodes read the floats of a coded tensor and the engine would make them twice.
+
+        Each reader would get a dequantizer of its own, and Sigmoid and Mul no longer be one kernel.
+        """
+        readers = self.walk.consumers.get(name, [])
+        floats = [
+            n for n in readers if not self.plan.is_int8(n) and n.name not in self.layout.moving
+        ]
+        return self.dialect.splits_dequantizers and len(floats) > 1
 
     def _apart(self, name: str) -> str:
         """The dequantized tensor behind a sum of one term, a copy that ONNX Runtime keeps."""
