@@ -32,6 +32,7 @@ RULES = {
     "no INT8 kernel": "nothing: the node stays float32, its input as rounded as it was",
     "float16": "writes float32 around the INT8 kernels: this processor computes in no other",
     "not explained": "writes it in the form that is known to fuse",
+    "unfolded BatchNormalization": "writes it as an INT8 convolution of size 1",
     "quantizer inside of a kernel": "leaves it out: the activation function runs in the kernel",
     "stray quantizers": "leaves them out where they only reach into INT8 kernels",
 }
@@ -100,6 +101,9 @@ class Rules:
     def findings(self, node: onnx.NodeProto) -> tuple[Finding, ...]:
         """Every rule that a node breaks, the first that keeps it out first; never empty."""
         weighted = node.op_type in self.dialect.weighted
+        if node.op_type == "BatchNormalization":
+            text = "quantizers around it keep it from being folded into the convolution"
+            return (Finding("unfolded BatchNormalization", text),)
         if not weighted and node.op_type not in self.dialect.elementwise:
             return (Finding("no INT8 kernel", f"{self.title} has none for {node.op_type}"),)
         found: list[Finding] = []
