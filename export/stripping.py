@@ -25,7 +25,7 @@ from ..runtime.errors import InputError
 from ..runtime.tensors import Array
 from .codes import CODE_RANGES, Codes, read_codes
 from .exact import initializers_are_not_inputs
-from .graph import all_names, attribute, fresh, name_nodes, opset_of
+from .graph import all_names, attribute, evaluate, fresh, name_nodes, opset_of
 from .normalization import as_factors
 from .onnx_files import check_valid, constant_tensors
 from .qoperators import QOPERATORS, plain_equal, why_not_plain
@@ -52,7 +52,7 @@ _MOVES = frozenset(
 )
 _GIVE_QDQ = "Give the Q/DQ form of the network (quant_format=QDQ in quantize_static)."
 _GIVE_FLOATS = "Let the file take float32 and quantize inside."
-_SHAPES_WEIGHTS = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten")
+_SHAPES = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten", "Clip")
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class _Stripper:
         codes = self._codes(node, list(node.input[1:]))
         self.quantizers += 1
         if source in self.constants:
-            self.constants[out] = codes.encode(self.constants[source])
+            self.constants[out] = codes.encode(self.constants[source]).astype(codes.kind)
         else:
             name = self.alias.get(source, source)
             self.coded[out] = (name, codes)
@@ -257,7 +257,7 @@ class _Stripper:
                 _GIVE_QDQ,
                 node.name,
             )
-        if self._casts_float(node):
+        if self._casts_float(node) or self._folds(node):
             return
         copy = self._scaled(node) if self._scales_codes(node) else onnx.NodeProto()
         if not copy.op_type:
@@ -267,9 +267,17 @@ class _Stripper:
         if node.op_type == "Cast" and attribute(node, "to") == onnx.TensorProto.FLOAT16:
             del copy.attribute[:]
             copy.attribute.append(onnx.helper.make_attribute("to", onnx.TensorProto.FLOAT))
-        if node.op_type in _SHAPES_WEIGHTS and node.input[0] in self.found.weights:
-            self.found.weights.update(node.output)
         self.nodes.append(copy)
+
+    def _folds(self, node: onnx.NodeProto) -> bool:
+        """Whether a node only brings a constant into another form, which is then done here."""
+        if node.op_type not in _SHAPES or any(n and n not in self.constants for n in node.input):
+            return False
+        feeds = {name: self.constants[name] for name in node.input if name}
+        self.constants[node.output[0]] = evaluate(node, self.given.opset_import, feeds)
+        if node.input[0] in self.found.weights:
+            self.found.weights.add(node.output[0])
+        return True
 
     def _scales_codes(self, node: onnx.NodeProto) -> bool:
         """Whether a BatchNormalization reads codes, which nothing may fold it across."""
@@ -303,12 +311,15 @@ class _Stripper:
 
     def _clip_codes(self, node: onnx.NodeProto) -> bool:
         """Clip on codes, which torch writes for a fake quantizer of fewer than 256 levels."""
-        bounds = [self.constants.get(name) for name in node.input[1:]]
-        if len(bounds) != 2 or bounds[0] is None or bounds[1] is None:
+        if any(one and one not in self.constants for one in node.input[1:]):
             return False
         name, codes = self.coded[node.input[0]]
-        low, high = int(bounds[0].item()), int(bounds[1].item())
-        fewer = replace(codes, lowest=low, highest=high)
+        low, high = [*node.input[1:], "", ""][:2]
+        fewer = replace(
+            codes,
+            lowest=int(self.constants[low].item()) if low else codes.lowest,
+            highest=int(self.constants[high].item()) if high else codes.highest,
+        )
         self.coded[node.output[0]] = (name, fewer)
         self.found.codes[name], self.found.views[name] = fewer, node.output[0]
         return True

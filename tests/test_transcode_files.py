@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -388,6 +390,22 @@ def test_the_commands_tell_people_and_programs(
     told = json.loads(capsys.readouterr().out)["why_slow"]
     assert told["rules"][0]["cost_ms"] >= told["rules"][-1]["cost_ms"]
     assert {"node", "rule", "why", "cost_ms"} <= told["fallen"][0].keys()
+
+
+def test_torch_is_not_needed(tmp_path: Path) -> None:
+    net = Net(18)
+    path, out = net.write(tmp_path / "a.onnx", residual(net)), tmp_path / "out.onnx"
+    code = "import sys; sys.modules['torch'] = None\nfrom edgepress.__main__ import main\nmain()"
+    for words in (("inspect", path, "--why-slow"), ("transcode", path, "--out", str(out))):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words, "--json"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["file"] == path
+    assert out.exists()
 
 
 def test_why_slow_is_for_files(small_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -167,7 +167,7 @@ def test_a_batch_normalization_between_quantizers_becomes_a_kernel(tmp_path: Pat
     parts += [net.rng.normal(0, 0.1, 8), net.rng.uniform(0.05, 0.5, 8)]
     y = net.op("BatchNormalization", y, *[net.constant(p.astype(np.float32)) for p in parts])
     path = net.write(tmp_path / "a.onnx", net.pair(net.op("Relu", y), 0.02, 0, "uint8"))
-    assert set(fell_out(path).values()) == {"no INT8 kernel"}
+    assert set(fell_out(path).values()) == {"unfolded BatchNormalization"}
     found = within_a_step(path, 2)
     assert found.equality.output_steps <= 1.01
     assert found.kept_float == ()
