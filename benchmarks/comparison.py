@@ -89,6 +89,7 @@ def compare(
     against_precision: Precision | None = None,
     seed: int = 0,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    cache: str | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Compare the latencies of two networks; drift of the machine strikes both alike.
@@ -110,6 +111,7 @@ def compare(
         against_precision: What b's engine computes floats in; by default the same.
         seed: Of the random inputs and of the bootstrap.
         shapes: Whole input shapes by name, for free dimensions other than the batch.
+        cache: Folder for engines that have to be built; without one every process builds its own.
         progress: Told how much is done.
 
     Raises:
@@ -128,7 +130,10 @@ def compare(
         (file_a, told_a), (file_b, told_b) = (
             stack.enter_context(subject_file(subject)) for subject in (a, b)
         )
-        one, two = Recording(settings.request(file_a)), Recording(against.request(file_b))
+        one, two = (
+            Recording(replace(side.request(file), cache=cache))
+            for side, file in ((settings, file_a), (against, file_b))
+        )
 
         def settled() -> bool:
             ratios = np.asarray(two.medians) / np.asarray(one.medians)

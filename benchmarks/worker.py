@@ -37,6 +37,7 @@ class Request:
         seed: Of the random inputs.
         shapes: Whole input shapes by name, for dimensions that are free.
         precision: What the engine computes floats in.
+        cache: Folder for engines that have to be built.
     """
 
     path: str
@@ -46,6 +47,7 @@ class Request:
     seed: int
     shapes: dict[str, list[int]] = field(default_factory=dict[str, "list[int]"])
     precision: Precision = "f32"
+    cache: str | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,9 @@ def _serve(
     imported = time.perf_counter()
     model, golden = _read(request.path)
     read = time.perf_counter()
-    options = EngineOptions(threads=request.threads, precision=request.precision)
+    options = EngineOptions(
+        threads=request.threads, precision=request.precision, cache=request.cache
+    )
     engine = stack.enter_context(engine_class(model, options))
     loaded = time.perf_counter()
 

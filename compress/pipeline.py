@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ..benchmarks.images import Images
 from ..export.capture import evaluating
 from ..export.receipt import count_macs
 from ..runtime.bundle import Bundle
-from ..runtime.engines import import_backend
 from ..runtime.errors import BoundError, InputError
 from ..runtime.files import disk_room
 from ..runtime.preprocessing import Preprocessing
@@ -31,11 +31,12 @@ from .material import (
     shipped_preprocessing,
     suspicions,
 )
-from .passes import Context, Outcome, Progress, float32, quantize
+from .passes import Context, Outcome, Progress, float32, run_pass
 from .prove import DEFAULT_MAX_DROP, Judge, Trial, best_rival, try_out
 from .recipe import Recipe
 from .result import Result
 from .subject import Model, Subject, first_rows, fixed_batches, make_subject, open_model, with_batch
+from .unproven import STAND_IN, check_device, note
 
 CALIBRATION_SIZE = 300
 
@@ -62,6 +63,7 @@ def compress(
     opset: int = 18,
     loader: Iterable[object] | None = None,
     golden_pictures: bool = False,
+    unproven: bool = False,
     force: bool = False,
     progress: Progress = _silent,
 ) -> Bundle:
@@ -101,6 +103,8 @@ def compress(
             scored through it as well, and a difference stops everything.
         golden_pictures: Whether the bundle's self-test shows the first calibration picture; made up
             by default.
+        unproven: Whether a bundle may be made for a device that is not here. Its time is not
+            measured, ONNX Runtime on the CPU scores it, and it says so.
         force: Replace a bundle that is at ``out``.
         progress: Told how far the work is.
 
@@ -118,7 +122,7 @@ def compress(
     if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
         raise InputError("E_USAGE", f"max_drop is {max_drop}.", mend="Give 0 or more points.")
     destination = target_of(target)
-    import_backend(destination.engine)  # before minutes of work, where it is not installed
+    device_here = check_device(destination, allowed=unproven)
     given = (
         Preprocessing.from_toml(preprocessing)
         if isinstance(preprocessing, (str, Path))
@@ -134,8 +138,15 @@ def compress(
         subject = make_subject(model, opened, given, split.calibration, opset)
         graph = subject.graph
         example = first_rows(split.calibration, graph.inputs, subject.preprocessing, 1)
+        folder = stack.enter_context(TemporaryDirectory(prefix="edgepress-"))
         judge = Judge(
-            graph, material.task, subject.preprocessing, example, progress, destination.engine
+            graph,
+            material.task,
+            subject.preprocessing,
+            example,
+            progress,
+            destination.engine if device_here else STAND_IN,
+            folder,
         )
         quietly = replace(judge, progress=_silent)
         check_labels(material, lambda few: quietly.score(graph.model, few, "one picture"))
@@ -144,14 +155,14 @@ def compress(
         if loader is not None:
             check_loader(subject, material, judge, Images.of(loader), original)
         limit = DEFAULT_MAX_DROP.get(material.task.name) if max_drop is None else max_drop
-        context = _context(subject, material, destination, example, progress)
+        context = _context(subject, material, destination, example, progress, device_here)
         outcome = float32(graph, context)
         notes, trials = suspicions(material, original), list[Trial]()
         for settings in steps.passes:
-            candidate = quantize(graph, settings, context)
+            candidate = run_pass(graph, settings, context)
             trial = try_out(candidate, judge, material, original, limit)
             trials.append(trial)
-            notes += _fallen(candidate)
+            notes += _fallen(candidate) if device_here else []
             notes += [
                 f"{settings.kind} was declined: {reason}." for reason in trial.verdict.reasons
             ]
@@ -159,6 +170,8 @@ def compress(
             notes += [] if instead is None else [instead]
             if trial.verdict.accepted:
                 outcome = candidate
+        if not device_here:
+            notes.append(note(destination, outcome.receipt))
         settled = {
             **steps.to_dict(),
             "model": subject.name,
@@ -184,7 +197,12 @@ def compress(
 
 
 def _context(
-    subject: Subject, material: Material, target: Target, example: Arrays, progress: Progress
+    subject: Subject,
+    material: Material,
+    target: Target,
+    example: Arrays,
+    progress: Progress,
+    device_here: bool,
 ) -> Context:
     graph, split = subject.graph, material.split
     return Context(
@@ -194,6 +212,7 @@ def _context(
         selection=fixed_batches(graph, split.selection, subject.preprocessing),
         macs=count_macs(graph, with_batch(example, graph)),
         progress=progress,
+        device_here=device_here,
     )
 
 

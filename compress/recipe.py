@@ -32,8 +32,24 @@ class Int8:
     successors: ClassVar[frozenset[str]] = frozenset()
 
 
-PassSettings = Int8
-KINDS: dict[str, type[PassSettings]] = {Int8.kind: Int8}
+@dataclass(frozen=True)
+class Fp16:
+    """Settings of post-training FP16, for targets that compute in it.
+
+    Attributes:
+        bound_db: Signal over noise that every output keeps; nodes go back to float32 until it does.
+        keep_float: Names of nodes to keep in float32.
+    """
+
+    bound_db: float = 40.0
+    keep_float: tuple[str, ...] = ()
+
+    kind: ClassVar[str] = "fp16"
+    successors: ClassVar[frozenset[str]] = frozenset()
+
+
+PassSettings = Int8 | Fp16
+KINDS: dict[str, type[Int8] | type[Fp16]] = {Int8.kind: Int8, Fp16.kind: Fp16}
 _CHOICES = {"ranges": ("mse", "minmax", "percentile"), "weights": ("mse", "minmax")}
 
 
@@ -91,7 +107,7 @@ class Recipe:
 
     @staticmethod
     def open(name_or_path: str) -> Recipe:
-        """A built-in recipe by its name (``int8``, ``float32``), or one from a TOML or JSON file.
+        """A built-in recipe by its name (:data:`BUILT_IN`), or one from a TOML or JSON file.
 
         Raises:
             InputError: ``E_RECIPE`` for anything else, or a file that is no recipe.
@@ -119,7 +135,11 @@ class Recipe:
         return Recipe.from_dict(cast("Mapping[str, object]", values), name_or_path)
 
 
-BUILT_IN = {"int8": Recipe("int8", (Int8(),)), "float32": Recipe("float32")}
+BUILT_IN = {
+    "int8": Recipe("int8", (Int8(),)),
+    "fp16": Recipe("fp16", (Fp16(),)),
+    "float32": Recipe("float32"),
+}
 
 
 def _settings(item: object, where: str) -> PassSettings:
