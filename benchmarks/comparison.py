@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from tempfile import TemporaryDirectory
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -111,7 +112,7 @@ def compare(
         against_precision: What b's engine computes floats in; by default the same.
         seed: Of the random inputs and of the bootstrap.
         shapes: Whole input shapes by name, for free dimensions other than the batch.
-        cache: Folder for engines that have to be built; without one every process builds its own.
+        cache: Folder for engines that have to be built; a temporary one by default.
         progress: Told how much is done.
 
     Raises:
@@ -127,11 +128,12 @@ def compare(
         settings, engine=own_b or settings.engine, precision=against_precision or precision
     )
     with ExitStack() as stack:
+        built = cache or stack.enter_context(TemporaryDirectory(prefix="edgepress-"))
         (file_a, told_a), (file_b, told_b) = (
             stack.enter_context(subject_file(subject)) for subject in (a, b)
         )
         one, two = (
-            Recording(replace(side.request(file), cache=cache))
+            Recording(replace(side.request(file), cache=built))
             for side, file in ((settings, file_a), (against, file_b))
         )
 

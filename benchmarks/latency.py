@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -69,8 +70,12 @@ def measure(
     """
     chosen = engine or own_engine(path) or DEFAULT_ENGINE
     settings = Settings.of(threads, batch, preset, chosen, seed, shapes, precision)
-    with subject_file(path) as (file, told):
-        recording = Recording(settings.request(file))
+    with (
+        subject_file(path) as (file, told),
+        tempfile.TemporaryDirectory(prefix="edgepress-") as built,
+    ):
+        # an engine that has to be built is built once, not in every process
+        recording = Recording(replace(settings.request(file), cache=built))
 
         def settled() -> bool:
             if len(recording.medians) < 6:
