@@ -53,9 +53,7 @@ _task = click.option(
 @click.option(
     "--target", type=click.Choice(TARGET_NAMES), default="onnxruntime-cpu", show_default=True
 )
-@click.option(
-    "--recipe", default="int8", show_default=True, help="int8, float32, or a TOML or JSON file."
-)
+@click.option("--recipe", default="int8", show_default=True, help="int8, fp16, float32, or a file.")
 @click.option(
     "--max-drop",
     type=float,
@@ -76,6 +74,12 @@ _task = click.option(
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(
     "--golden-pictures", is_flag=True, help="Let the self-test show a calibration picture."
+)
+@click.option(
+    "--unproven",
+    is_flag=True,
+    help="Make a bundle for a device that is not here: not timed, scored by a stand-in, and so "
+    "marked.",
 )
 @click.option("--out", required=True, type=click.Path(), help="Folder of the bundle.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")

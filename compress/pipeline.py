@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ..benchmarks.images import Images
 from ..benchmarks.tasks import Score
 from ..export.capture import evaluating
 from ..export.receipt import count_macs
 from ..runtime.bundle import Bundle
-from ..runtime.engines import import_backend
 from ..runtime.errors import BoundError, InputError
 from ..runtime.files import disk_room
 from ..runtime.preprocessing import Preprocessing
@@ -33,11 +33,12 @@ from .material import (
     suspicions,
 )
 from .mixing import mix, notes_of
-from .passes import Context, Outcome, Progress, finish, float32, prepare
+from .passes import Context, Outcome, Progress, finish, float32, prepare, run_pass
 from .prove import DEFAULT_MAX_DROP, Judge, Trial, best_rival, try_out
-from .recipe import Int8, Recipe
+from .recipe import Int8, PassSettings, Recipe
 from .result import Result
 from .subject import Model, Subject, first_rows, fixed_batches, make_subject, open_model, with_batch
+from .unproven import STAND_IN, check_device, note
 
 CALIBRATION_SIZE = 300
 
@@ -64,6 +65,7 @@ def compress(
     opset: int = 18,
     loader: Iterable[object] | None = None,
     golden_pictures: bool = False,
+    unproven: bool = False,
     force: bool = False,
     progress: Progress = _silent,
 ) -> Bundle:
@@ -103,6 +105,8 @@ def compress(
             scored through it as well, and a difference stops everything.
         golden_pictures: Whether the bundle's self-test shows the first calibration picture; made up
             by default.
+        unproven: Whether a bundle may be made for a device that is not here. Its time is not
+            measured, ONNX Runtime on the CPU scores it, and it says so.
         force: Replace a bundle that is at ``out``.
         progress: Told how far the work is.
 
@@ -120,7 +124,7 @@ def compress(
     if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
         raise InputError("E_USAGE", f"max_drop is {max_drop}.", mend="Give 0 or more points.")
     destination = target_of(target)
-    import_backend(destination.engine)  # before minutes of work, where it is not installed
+    device_here = check_device(destination, allowed=unproven)
     given = (
         Preprocessing.from_toml(preprocessing)
         if isinstance(preprocessing, (str, Path))
@@ -136,8 +140,15 @@ def compress(
         subject = make_subject(model, opened, given, split.calibration, opset)
         graph = subject.graph
         example = first_rows(split.calibration, graph.inputs, subject.preprocessing, 1)
+        folder = stack.enter_context(TemporaryDirectory(prefix="edgepress-"))
         judge = Judge(
-            graph, material.task, subject.preprocessing, example, progress, destination.engine
+            graph,
+            material.task,
+            subject.preprocessing,
+            example,
+            progress,
+            destination.engine if device_here else STAND_IN,
+            folder,
         )
         quietly = replace(judge, progress=_silent)
         check_labels(material, lambda few: quietly.score(graph.model, few, "one picture"))
@@ -146,14 +157,14 @@ def compress(
         if loader is not None:
             check_loader(subject, material, judge, Images.of(loader), original)
         limit = DEFAULT_MAX_DROP.get(material.task.name) if max_drop is None else max_drop
-        context = _context(subject, material, destination, example, progress)
+        context = _context(subject, material, destination, example, progress, device_here)
         outcome = float32(graph, context)
         notes, trials = suspicions(material, original), list[Trial]()
         for settings in steps.passes:
             candidate = _candidate(settings, context, judge, material, original, limit)
             trial = try_out(candidate, judge, material, original, limit)
             trials.append(trial)
-            notes += [*_fallen(candidate), *notes_of(candidate)]
+            notes += [*(_fallen(candidate) if device_here else []), *notes_of(candidate)]
             notes += [
                 f"{settings.kind} was declined: {reason}." for reason in trial.verdict.reasons
             ]
@@ -161,6 +172,8 @@ def compress(
             notes += [] if instead is None else [instead]
             if trial.verdict.accepted:
                 outcome = candidate
+        if not device_here:
+            notes.append(note(destination, outcome.receipt))
         settled = {
             **steps.to_dict(),
             "model": subject.name,
@@ -186,7 +199,12 @@ def compress(
 
 
 def _context(
-    subject: Subject, material: Material, target: Target, example: Arrays, progress: Progress
+    subject: Subject,
+    material: Material,
+    target: Target,
+    example: Arrays,
+    progress: Progress,
+    device_here: bool,
 ) -> Context:
     graph, split = subject.graph, material.split
     return Context(
@@ -196,11 +214,12 @@ def _context(
         selection=fixed_batches(graph, split.selection, subject.preprocessing),
         macs=count_macs(graph, with_batch(example, graph)),
         progress=progress,
+        device_here=device_here,
     )
 
 
 def _candidate(
-    settings: Int8,
+    settings: PassSettings,
     context: Context,
     judge: Judge,
     material: Material,
@@ -208,6 +227,8 @@ def _candidate(
     max_drop: float | None,
 ) -> Outcome:
     """What a pass makes of the network, in mixed precision where that is better."""
+    if not isinstance(settings, Int8) or "float16" in context.target.precisions:
+        return run_pass(judge.graph, settings, context)
     whole = prepare(judge.graph, settings, context)
     plain = finish(whole, settings, context)
     if not settings.mixed or settings.int8_nodes:

@@ -44,6 +44,7 @@ class Judge:
         example: One sample by input name; it tells the shapes that are free in the graph.
         progress: Told how far the work is.
         engine: What runs everything that is judged.
+        cache: Folder for engines that have to be built; ``None`` builds them anew each time.
     """
 
     graph: Graph
@@ -52,6 +53,7 @@ class Judge:
     example: Arrays
     progress: Progress
     engine: str = "onnxruntime"
+    cache: str | None = None
 
     @property
     def batch(self) -> int:
@@ -107,6 +109,7 @@ class Judge:
                 precision=precision,
                 against_precision=against,
                 shapes=shapes,
+                cache=self.cache,
                 progress=lambda share: self.progress(stage, int(100 * share), 100),
             )
 
@@ -117,7 +120,7 @@ class Judge:
 
     def _run(self, stack: ExitStack, model: bytes, precision: Precision = "f32") -> Run:
         """A model's bytes as a Run for batches of any size; the engine closes with ``stack``."""
-        options = EngineOptions(precision=precision)
+        options = EngineOptions(precision=precision, cache=self.cache)
         engine = stack.enter_context(open_engine(self.engine)(model, options))
         return fixed_batch(engine.run, engine.inputs)
 
@@ -216,6 +219,12 @@ def try_out(
         part = material.split.selection
         original_selection = judge.score(judge.graph.model, part, "float32 on the selection")
     known = _Known(judge, material, original_selection, original_test)
+    if shipped.emulated is not None:  # its device is not here: what it scores, and no time
+        selection, test, drops = known.scores(shipped.emulated, shipped.precision)
+        verdict = decide_score(drops, max_drop)
+        if not candidate.changed:
+            verdict = decide(None, drops, max_drop)
+        return Trial(candidate, None, selection, test, verdict)
     selection, test, drops = known.scores(shipped.model, shipped.precision)
     comparison = judge.compare(shipped.model) if candidate.changed else None
     so_far = decide(comparison, drops, max_drop)
@@ -292,12 +301,18 @@ def decide(
         held: list[tuple[str, Comparison]] = [("float32", comparison)]
         held += [(WORDS[one.precision], one.comparison) for one in rivals if one.comparison]
         reasons += [_slower(name, one) for name, one in held if one.faster != "a"]
-    for where, drop in drops.items():
-        if max_drop is not None and not drop <= max_drop:
-            reasons.append(
-                f"the score drops by {drop:.2f} on the {where} pictures, {max_drop:g} are allowed"
-            )
+    reasons += decide_score(drops, max_drop).reasons
     return Verdict(not reasons, tuple(reasons))
+
+
+def decide_score(drops: Mapping[str, float], max_drop: float | None) -> Verdict:
+    """Whether a candidate's score will do; arguments as for :func:`decide`."""
+    reasons = tuple(
+        f"the score drops by {drop:.2f} on the {where} pictures, {max_drop:g} are allowed"
+        for where, drop in drops.items()
+        if max_drop is not None and not drop <= max_drop
+    )
+    return Verdict(not reasons, reasons)
 
 
 def _slower(name: str, found: Comparison) -> str:

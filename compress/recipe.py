@@ -39,8 +39,24 @@ class Int8:
     successors: ClassVar[frozenset[str]] = frozenset()
 
 
-PassSettings = Int8
-KINDS: dict[str, type[PassSettings]] = {Int8.kind: Int8}
+@dataclass(frozen=True)
+class Fp16:
+    """Settings of post-training FP16, for targets that compute in it.
+
+    Attributes:
+        bound_db: Signal over noise that every output keeps; nodes go back to float32 until it does.
+        keep_float: Names of nodes to keep in float32.
+    """
+
+    bound_db: float = 40.0
+    keep_float: tuple[str, ...] = ()
+
+    kind: ClassVar[str] = "fp16"
+    successors: ClassVar[frozenset[str]] = frozenset()
+
+
+PassSettings = Int8 | Fp16
+KINDS: dict[str, type[Int8] | type[Fp16]] = {Int8.kind: Int8, Fp16.kind: Fp16}
 _CHOICES = {"ranges": ("mse", "minmax", "percentile"), "weights": ("mse", "minmax")}
 
 
@@ -71,8 +87,8 @@ class Recipe:
         """JSON form; :meth:`from_dict` reads it."""
         passes: list[dict[str, object]] = []
         for one in self.passes:
-            lists = {"keep_float": list(one.keep_float), "int8_nodes": list(one.int8_nodes)}
-            passes.append({"kind": one.kind, **asdict(one), **lists})
+            plain: dict[str, object] = json.loads(json.dumps(asdict(one)))  # tuples become lists
+            passes.append({"kind": one.kind, **plain})
         return {"name": self.name, "pass": passes}
 
     @staticmethod
@@ -99,7 +115,7 @@ class Recipe:
 
     @staticmethod
     def open(name_or_path: str) -> Recipe:
-        """A built-in recipe by its name (``int8``, ``float32``), or one from a TOML or JSON file.
+        """A built-in recipe by its name (:data:`BUILT_IN`), or one from a TOML or JSON file.
 
         The folder of a bundle gives the recipe that made it, with the precision plan that was
         decided then: nothing is measured again.
@@ -134,7 +150,11 @@ class Recipe:
         return Recipe.from_dict(cast("Mapping[str, object]", values), name_or_path)
 
 
-BUILT_IN = {"int8": Recipe("int8", (Int8(),)), "float32": Recipe("float32")}
+BUILT_IN = {
+    "int8": Recipe("int8", (Int8(),)),
+    "fp16": Recipe("fp16", (Fp16(),)),
+    "float32": Recipe("float32"),
+}
 
 
 def _of_bundle(path: str) -> Recipe:

@@ -11,7 +11,7 @@ from ..runtime.engines import open_engine
 from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ..runtime.tensors import Arrays
 from .dialects.qdq import Quantized
-from .executed import rewritten
+from .executed import InTensorRt, rewritten
 from .graph import Graph, Walk, attribute, give_out, rows
 from .plan import PrecisionPlan
 
@@ -141,6 +141,33 @@ def int8_receipt(
         nodes.append(NodeReceipt(node.name, node.op_type, work, precision, reason))
     facts = _facts(engine, quantized.model)
     return Receipt(facts, tuple(nodes), len(units), fused, seen.kernels())
+
+
+def half_receipt(
+    graph: Graph, macs: Mapping[str, int], model: bytes, plan: PrecisionPlan, engine: str
+) -> Receipt:
+    """The receipt of an engine for a graph in FP16.
+
+    Args:
+        graph: The float32 network.
+        macs: Multiply-adds by node name.
+        model: What ships.
+        plan: FP16 or float32 by node name, and why.
+        engine: Which engine.
+    """
+    seen = rewritten(engine, model)
+    nodes: list[NodeReceipt] = []
+    for node in graph.proto().graph.node:
+        choice = plan.nodes.get(node.name)
+        precision, reason = "float32", "it computes with no floats"
+        if choice is not None:
+            precision, reason = choice.precision, choice.reason
+        told = seen.runs_in(node.name) if isinstance(seen, InTensorRt) else ""
+        if told and told != precision:
+            precision, reason = told, f"asked for {precision}, the engine runs it in {told}"
+        work = macs.get(node.name, 0)
+        nodes.append(NodeReceipt(node.name, node.op_type, work, precision, reason))
+    return Receipt(_facts(engine, model), tuple(nodes), 0, 0, seen.kernels())
 
 
 def _facts(engine: str, model: bytes) -> dict[str, object]:

@@ -335,7 +335,7 @@ def test_the_builder_takes_every_layer(rtx: Any, text: str, speech: str) -> None
     assert sqnr_db(run(graph.model, feeds), run(made.model, feeds)) > 28
 
 
-@pytest.mark.parametrize("opset", [13, 17, 18, 20])
+@pytest.mark.parametrize("opset", [11, 13, 17, 18, 20])
 def test_the_builder_takes_every_opset(rtx: Any, opset: int) -> None:
     graph = written(LAYERS["a gate"], opset=opset)
     _, made = quantized(graph, feeds_for(graph), "tensorrt")

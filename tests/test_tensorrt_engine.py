@@ -35,6 +35,7 @@ from edgepress.runtime.nvidia.builder import build_engine
 from edgepress.runtime.nvidia.cache import EngineCache, default_folder, key_of
 from edgepress.runtime.nvidia.driver import Cuda, cuda
 from edgepress.runtime.nvidia.engine import NvidiaEngine
+from edgepress.runtime.nvidia.inspection import layers_of
 from edgepress.runtime.nvidia.trtexec import trtexec_line
 from edgepress.runtime.target import TARGET_NAMES, target
 
@@ -386,6 +387,63 @@ def test_the_cache_lies_where_the_user_says(monkeypatch: pytest.MonkeyPatch) -> 
     assert default_folder() == Path("/somewhere")
     monkeypatch.delenv("EDGEPRESS_CACHE")
     assert default_folder().is_relative_to(Path.home())
+
+
+# ---------------------------------------------------------------- what an engine tells of itself
+
+TOLD = {
+    "Layers": [
+        {
+            "Name": "stem + Relu_r0",
+            "LayerType": "CaskConvolution",
+            "Inputs": [{"Name": "x", "Format/Datatype": "Row major linear FP32"}],
+            "Outputs": [{"Name": "r0", "Format/Datatype": "Row major linear FP16 format"}],
+            "Metadata": "[ONNX Layer: stem]\x1e[ONNX Layer: Relu_r0]",
+        },
+        {
+            "Name": "c1",
+            "LayerType": "CaskConvolution",
+            "Inputs": [
+                {"Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"},
+                {"Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"},
+            ],
+            "Outputs": [{"Format/Datatype": "Row major linear FP16 format"}],
+            "Metadata": "[ONNX Layer: c1]\x1e[ONNX Layer: Add_s]",
+        },
+        {"Name": "odd", "LayerType": "NoOp", "Inputs": [], "Outputs": [{"Datatype": "Half"}]},
+    ],
+    "Bindings": ["x", "y"],
+}
+
+
+def test_the_inspector_tells_types_and_origins() -> None:
+    stem, inner, odd = layers_of(json.dumps(TOLD))
+    assert (stem.reads, stem.gives, stem.origins) == (("float32",), ("fp16",), ("stem", "Relu_r0"))
+    assert (inner.computes_in, inner.origins) == ("int8", ("c1", "Add_s"))
+    assert (odd.computes_in, odd.origins) == ("fp16", ())
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"Layers": ["stem + Relu_r0"]}', "[]"])
+def test_an_engine_without_details_tells_nothing(text: str) -> None:
+    with pytest.raises(EngineError) as caught:
+        layers_of(text)
+    assert caught.value.code == "E_BACKEND"
+
+
+def test_a_receipt_is_read_from_what_the_inspector_tells() -> None:
+    pytest.importorskip("onnx")
+    from edgepress.export.dialects.qdq import Unit
+    from edgepress.export.executed import InTensorRt
+
+    seen = InTensorRt(layers_of(json.dumps(TOLD)))
+    assert seen.kernel_of(Unit("c1", "Conv", "c1", "c1")) == ("CaskConvolution int8", True)
+    assert seen.kernel_of(Unit("Add_s", "Add", "s", "s")) == ("CaskConvolution int8", True)
+    assert seen.kernel_of(Unit("stem", "Conv", "y", "y")) == ("CaskConvolution float32", False)
+    assert seen.kernel_of(Unit("gone", "Conv", "y", "y"))[1] is False
+    assert seen.runs_in("Relu_r0") == "float32"
+    assert seen.kernels() == {
+        "CaskConvolution float32": 1, "CaskConvolution int8": 1, "NoOp fp16": 1
+    }  # fmt: skip
 
 
 # ---------------------------------------------------------------- the command
