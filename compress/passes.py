@@ -60,12 +60,14 @@ class Outcome:
         changed: Whether anything differs from the float32 graph.
         receipt: What the engine does with it.
         report: What the pass did and saw, JSON values only.
+        name: What reports call it.
     """
 
     shipped: Shipped
     changed: bool
     receipt: Receipt
     report: dict[str, object] = field(default_factory=dict[str, object])
+    name: str = "INT8"
 
 
 def float32(graph: Graph, context: Context) -> Outcome:

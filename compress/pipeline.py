@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from ..runtime.target import Target
 from ..runtime.target import target as target_of
 from ..runtime.tensors import Arrays
 from .backbone import Backbone
+from .history import Pruned
 from .loader_check import check_loader
 from .material import (
     AnyTask,
@@ -33,9 +34,20 @@ from .material import (
 )
 from .passes import Context, Outcome, Progress, float32, quantize
 from .prove import DEFAULT_MAX_DROP, Judge, Trial, best_rival, try_out
-from .recipe import Recipe
+from .pruning_pass import Cut, precision_after, prune_pass, with_limits
+from .recipe import Prune, Recipe
 from .result import Result
-from .subject import Model, Subject, first_rows, fixed_batches, make_subject, open_model, with_batch
+from .subject import (
+    Model,
+    Subject,
+    first_rows,
+    fixed_batches,
+    make_subject,
+    open_model,
+    torch_network,
+    with_batch,
+)
+from .weights import check_weights_out, save_weights
 
 CALIBRATION_SIZE = 300
 
@@ -62,6 +74,12 @@ def compress(
     opset: int = 18,
     loader: Iterable[object] | None = None,
     golden_pictures: bool = False,
+    max_latency_ratio: float | None = None,
+    max_macs_ratio: float | None = None,
+    max_size_mb: float | None = None,
+    keep: Sequence[str] = (),
+    cache: str | Path | None = None,
+    weights_out: str | Path | None = None,
     force: bool = False,
     progress: Progress = _silent,
 ) -> Bundle:
@@ -101,7 +119,15 @@ def compress(
             scored through it as well, and a difference stops everything.
         golden_pictures: Whether the bundle's self-test shows the first calibration picture; made up
             by default.
-        force: Replace a bundle that is at ``out``.
+        max_latency_ratio: How far a recipe that prunes goes: latency as a share of the whole
+            network's, in the precision that ships.
+        max_macs_ratio: The same for multiply-adds.
+        max_size_mb: The same for the size of the weights, in 10**6 bytes.
+        keep: Names of modules that pruning leaves whole.
+        cache: Folder in which the latencies of layers are kept; ``None`` to keep none.
+        weights_out: A ``.safetensors`` file for the pruned torch network's weights and history,
+            which goes wherever weights of the factory go; written where it ships.
+        force: Replace what is at ``out`` and ``weights_out``.
         progress: Told how far the work is.
 
     Returns:
@@ -115,6 +141,14 @@ def compress(
     out = Path(out)
     check_out(out, force=force)
     steps = recipe if isinstance(recipe, Recipe) else Recipe.open(str(recipe))
+    limits = {
+        "max_latency_ratio": max_latency_ratio,
+        "max_macs_ratio": max_macs_ratio,
+        "max_size_mb": max_size_mb,
+    }
+    steps = with_limits(steps, limits, keep)
+    if weights_out is not None:
+        check_weights_out(weights_out, force=force)
     if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
         raise InputError("E_USAGE", f"max_drop is {max_drop}.", mend="Give 0 or more points.")
     destination = target_of(target)
@@ -126,6 +160,8 @@ def compress(
     )
     with disk_room(), ExitStack() as stack:
         opened = open_model(model, weights)
+        if any(isinstance(one, Prune) for one in steps.passes):
+            torch_network(opened)
         if isinstance(opened, Backbone):
             stack.enter_context(evaluating(opened.module))
         material = gather(data, test_data, task, calibration_size, seed)
@@ -147,8 +183,26 @@ def compress(
         context = _context(subject, material, destination, example, progress)
         outcome = float32(graph, context)
         notes, trials = suspicions(material, original), list[Trial]()
-        for settings in steps.passes:
-            candidate = quantize(graph, settings, context)
+        now, at, shipped_macs = graph, context, context.macs
+        pruned: Pruned | None = None
+        for number, settings in enumerate(steps.passes):
+            cut: Cut | None = None
+            if isinstance(settings, Prune):
+                cut = prune_pass(
+                    opened,
+                    subject,
+                    split.calibration,
+                    settings,
+                    precision_after(steps.passes, number),
+                    context,
+                    task=material.task.name,
+                    seed=seed,
+                    opset=opset,
+                    cache=cache,
+                )
+                candidate = cut.outcome
+            else:
+                candidate = quantize(now, settings, at)
             trial = try_out(candidate, judge, material, original, limit)
             trials.append(trial)
             notes += _fallen(candidate)
@@ -159,6 +213,11 @@ def compress(
             notes += [] if instead is None else [instead]
             if trial.verdict.accepted:
                 outcome = candidate
+                if cut is not None:
+                    now, pruned = cut.graph, cut.pruned
+                    smaller = replace(subject, graph=now)
+                    at = _context(smaller, material, destination, example, progress)
+                shipped_macs = at.macs
         settled = {
             **steps.to_dict(),
             "model": subject.name,
@@ -171,7 +230,7 @@ def compress(
             "seed": seed,
             "opset": opset,
         }
-        result = Result(subject, material, outcome, trials, original, context.macs, notes, settled)
+        result = Result(subject, material, outcome, trials, original, shipped_macs, notes, settled)
         if strict and result.declined:
             raise BoundError(
                 "E_DECLINED",
@@ -180,6 +239,8 @@ def compress(
             )
         files = result.files(example, shipped, real_golden=golden_pictures)
     write_files(files, out, force=force)
+    if weights_out is not None and pruned is not None:
+        save_weights(pruned.module, weights_out, history=pruned.history, force=force)
     return Bundle.open(out)
 
 

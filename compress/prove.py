@@ -218,11 +218,11 @@ def try_out(
     known = _Known(judge, material, original_selection, original_test)
     selection, test, drops = known.scores(shipped.model, shipped.precision)
     comparison = judge.compare(shipped.model) if candidate.changed else None
-    so_far = decide(comparison, drops, max_drop)
+    so_far = decide(comparison, drops, max_drop, name=candidate.name)
     rivals = tuple(
         _rival(precision, known, max_drop, candidate, so_far) for precision in judge.rivals()
     )
-    verdict = decide(comparison, drops, max_drop, rivals)
+    verdict = decide(comparison, drops, max_drop, rivals, name=candidate.name)
     return Trial(candidate, comparison, selection, test, verdict, rivals)
 
 
@@ -275,6 +275,7 @@ def decide(
     drops: Mapping[str, float],
     max_drop: float | None,
     rivals: Sequence[Rival] = (),
+    name: str = "INT8",
 ) -> Verdict:
     """Whether a candidate ships. A pure function of what was measured.
 
@@ -284,6 +285,7 @@ def decide(
         max_drop: The largest drop allowed, in the unit of the score; ``None`` for any.
         rivals: Other ways to run the untouched network; the candidate must be faster than each that
             keeps the score.
+        name: What the candidate is called.
     """
     reasons: list[str] = []
     if comparison is None:
@@ -291,7 +293,7 @@ def decide(
     else:
         held: list[tuple[str, Comparison]] = [("float32", comparison)]
         held += [(WORDS[one.precision], one.comparison) for one in rivals if one.comparison]
-        reasons += [_slower(name, one) for name, one in held if one.faster != "a"]
+        reasons += [_slower(name, other, one) for other, one in held if one.faster != "a"]
     for where, drop in drops.items():
         if max_drop is not None and not drop <= max_drop:
             reasons.append(
@@ -300,11 +302,11 @@ def decide(
     return Verdict(not reasons, tuple(reasons))
 
 
-def _slower(name: str, found: Comparison) -> str:
+def _slower(name: str, other: str, found: Comparison) -> str:
     how = "slower" if found.faster == "b" else "not measurably faster"
     busy = "" if found.settled else "; it did not settle, the machine is busy"
     return (
-        f"INT8 is {how} on this machine: {found.ratio:.2f}x the speed of {name} "
+        f"{name} is {how} on this machine: {found.ratio:.2f}x the speed of {other} "
         f"(95 % interval {found.ratio_low:.2f} to {found.ratio_high:.2f}{busy})"
     )
 

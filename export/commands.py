@@ -1,4 +1,4 @@
-"""The command of this room: inspect. An ONNX file needs the extra ``export``, a bundle does not."""
+"""What ``inspect`` shows of a file. An ONNX file needs the extra ``export``, a bundle does not."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import click
-
 from ..runtime.bundle import Bundle
-from ..runtime.console import Console, report_errors
+from ..runtime.console import Console
 
 
-@click.command()
-@click.argument("path")
-@click.option("--nodes", is_flag=True, help="List every node with its precision and why.")
-@report_errors
-def inspect(console: Console, path: str, nodes: bool) -> None:
-    """Show what is in PATH, a bundle or an .onnx file.
+def show_file(console: Console, path: str, nodes: bool) -> None:
+    """Show what is in a bundle or an .onnx file, for ``edgepress inspect``.
 
-    Inputs, outputs, receipt, scores, how it was made.
+    Args:
+        console: Where to.
+        path: The bundle or file.
+        nodes: Whether to list every node.
+
+    Raises:
+        MissingExtraError: For an .onnx file where onnx is not installed.
+        EdgepressError: What opening it raises.
     """
     if path.lower().endswith(".onnx"):
         from .inspection import inspect_onnx
