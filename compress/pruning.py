@@ -37,6 +37,7 @@ from .importance import Scores, method
 from .material import Data
 from .narrowing import Limits, latency_model, narrow, sum_bounds
 from .passes import Progress
+from .recalibration import recalibrate
 from .structure import TIME_LIMIT_S, structure_of
 from .subject import Model, first_rows, open_model, torch_network
 
@@ -216,6 +217,7 @@ def prune_backbone(
     step = cut_by(structure, scores, choice)
     student = copy.deepcopy(module).eval()
     apply_step(student, step)
+    recalibrate(student, feeds)
     run_module(student, example)
     report = {
         **_report(frame, choice, settings),
