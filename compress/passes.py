@@ -21,7 +21,7 @@ from ..runtime.engine import EngineOptions
 from ..runtime.engines import open_engine
 from ..runtime.target import Target
 from ..runtime.tensors import Arrays
-from .recipe import Int8, PassSettings
+from .recipe import Fp16, Int8
 from .subject import batch_size
 from .unproven import STAND_IN, written
 
@@ -69,12 +69,14 @@ class Outcome:
         changed: Whether anything differs from the float32 graph.
         receipt: What the engine does with it.
         report: What the pass did and saw, JSON values only.
+        name: What reports call it.
     """
 
     shipped: Shipped
     changed: bool
     receipt: Receipt
     report: dict[str, object] = field(default_factory=dict[str, object])
+    name: str = "INT8"
 
 
 def float32(graph: Graph, context: Context) -> Outcome:
@@ -87,7 +89,7 @@ def float32(graph: Graph, context: Context) -> Outcome:
     return Outcome(shipped, False, receipt)
 
 
-def run_pass(graph: Graph, settings: PassSettings, context: Context) -> Outcome:
+def run_pass(graph: Graph, settings: Int8 | Fp16, context: Context) -> Outcome:
     """Run the pass that some settings are for."""
     if isinstance(settings, Int8):
         return quantize(graph, settings, context)

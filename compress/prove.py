@@ -227,11 +227,11 @@ def try_out(
         return Trial(candidate, None, selection, test, verdict)
     selection, test, drops = known.scores(shipped.model, shipped.precision)
     comparison = judge.compare(shipped.model) if candidate.changed else None
-    so_far = decide(comparison, drops, max_drop)
+    so_far = decide(comparison, drops, max_drop, name=candidate.name)
     rivals = tuple(
         _rival(precision, known, max_drop, candidate, so_far) for precision in judge.rivals()
     )
-    verdict = decide(comparison, drops, max_drop, rivals)
+    verdict = decide(comparison, drops, max_drop, rivals, name=candidate.name)
     return Trial(candidate, comparison, selection, test, verdict, rivals)
 
 
@@ -284,6 +284,7 @@ def decide(
     drops: Mapping[str, float],
     max_drop: float | None,
     rivals: Sequence[Rival] = (),
+    name: str = "INT8",
 ) -> Verdict:
     """Whether a candidate ships. A pure function of what was measured.
 
@@ -293,6 +294,7 @@ def decide(
         max_drop: The largest drop allowed, in the unit of the score; ``None`` for any.
         rivals: Other ways to run the untouched network; the candidate must be faster than each that
             keeps the score.
+        name: What the candidate is called.
     """
     reasons: list[str] = []
     if comparison is None:
@@ -300,7 +302,7 @@ def decide(
     else:
         held: list[tuple[str, Comparison]] = [("float32", comparison)]
         held += [(WORDS[one.precision], one.comparison) for one in rivals if one.comparison]
-        reasons += [_slower(name, one) for name, one in held if one.faster != "a"]
+        reasons += [_slower(name, other, one) for other, one in held if one.faster != "a"]
     reasons += decide_score(drops, max_drop).reasons
     return Verdict(not reasons, tuple(reasons))
 
@@ -315,11 +317,11 @@ def decide_score(drops: Mapping[str, float], max_drop: float | None) -> Verdict:
     return Verdict(not reasons, reasons)
 
 
-def _slower(name: str, found: Comparison) -> str:
+def _slower(name: str, other: str, found: Comparison) -> str:
     how = "slower" if found.faster == "b" else "not measurably faster"
     busy = "" if found.settled else "; it did not settle, the machine is busy"
     return (
-        f"INT8 is {how} on this machine: {found.ratio:.2f}x the speed of {name} "
+        f"{name} is {how} on this machine: {found.ratio:.2f}x the speed of {other} "
         f"(95 % interval {found.ratio_low:.2f} to {found.ratio_high:.2f}{busy})"
     )
 

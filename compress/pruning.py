@@ -37,8 +37,9 @@ from .importance import Scores, method
 from .material import Data
 from .narrowing import Limits, latency_model, narrow, sum_bounds
 from .passes import Progress
+from .recalibration import recalibrate
 from .structure import TIME_LIMIT_S, structure_of
-from .subject import Model, first_rows, open_model
+from .subject import Model, first_rows, open_model, torch_network
 
 PICTURES = 256
 _FEWEST = 8
@@ -104,7 +105,7 @@ def prune(
     """
     limits = Limits(max_latency_ratio, max_macs_ratio, max_size_mb)
     limits.check()
-    backbone = open_torch(model, weights)
+    backbone = torch_network(open_model(model, weights))
     images = Images.of(data)
     given = (
         Preprocessing.from_toml(preprocessing)
@@ -216,6 +217,7 @@ def prune_backbone(
     step = cut_by(structure, scores, choice)
     student = copy.deepcopy(module).eval()
     apply_step(student, step)
+    recalibrate(student, feeds)
     run_module(student, example)
     report = {
         **_report(frame, choice, settings),
@@ -228,22 +230,6 @@ def prune_backbone(
     }
     history = History(backbone.history.steps, backbone.history.factory or backbone.name)
     return Pruned(student, history.then(step), report)
-
-
-def open_torch(model: Model, weights: str | None) -> Backbone:
-    """The network that the user named, as a torch module.
-
-    Raises:
-        InputError: ``E_USAGE`` for an ONNX file; what opening it raises.
-    """
-    opened = open_model(model, weights)
-    if not isinstance(opened, Backbone):
-        raise InputError(
-            "E_USAGE",
-            f"{opened.source} is an ONNX file; pruning and training need the torch network.",
-            mend="Give path/to/file.py:factory with --weights, or a torch.nn.Module.",
-        )
-    return opened
 
 
 def sample(

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import ClassVar, TypeAlias, cast
 
 from ..runtime.bundle import Bundle
 from ..runtime.errors import InputError
@@ -55,9 +55,40 @@ class Fp16:
     successors: ClassVar[frozenset[str]] = frozenset()
 
 
-PassSettings = Int8 | Fp16
-KINDS: dict[str, type[Int8] | type[Fp16]] = {Int8.kind: Int8, Fp16.kind: Fp16}
-_CHOICES = {"ranges": ("mse", "minmax", "percentile"), "weights": ("mse", "minmax")}
+@dataclass(frozen=True)
+class Prune:
+    """Settings of structured pruning. A limit of 0 is none; at least one must be given.
+
+    Attributes:
+        max_latency_ratio: Latency on the target, as a share of the whole network's in the precision
+            that ships.
+        max_macs_ratio: Multiply-adds, as a share of the whole network's.
+        max_size_mb: Size of the weights in the precision that ships, in 10**6 bytes.
+        keep: Names of modules that stay whole.
+        blocks: Whether whole residual blocks may leave.
+        importance: How channels are scored: ``fisher``, ``magnitude`` or ``activation``.
+        time_limit_s: For following the network's channels.
+    """
+
+    max_latency_ratio: float = 0.0
+    max_macs_ratio: float = 0.0
+    max_size_mb: float = 0.0
+    keep: tuple[str, ...] = ()
+    blocks: bool = True
+    importance: str = "fisher"
+    time_limit_s: float = 180.0
+
+    kind: ClassVar[str] = "prune"
+    successors: ClassVar[frozenset[str]] = frozenset({"int8"})
+
+
+PassSettings: TypeAlias = "Prune | Int8 | Fp16"
+KINDS: dict[str, type[PassSettings]] = {Prune.kind: Prune, Int8.kind: Int8, Fp16.kind: Fp16}
+_CHOICES = {
+    "ranges": ("mse", "minmax", "percentile"),
+    "weights": ("mse", "minmax"),
+    "importance": ("fisher", "magnitude", "activation"),
+}
 
 
 @dataclass(frozen=True)
@@ -154,6 +185,8 @@ BUILT_IN = {
     "int8": Recipe("int8", (Int8(),)),
     "fp16": Recipe("fp16", (Fp16(),)),
     "float32": Recipe("float32"),
+    "prune": Recipe("prune", (Prune(),)),
+    "prune-int8": Recipe("prune-int8", (Prune(), Int8())),
 }
 
 
@@ -193,6 +226,8 @@ def _settings(item: object, where: str) -> PassSettings:
             if items is None or not all(isinstance(one, str) for one in items):
                 raise _bad(where, f"'{key}' must be a list of names", f"It is {value!r}.")
             value = tuple(items)
+        elif isinstance(default, float) and type(value) is int:
+            value = float(value)
         elif type(value) is not type(default):
             raise _bad(where, f"'{key}' must be a {type(default).__name__}", f"It is {value!r}.")
         elif key in _CHOICES and value not in _CHOICES[key]:
