@@ -104,10 +104,12 @@ def run(step: str, entry: Entry, folder: Path, given: argparse.Namespace) -> dic
         return json.loads(out.read_text())
     last = log.read_text(errors="replace").strip().splitlines()[-1:] or [""]
     seconds = round(time.monotonic() - started, 1)
-    return {
-        "error": f"{why or f'ended with {child.returncode}'}: {last[0][:400]}",
-        "seconds": seconds,
-    }
+    return {"error": f"{why or ending(child.returncode)}: {last[0][:400]}", "seconds": seconds}
+
+
+def ending(status: int) -> str:
+    """How a process ended that gave no answer."""
+    return f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with {status}"
 
 
 def watch(child: subprocess.Popen[bytes], until: float, kib: float) -> str:
