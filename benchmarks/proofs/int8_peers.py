@@ -31,7 +31,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 from edgepress.benchmarks import Images, compare, fixed_batch
 from edgepress.benchmarks.fingerprint import fingerprint
 from edgepress.runtime import EngineOptions, open_engine
-from networks import NETWORKS, Network, data_root, edgepress, pictures, to_toml
+from networks import FOREIGN, NETWORKS, Network, data_root, edgepress, pictures, to_toml
 from peer_scores import score
 from peer_shares import int8_share, macs_by_node
 from peer_table import markdown, print_machine
@@ -49,6 +49,7 @@ from peers import (
 
 __all__ = ["feeds", "nncf_quantize", "print_machine", "quantize_static"]
 
+_ALL = {**NETWORKS, **FOREIGN}
 _STAGES = ("make", "score", "time")
 _BATCH = 50  # pictures scored at once
 
@@ -56,7 +57,7 @@ _BATCH = 50  # pictures scored at once
 def main() -> None:
     """Run the proof."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("networks", nargs="*", default=list(NETWORKS))
+    parser.add_argument("networks", nargs="*", default=list(_ALL))
     parser.add_argument("--stage", default=",".join(_STAGES), metavar="STAGE,...")
     parser.add_argument("--threads", default="1,2", metavar="N,...")
     parser.add_argument("--modelopt", type=Path, help="a Python that has nvidia-modelopt")
@@ -82,7 +83,7 @@ def main() -> None:
         given.out.with_suffix(".md").write_text(markdown(told))
 
     for name in given.networks:
-        network, folder = NETWORKS[name], given.files / name
+        network, folder = _ALL[name], given.files / name
         folder.mkdir(parents=True, exist_ok=True)
         if given.again or name not in told["networks"]:
             told["networks"][name] = {"files": {}, "ways": {}, "times": {}}

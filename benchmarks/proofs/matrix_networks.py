@@ -21,8 +21,8 @@ from torch import nn
 
 from edgepress.benchmarks import Images
 from edgepress.runtime import Preprocessing
+from networks import FOREIGN, cifar, data_root
 from networks import NETWORKS as TRAINED
-from networks import cifar, data_root
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _STATISTICS_BATCH = 16
@@ -214,7 +214,7 @@ ENTRIES = {
             for name in ("efficientnet_lite0", "mobilenetv2_features")
         ),
         *(
-            Entry(name, TRAINED[name].weights, side, preprocessing=TRAINED[name].preprocessing)
+            Entry(name, FOREIGN[name].weights, side, preprocessing=FOREIGN[name].preprocessing)
             for name, side in (
                 ("osnet", (256, 128)),
                 ("text_direction", (48, 192)),

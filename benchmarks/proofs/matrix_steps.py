@@ -73,10 +73,19 @@ def on_openvino(entry: Entry, folder: Path, timing: bool) -> dict[str, Any]:
     return (timed if timing else untimed)(entry, folder, "openvino-cpu")
 
 
+def for_tensorrt(entry: Entry, folder: Path, timing: bool) -> dict[str, Any]:
+    """What is written for TensorRT, parsed and built by TensorRT-RTX."""
+    del timing
+    from matrix_tensorrt import parse_and_build
+
+    return parse_and_build(entry, folder, *pictures_of(entry), CALIBRATION)
+
+
 STEPS: dict[str, Callable[[Entry, Path, bool], dict[str, Any]]] = {
     "capture": capture,
     "onnxruntime": on_onnxruntime,
     "openvino": on_openvino,
+    "tensorrt": for_tensorrt,
 }
 
 

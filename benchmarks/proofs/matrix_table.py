@@ -34,6 +34,9 @@ def markdown(told: dict[str, Any], entries: Mapping[str, Any]) -> str:
         held = {name: row[engine] for name, row in rows.items() if engine in row}
         if held:
             lines += [f"## {title}", "", *aims(held), "", *engine_table(held, rows), ""]
+    built = {name: row["tensorrt"] for name, row in rows.items() if "tensorrt" in row}
+    if built:
+        lines += ["## TensorRT", "", *built_table(built), ""]
     lines += ["## Capture", "", *capture_table(rows)]
     return "\n".join(lines) + "\n"
 
@@ -98,6 +101,39 @@ def engine_table(
             *(percent(receipt["int8_macs_share"]), why_float(receipt), speed(one), bundle(one)),
         ]
         lines.append(f"| {' | '.join(cells)} | {cost} |")
+    return lines
+
+
+def built_table(held: Mapping[str, dict[str, Any]]) -> list[str]:
+    """What is written for NVIDIA: built by TensorRT-RTX, judged in ONNX Runtime."""
+    graphs = sorted({g for one in held.values() for g in one.get("graphs", {})})
+    built = {
+        g: sum("build_seconds" in o.get("graphs", {}).get(g, {}) for o in held.values())
+        for g in graphs
+    }
+    lines = [
+        f"- {g}: {n} of {len(held)} parsed and built by TensorRT-RTX." for g, n in built.items()
+    ]
+    heads = [f"{g}: {what}" for g in graphs for what in ("built", "in INT8", "cosine")]
+    lines += [
+        "",
+        f"| network | {' | '.join(heads)} | seconds | peak |",
+        "|---" * (3 + len(heads)) + "|",
+    ]
+    for name, one in held.items():
+        cost = f"{one['seconds']:.0f} | {mib(one)}"
+        if "error" in one:
+            lines.append(
+                f"| {name} | failed: {one['error']} |" + " |" * (len(heads) - 1) + f" {cost} |"
+            )
+            continue
+        cells: list[str] = []
+        for graph in graphs:
+            found = one["graphs"][graph]
+            refused = f"refused: {found.get('refused')}"
+            cells.append(f"{found['build_seconds']} s" if "build_seconds" in found else refused)
+            cells += [percent(found["int8_share"]), f"{cosine(found):.4f}"]
+        lines.append(f"| {name} | {' | '.join(cells)} | {cost} |")
     return lines
 
 

@@ -95,6 +95,13 @@ NETWORKS = {
             "neighbours",
             1.0,
         ),
+    )
+}
+"""Trained weights for ``backbones.py``."""
+
+FOREIGN = {
+    n.name: n
+    for n in (
         _foreign(
             "osnet",
             "osnet_x0_25_msmt17.onnx",
@@ -129,6 +136,7 @@ NETWORKS = {
         ),
     )
 }
+"""Trained ONNX files from elsewhere."""
 
 
 def cifar(kind: str, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
