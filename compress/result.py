@@ -135,6 +135,7 @@ def _candidate(trial: Trial) -> dict[str, object]:
         "selection_score": trial.selection.to_dict() if trial.selection else None,
         "test_score": trial.test.to_dict(),
         "latency": _latency(trial.comparison),
+        "receipt": trial.outcome.receipt.in_short(),
         "rivals": [_rival(one) for one in trial.rivals],
     }
 

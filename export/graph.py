@@ -122,7 +122,7 @@ class Walk:
 
         Codes always stand for 0 and more than 0, so a Clip that leaves that out is none of those.
         """
-        if node.op_type not in ("Conv", "Gemm", "MatMul", "Add"):
+        if node.op_type not in ("Conv", "Gemm", "MatMul", "Add", "Concat"):
             return None
         reader = self.only_consumer(node.output[0])
         if reader is None or reader.op_type not in ("Relu", "Clip"):

@@ -76,6 +76,27 @@ class Receipt:
         int8 = sum(node.macs for node in self.nodes if node.precision == "int8")
         return int8 / self.macs if self.macs else 0.0
 
+    def in_short(self) -> dict[str, object]:
+        """What is told of a graph that does not ship: the work, and which layers are not INT8.
+
+        Keys: ``int8_macs_share``, ``asked_int8``, ``fused_int8``; ``operators``, for each kind of
+        layer its ``macs`` and how many of them are ``int8_macs``; ``float32_layers``, those of
+        :attr:`nodes` with multiply-adds that do not run in INT8.
+        """
+        operators: dict[str, dict[str, int]] = {}
+        layers = [node for node in self.nodes if node.macs]
+        for node in layers:
+            work = operators.setdefault(node.op_type, {"macs": 0, "int8_macs": 0})
+            work["macs"] += node.macs
+            work["int8_macs"] += node.macs if node.precision == "int8" else 0
+        return {
+            "int8_macs_share": round(self.int8_share, 6),
+            "asked_int8": self.asked_int8,
+            "fused_int8": self.fused_int8,
+            "operators": operators,
+            "float32_layers": [node.to_dict() for node in layers if node.precision != "int8"],
+        }
+
     def to_dict(self) -> dict[str, object]:
         """JSON form."""
         return {
