@@ -11,12 +11,33 @@ import typing
 
 if typing.TYPE_CHECKING:
     from .backbone import Backbone
+    from .losses import EmbeddingLoss, FeatureLoss, LogitLoss, OutputLoss, Taps
     from .pipeline import compress
     from .recipe import Int8, Recipe
 
-__all__ = ["Backbone", "Int8", "Recipe", "compress"]
+__all__ = [
+    "Backbone",
+    "EmbeddingLoss",
+    "FeatureLoss",
+    "Int8",
+    "LogitLoss",
+    "OutputLoss",
+    "Recipe",
+    "Taps",
+    "compress",
+]
 
-_HOME = {"Backbone": "backbone", "Int8": "recipe", "Recipe": "recipe", "compress": "pipeline"}
+_HOME = {
+    "Backbone": "backbone",
+    "EmbeddingLoss": "losses",
+    "FeatureLoss": "losses",
+    "Int8": "recipe",
+    "LogitLoss": "losses",
+    "OutputLoss": "losses",
+    "Recipe": "recipe",
+    "Taps": "losses",
+    "compress": "pipeline",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ..benchmarks.images import Batch, Images
-from ..benchmarks.tasks import TASK_NAMES, Classification
+from ..benchmarks.tasks import TASK_NAMES
 from ..benchmarks.tasks import task as task_of
 from ..runtime.console import Console, report_errors
 from ..runtime.errors import InputError
@@ -208,7 +208,7 @@ def evaluate(
     given = None if preprocessing is None else Preprocessing.from_toml(preprocessing)
     images = Images.open(data)
     chosen = task_of(task or ("classification" if images.labelled else "agreement"))
-    if reference is None and not isinstance(chosen, Classification):
+    if reference is None and chosen.name == "agreement":
         raise InputError(
             "E_TASK", "agreement needs something to agree with.", mend="Give --reference."
         )

@@ -27,7 +27,12 @@ from .subject import batch_size, with_batch
 WORDS: dict[Precision, str] = {"f32": "float32", "bf16": "bfloat16"}
 """What people call the precisions."""
 
-DEFAULT_MAX_DROP = {"classification": 1.0, "agreement": 3.0}
+DEFAULT_MAX_DROP = {
+    "classification": 1.0,
+    "retrieval": 1.0,
+    "verification": 1.0,
+    "agreement": 3.0,
+}
 """Points that a score may drop by, where the user does not say."""
 
 _LONGER = Preset("longer", 10.0, 662, 40.0, 4, 40.0)
