@@ -251,6 +251,32 @@ class Images:
         spec = _picture_input(inputs, preprocessing, self.source)
         return self._decoded(self._source, spec, preprocessing, batch_size)
 
+    def pixels(self, positions: Sequence[int], preprocessing: Preprocessing) -> Array:
+        """Some pictures resized and cropped, before scaling: what training starts from.
+
+        Args:
+            positions: Which of the samples.
+            preprocessing: How a picture becomes a tensor; its scaling is left to the caller.
+
+        Returns:
+            uint8 ``(N, H, W, C)``.
+
+        Raises:
+            InputError: ``E_DATA`` for samples that are preprocessed already, a picture that cannot
+                be decoded, or pictures that differ in size.
+        """
+        source = self._source
+        if isinstance(source, Tensors):
+            raise data_error(f"{self.source} holds tensors, no pictures.", "", self.source)
+        indices: list[int] = self._indices[list(positions)].tolist()
+        pictures = [_read(source, index, preprocessing) for index in indices]
+        for index, picture in zip(indices, pictures, strict=True):
+            if picture.shape != pictures[0].shape:
+                raise _other_size(
+                    source.name(index), picture, source.name(indices[0]), pictures[0].shape
+                )
+        return np.stack(pictures)
+
     def _parts(self, batch_size: int) -> Iterator[NDArray[np.int64]]:
         for start in range(0, len(self), batch_size):
             yield self._indices[start : start + batch_size]
@@ -279,12 +305,7 @@ class Images:
                     first = (source.name(index), picture.shape)
                     _check_picture(spec, picture, source.name(index))
                 elif picture.shape != first[1]:
-                    raise data_error(
-                        f"'{source.name(index)}' is {picture.shape} after preprocessing, "
-                        f"'{first[0]}' is {first[1]} (height, width, channels).",
-                        "Give a preprocessing with resize or center_crop, or pictures of one size",
-                        source.name(index),
-                    )
+                    raise _other_size(source.name(index), picture, *first)
                 pictures.append(picture)
             yield Batch({spec.name: preprocessing.tensor(pictures)}, self._labels_of(part))
 
@@ -306,6 +327,15 @@ def _read(
             error.mend,
             source.name(index),
         ) from error
+
+
+def _other_size(name: str, picture: Array, first: str, shape: tuple[int, ...]) -> InputError:
+    return data_error(
+        f"'{name}' is {picture.shape} after preprocessing, "
+        f"'{first}' is {shape} (height, width, channels).",
+        "Give a preprocessing with resize or center_crop, or pictures of one size",
+        name,
+    )
 
 
 def _picture_input(

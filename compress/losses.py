@@ -63,18 +63,17 @@ class EmbeddingLoss(nn.Module):
 
 
 class OutputLoss(nn.Module):
-    """Mean squared difference over the teacher's variance in the batch, for outputs of any form.
+    """Mean squared difference over the teacher's mean square, for outputs of any form.
 
-    1 stands for a student that gives the teacher's mean everywhere, whatever unit outputs have. For
-    logits see Kim et al., "Comparing Kullback-Leibler Divergence and Mean Squared Error Loss in
-    Knowledge Distillation", 2021.
+    1 stands for a student that gives 0 everywhere, whatever unit outputs have. For logits see Kim
+    et al., "Comparing Kullback-Leibler Divergence and Mean Squared Error Loss in Knowledge
+    Distillation", 2021.
     """
 
     def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         """Compare tensors of one shape."""
         theirs = teacher.detach().float()
-        spread = theirs.var(correction=0).clamp_min(_EPSILON)
-        return F.mse_loss(student.float(), theirs) / spread
+        return F.mse_loss(student.float(), theirs) / (theirs.square().mean() + _EPSILON)
 
 
 class FeatureLoss(nn.Module):
@@ -194,8 +193,8 @@ class Taps:
 
 
 def _find(module: nn.Module, name: str) -> nn.Module:
-    modules: dict[str, nn.Module] = {}
-    modules.update(module.named_modules())  # whose type torch leaves partly open
+    given: Any = module  # torch leaves the type of named_modules() partly open
+    modules: dict[str, nn.Module] = dict(given.named_modules())
     if name in modules and name:
         return modules[name]
     known = [key for key in modules if key]

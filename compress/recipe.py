@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import ClassVar, TypeAlias, cast
 
 from ..runtime.errors import InputError
 from ..runtime.toml import parse_toml
@@ -32,9 +33,98 @@ class Int8:
     successors: ClassVar[frozenset[str]] = frozenset()
 
 
-PassSettings = Int8
-KINDS: dict[str, type[PassSettings]] = {Int8.kind: Int8}
-_CHOICES = {"ranges": ("mse", "minmax", "percentile"), "weights": ("mse", "minmax")}
+@dataclass(frozen=True)
+class Distil:
+    """Settings of training a student back to its teacher's outputs.
+
+    Attributes:
+        epochs: Times that every training picture is seen; fewer where the time allowed is short.
+        batch: Pictures a step, over all processes.
+        optimizer: ``sgd`` (Nesterov momentum 0.9) or ``adamw``.
+        lr: The largest learning rate.
+        warmup: Share of the training in which it rises; then it falls along a half cosine to 0.
+        weight_decay: Of weights of two dimensions and more.
+        average: Decay of the weights' moving average, which is what ships; 0 for none.
+        match: How outputs are compared: ``logits`` (softened classes), ``embeddings`` (cosine),
+            ``outputs`` (squared differences), or ``auto``, which follows the task.
+        temperature: Of softened classes.
+        outputs_weight: Of the loss on outputs.
+        labels_weight: Of the cross-entropy with labels, where there are labels and class scores.
+        features_weight: Of the loss on features at ``taps``.
+        taps: Names of modules whose outputs are compared; ``student=teacher`` where names differ.
+        flip: Whether half of the pictures are mirrored.
+        crop: Share of the side by which pictures are shifted, at most; black comes in.
+        zoom: Share of the area that is cut away by zooming in, at most.
+        colour: How far brightness, contrast and saturation change, at most (0.2: by 20 %).
+        mix: Share of the pictures that are blended with another.
+        precision: ``auto`` measures, ``float32`` and ``bfloat16`` (autocast) are obeyed.
+        layout: ``auto`` measures, ``contiguous`` and ``channels_last`` are obeyed.
+        max_minutes: Of training, at most; the schedule is fitted to it. 0 for no limit.
+    """
+
+    epochs: int = 20
+    batch: int = 128
+    optimizer: str = "sgd"
+    lr: float = 0.05
+    warmup: float = 0.1
+    weight_decay: float = 5e-4
+    average: float = 0.998
+    match: str = "auto"
+    temperature: float = 4.0
+    outputs_weight: float = 1.0
+    labels_weight: float = 0.1
+    features_weight: float = 1.0
+    taps: tuple[str, ...] = ()
+    flip: bool = True
+    crop: float = 0.125
+    zoom: float = 0.0
+    colour: float = 0.0
+    mix: float = 0.0
+    precision: str = "auto"
+    layout: str = "auto"
+    max_minutes: float = 0.0
+
+    kind: ClassVar[str] = "distil"
+    successors: ClassVar[frozenset[str]] = frozenset({"int8"})
+
+    def __post_init__(self) -> None:
+        for key, (low, high) in _BOUNDS.items():
+            value = getattr(self, key)
+            if not (math.isfinite(value) and low <= value <= high):
+                raise InputError(
+                    "E_RECIPE",
+                    f"the pass 'distil' has {key} = {value}.",
+                    mend=f"Give a number from {low:g} to {high:g}.",
+                )
+
+
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "epochs": (1, 1e6),
+    "batch": (2, 1e6),
+    "lr": (1e-9, 1e3),
+    "warmup": (0, 0.9),
+    "weight_decay": (0, 1),
+    "average": (0, 0.99999),
+    "temperature": (0.1, 100),
+    "outputs_weight": (0, 1e6),
+    "labels_weight": (0, 1e6),
+    "features_weight": (0, 1e6),
+    "crop": (0, 0.5),
+    "zoom": (0, 0.95),
+    "colour": (0, 0.9),
+    "mix": (0, 1),
+    "max_minutes": (0, 1e6),
+}
+PassSettings: TypeAlias = "Distil | Int8"
+KINDS: dict[str, type[PassSettings]] = {Distil.kind: Distil, Int8.kind: Int8}
+_CHOICES = {
+    "ranges": ("mse", "minmax", "percentile"),
+    "weights": ("mse", "minmax"),
+    "optimizer": ("sgd", "adamw"),
+    "match": ("auto", "logits", "embeddings", "outputs"),
+    "precision": ("auto", "float32", "bfloat16"),
+    "layout": ("auto", "contiguous", "channels_last"),
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +154,8 @@ class Recipe:
         """JSON form; :meth:`from_dict` reads it."""
         passes: list[dict[str, object]] = []
         for one in self.passes:
-            passes.append({"kind": one.kind, **asdict(one), "keep_float": list(one.keep_float)})
+            plain: dict[str, object] = json.loads(json.dumps(asdict(one)))  # tuples become lists
+            passes.append({"kind": one.kind, **plain})
         return {"name": self.name, "pass": passes}
 
     @staticmethod
@@ -91,7 +182,7 @@ class Recipe:
 
     @staticmethod
     def open(name_or_path: str) -> Recipe:
-        """A built-in recipe by its name (``int8``, ``float32``), or one from a TOML or JSON file.
+        """A built-in recipe by its name (``int8``, ``distil``), or one from a TOML or JSON file.
 
         Raises:
             InputError: ``E_RECIPE`` for anything else, or a file that is no recipe.
@@ -119,7 +210,12 @@ class Recipe:
         return Recipe.from_dict(cast("Mapping[str, object]", values), name_or_path)
 
 
-BUILT_IN = {"int8": Recipe("int8", (Int8(),)), "float32": Recipe("float32")}
+BUILT_IN = {
+    "int8": Recipe("int8", (Int8(),)),
+    "float32": Recipe("float32"),
+    "distil": Recipe("distil", (Distil(),)),
+    "distil-int8": Recipe("distil-int8", (Distil(), Int8())),
+}
 
 
 def _settings(item: object, where: str) -> PassSettings:
@@ -146,6 +242,8 @@ def _settings(item: object, where: str) -> PassSettings:
             if items is None or not all(isinstance(one, str) for one in items):
                 raise _bad(where, f"'{key}' must be a list of names", f"It is {value!r}.")
             value = tuple(items)
+        elif isinstance(default, float) and type(value) is int:
+            value = float(value)
         elif type(value) is not type(default):
             raise _bad(where, f"'{key}' must be a {type(default).__name__}", f"It is {value!r}.")
         elif key in _CHOICES and value not in _CHOICES[key]:
