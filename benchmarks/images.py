@@ -19,6 +19,8 @@ from .sources import ArrayPictures, FilePictures, Labels, data_error, from_array
 
 Source: TypeAlias = "FilePictures | ArrayPictures | Tensors"
 
+_SELECTION = 2500  # samples that selection keeps, at most, where the others are trained on
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -45,11 +47,13 @@ class Split:
         selection: What choices are made on.
         test: What is scored in the end and never used to choose; ``None`` where the test pictures
             are another :class:`Images`.
+        training: What a network is trained on; ``None`` where nothing is trained.
     """
 
     calibration: Images
     selection: Images
     test: Images | None
+    training: Images | None = None
 
 
 class Images:
@@ -163,7 +167,9 @@ class Images:
             )
         return Images(self._source, self._indices[wanted])
 
-    def split(self, calibration: int, seed: int, own_test: bool) -> Split:
+    def split(
+        self, calibration: int, seed: int, own_test: bool, *, training: bool = False
+    ) -> Split:
         """Share the samples out at random; the same seed gives the same parts on every machine.
 
         Args:
@@ -172,6 +178,8 @@ class Images:
             own_test: Whether the test pictures lie elsewhere. If so, calibration gets up to half of
                 the samples and selection the rest; else the test gets half, calibration up to a
                 quarter and selection the rest.
+            training: Whether something is trained: it gets what selection would, less a fifth or
+                2,500 samples, whichever is fewer, which selection keeps.
 
         Returns:
             Parts that share no sample, each in random order.
@@ -198,10 +206,13 @@ class Images:
         calibration_count = min(calibration, count // least)
         test = order[:test_count]
         parts = order[test_count:]
+        rest = parts[calibration_count:]
+        chosen = max(1, min(_SELECTION, len(rest) // 5)) if training else len(rest)
         return Split(
             self.take(parts[:calibration_count]),
-            self.take(parts[calibration_count:]),
+            self.take(rest[:chosen]),
             self.take(test) if test_count else None,
+            self.take(rest[chosen:]) if chosen < len(rest) else None,
         )
 
     def specs(self, names: Sequence[str]) -> tuple[TensorSpec, ...]:

@@ -54,7 +54,25 @@ _task = click.option(
     "--target", type=click.Choice(TARGET_NAMES), default="onnxruntime-cpu", show_default=True
 )
 @click.option(
-    "--recipe", default="int8", show_default=True, help="int8, float32, or a TOML or JSON file."
+    "--recipe",
+    default="int8",
+    show_default=True,
+    help="int8, float32, distil, distil-int8, or a TOML or JSON file.",
+)
+@click.option(
+    "--student", default=None, help="A smaller network to train, as MODEL, for distil recipes."
+)
+@click.option("--student-weights", type=click.Path(), default=None, help="What it begins with.")
+@click.option("--epochs", type=click.IntRange(1), default=None, help="Of training; recipe's else.")
+@click.option(
+    "--max-train-minutes",
+    type=click.FloatRange(0, min_open=True),
+    default=None,
+    help="Time for training; its schedule is fitted to it.",
+)
+@click.option("--resume", is_flag=True, help="Go on with a training that was interrupted.")
+@click.option(
+    "--trained-weights", type=click.Path(), default=None, help="Write them as .safetensors, too."
 )
 @click.option(
     "--max-drop",
@@ -90,10 +108,19 @@ def compress(console: Console, model: str, **options: Any) -> None:
     folder of unlabelled pictures.
     """
     from .pipeline import compress as compress_network
+    from .recipe import Recipe
 
     data = options.pop("data")
-    with console.progress() as progress:
-        bundle = compress_network(model, data, progress=progress, **options)
+    length = options.pop("epochs"), options.pop("max_train_minutes")
+    options["recipe"] = Recipe.open(options["recipe"]).trained_for(*length)
+    try:
+        with console.progress() as progress:
+            bundle = compress_network(model, data, progress=progress, **options)
+    except KeyboardInterrupt:
+        kept = Path(f"{options['out']}.training")
+        if kept.is_dir():
+            console.note(f"The training so far is kept in {kept}: --resume goes on from there.")
+        raise
     show_bundle(console, bundle)
     console.result(summary(bundle))
 

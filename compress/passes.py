@@ -60,12 +60,18 @@ class Outcome:
         changed: Whether anything differs from the float32 graph.
         receipt: What the engine does with it.
         report: What the pass did and saw, JSON values only.
+        name: What reports call it.
+        trained: Whether its weights were trained on other pictures than the original's.
+        macs: Multiply-adds; 0 where they are the original's.
     """
 
     shipped: Shipped
     changed: bool
     receipt: Receipt
     report: dict[str, object] = field(default_factory=dict[str, object])
+    name: str = "INT8"
+    trained: bool = False
+    macs: int = 0
 
 
 def float32(graph: Graph, context: Context) -> Outcome:

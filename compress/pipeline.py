@@ -32,10 +32,21 @@ from .material import (
     suspicions,
 )
 from .passes import Context, Outcome, Progress, float32, quantize
-from .prove import DEFAULT_MAX_DROP, Judge, Trial, best_rival, try_out
-from .recipe import Recipe
+from .prove import DEFAULT_MAX_DROP, Judge, Trial, best_rival, forgotten, is_faster, try_out
+from .recipe import Distil, Recipe
 from .result import Result
+from .students import (
+    Finetune,
+    Pupil,
+    School,
+    check_weights_file,
+    distil_settings,
+    open_student,
+    teacher_of,
+)
 from .subject import Model, Subject, first_rows, fixed_batches, make_subject, open_model, with_batch
+from .training.preparing import check_count
+from .training.processes import Processes
 
 CALIBRATION_SIZE = 300
 
@@ -61,6 +72,11 @@ def compress(
     seed: int = 0,
     opset: int = 18,
     loader: Iterable[object] | None = None,
+    student: Model | None = None,
+    student_weights: str | None = None,
+    finetune: Finetune | None = None,
+    resume: bool = False,
+    trained_weights: str | Path | None = None,
     golden_pictures: bool = False,
     force: bool = False,
     progress: Progress = _silent,
@@ -99,6 +115,14 @@ def compress(
         opset: Of the exported graph.
         loader: The user's own loader over the *test* pictures, in their order: the original is
             scored through it as well, and a difference stops everything.
+        student: A smaller network with the original's inputs and outputs, for recipes that train:
+            what ``model`` may be, but for ONNX. It is trained from the weights it has.
+        student_weights: File of its weights, where ``student`` names a factory.
+        finetune: Your own training instead of ours: gets copies of the student, in training mode,
+            and of the original, frozen, and gives back the trained student.
+        resume: Go on with a training that was interrupted; its checkpoints lie beside the bundle,
+            in ``OUT.training``, until that is written.
+        trained_weights: A ``.safetensors`` file to write the trained student's weights to as well.
         golden_pictures: Whether the bundle's self-test shows the first calibration picture; made up
             by default.
         force: Replace a bundle that is at ``out``.
@@ -114,7 +138,9 @@ def compress(
     """
     out = Path(out)
     check_out(out, force=force)
+    check_weights_file(trained_weights, force=force)
     steps = recipe if isinstance(recipe, Recipe) else Recipe.open(str(recipe))
+    learning = distil_settings(steps, student, finetune, resume)
     if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
         raise InputError("E_USAGE", f"max_drop is {max_drop}.", mend="Give 0 or more points.")
     destination = target_of(target)
@@ -128,9 +154,23 @@ def compress(
         opened = open_model(model, weights)
         if isinstance(opened, Backbone):
             stack.enter_context(evaluating(opened.module))
-        material = gather(data, test_data, task, calibration_size, seed)
-        progress("exporting", 0, None)
+        ours = learning is not None and finetune is None  # who trains
+        material = gather(data, test_data, task, calibration_size, seed, training=ours)
         split = material.split
+        pupil = None
+        if learning is not None and student is not None:
+            processes = Processes.join() if ours else Processes()
+            stack.callback(processes.leave)
+            folder = out.with_name(f"{out.name}.training")
+            school = School(learning, finetune, folder, resume, seed, processes)
+            if ours:
+                check_count(len(split.training) if split.training is not None else 0)
+            first = open_student(student, student_weights, seed)
+            pupil = Pupil(first, teacher_of(opened), given, material, school)
+            if not processes.first:
+                pupil.go_along(progress)
+                return Bundle.open(out)
+        progress("exporting", 0, None)
         subject = make_subject(model, opened, given, split.calibration, opset)
         graph = subject.graph
         example = first_rows(split.calibration, graph.inputs, subject.preprocessing, 1)
@@ -145,20 +185,35 @@ def compress(
             check_loader(subject, material, judge, Images.of(loader), original)
         limit = DEFAULT_MAX_DROP.get(material.task.name) if max_drop is None else max_drop
         context = _context(subject, material, destination, example, progress)
-        outcome = float32(graph, context)
+        outcome, whole = float32(graph, context), context
         notes, trials = suspicions(material, original), list[Trial]()
+        best: Trial | None = None
         for settings in steps.passes:
-            candidate = quantize(graph, settings, context)
+            if isinstance(settings, Distil):
+                assert pupil is not None
+                lesson = pupil.learn(subject, opset, progress)
+                notes += lesson.notes
+                graph = lesson.subject.graph
+                context = _context(lesson.subject, material, destination, example, progress)
+                candidate = replace(
+                    float32(graph, context), changed=True, report=lesson.report, name="the student"
+                )
+            else:
+                candidate = quantize(graph, settings, context)
+            if graph is not subject.graph:
+                macs = sum(context.macs.values())
+                candidate = replace(candidate, trained=True, macs=macs)
             trial = try_out(candidate, judge, material, original, limit)
             trials.append(trial)
             notes += _fallen(candidate)
+            notes += forgotten(trial, original)
             notes += [
                 f"{settings.kind} was declined: {reason}." for reason in trial.verdict.reasons
             ]
             instead = best_rival(trial)
             notes += [] if instead is None else [instead]
-            if trial.verdict.accepted:
-                outcome = candidate
+            if trial.verdict.accepted and is_faster(trial, best):
+                best, outcome = trial, candidate
         settled = {
             **steps.to_dict(),
             "model": subject.name,
@@ -168,10 +223,11 @@ def compress(
             "max_drop": limit,
             "calibration_size": len(split.calibration),
             "selection_size": len(split.selection),
+            **({} if pupil is None else pupil.to_dict()),
             "seed": seed,
             "opset": opset,
         }
-        result = Result(subject, material, outcome, trials, original, context.macs, notes, settled)
+        result = Result(subject, material, outcome, trials, original, whole.macs, notes, settled)
         if strict and result.declined:
             raise BoundError(
                 "E_DECLINED",
@@ -179,7 +235,9 @@ def compress(
                 mend="Nothing was written, as --strict asks. Without it the bundle holds float32.",
             )
         files = result.files(example, shipped, real_golden=golden_pictures)
-    write_files(files, out, force=force)
+        write_files(files, out, force=force)
+        if pupil is not None:
+            pupil.finish(trained_weights, force=force)
     return Bundle.open(out)
 
 

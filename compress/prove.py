@@ -189,6 +189,8 @@ class Trial:
         test: Its score on the test pictures.
         verdict: What was decided.
         rivals: Other ways to run the untouched network, which the candidate had to beat as well.
+        seen: The original's score on the selection pictures where it was trained on them, so that
+            a drop there says nothing of a student; else ``None``.
     """
 
     outcome: Outcome
@@ -197,6 +199,7 @@ class Trial:
     test: Score
     verdict: Verdict
     rivals: tuple[Rival, ...] = ()
+    seen: Score | None = None
 
 
 def try_out(
@@ -220,15 +223,27 @@ def try_out(
     if not material.own_score:
         part = material.split.selection
         original_selection = judge.score(judge.graph.model, part, "float32 on the selection")
-    known = _Known(judge, material, original_selection, original_test)
+    seen = candidate.trained and has_seen(original_selection, original_test)
+    known = _Known(judge, material, original_selection, original_test, seen)
     selection, test, drops = known.scores(shipped.model, shipped.precision)
     comparison = judge.compare(shipped.model) if candidate.changed else None
-    so_far = decide(comparison, drops, max_drop)
+    so_far = decide(comparison, drops, max_drop, name=candidate.name)
     rivals = tuple(
         _rival(precision, known, max_drop, candidate, so_far) for precision in judge.rivals()
     )
-    verdict = decide(comparison, drops, max_drop, rivals)
-    return Trial(candidate, comparison, selection, test, verdict, rivals)
+    verdict = decide(comparison, drops, max_drop, rivals, name=candidate.name)
+    told = original_selection if seen else None
+    return Trial(candidate, comparison, selection, test, verdict, rivals, told)
+
+
+def has_seen(selection: Score | None, test: Score) -> bool:
+    """Whether the original scores clearly better on the selection than on the test pictures.
+
+    Then it was trained on them, and what it knows of those by heart no student can.
+    """
+    if selection is None or selection.low is None or test.high is None:
+        return False
+    return selection.low > test.high
 
 
 @dataclass(frozen=True)
@@ -239,6 +254,7 @@ class _Known:
     material: Material
     selection: Score | None
     test: Score
+    seen: bool = False
 
     def scores(
         self, model: bytes, name: str, precision: Precision = "f32"
@@ -250,7 +266,8 @@ class _Known:
             part = self.material.split.selection
             what = f"{name} on the selection pictures"
             selection = self.judge.score(model, part, what, precision)
-            drops["selection"] = self.selection.value - selection.value
+            if not self.seen:
+                drops["selection"] = self.selection.value - selection.value
         what = f"{name} on the test pictures"
         test = self.judge.score(model, self.material.test, what, precision)
         drops["test"] = self.test.value - test.value
@@ -280,6 +297,7 @@ def decide(
     drops: Mapping[str, float],
     max_drop: float | None,
     rivals: Sequence[Rival] = (),
+    name: str = "INT8",
 ) -> Verdict:
     """Whether a candidate ships. A pure function of what was measured.
 
@@ -289,6 +307,7 @@ def decide(
         max_drop: The largest drop allowed, in the unit of the score; ``None`` for any.
         rivals: Other ways to run the untouched network; the candidate must be faster than each that
             keeps the score.
+        name: What the candidate is called.
     """
     reasons: list[str] = []
     if comparison is None:
@@ -296,7 +315,7 @@ def decide(
     else:
         held: list[tuple[str, Comparison]] = [("float32", comparison)]
         held += [(WORDS[one.precision], one.comparison) for one in rivals if one.comparison]
-        reasons += [_slower(name, one) for name, one in held if one.faster != "a"]
+        reasons += [_slower(name, other, one) for other, one in held if one.faster != "a"]
     for where, drop in drops.items():
         if max_drop is not None and not drop <= max_drop:
             reasons.append(
@@ -305,13 +324,31 @@ def decide(
     return Verdict(not reasons, tuple(reasons))
 
 
-def _slower(name: str, found: Comparison) -> str:
+def _slower(name: str, other: str, found: Comparison) -> str:
     how = "slower" if found.faster == "b" else "not measurably faster"
     busy = "" if found.settled else "; it did not settle, the machine is busy"
     return (
-        f"INT8 is {how} on this machine: {found.ratio:.2f}x the speed of {name} "
+        f"{name} is {how} on this machine: {found.ratio:.2f}x the speed of {other} "
         f"(95 % interval {found.ratio_low:.2f} to {found.ratio_high:.2f}{busy})"
     )
+
+
+def forgotten(trial: Trial, original: Score) -> list[str]:
+    """In words, why a student's drop on the selection pictures is not held against it."""
+    if trial.seen is None:
+        return []
+    return [
+        f"the original scores {trial.seen.value:.2f} on the selection pictures and "
+        f"{original.value:.2f} on the test pictures: it was trained on the former, so that only "
+        "the latter judge the student."
+    ]
+
+
+def is_faster(trial: Trial, before: Trial | None) -> bool:
+    """Whether a candidate's measured speed over the original is higher than another's."""
+    if before is None or before.comparison is None:
+        return True
+    return trial.comparison is not None and trial.comparison.ratio > before.comparison.ratio
 
 
 def best_rival(trial: Trial) -> str | None:

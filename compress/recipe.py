@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import ClassVar, TypeAlias, cast
+from typing import Any, ClassVar, TypeAlias, cast
 
 from ..runtime.errors import InputError
 from ..runtime.toml import parse_toml
@@ -149,6 +149,30 @@ class Recipe:
                     mend=f"After '{before.kind}' may come: "
                     f"{', '.join(sorted(before.successors)) or 'nothing'}.",
                 )
+
+    def trained_for(self, epochs: int | None, max_minutes: float | None) -> Recipe:
+        """The same recipe with another length of its training; ``None`` leaves it.
+
+        Raises:
+            InputError: ``E_USAGE`` where it has no training; ``E_RECIPE`` for values that cannot
+                be.
+        """
+        given = {"epochs": epochs, "max_minutes": max_minutes}
+        values: dict[str, Any] = {key: one for key, one in given.items() if one is not None}
+        if not values:
+            return self
+        if not any(isinstance(one, Distil) for one in self.passes):
+            raise InputError(
+                "E_USAGE",
+                f"the recipe '{self.name}' trains nothing.",
+                mend="Leave out the length of the training, or take the recipe distil.",
+            )
+        return Recipe(
+            self.name,
+            tuple(
+                replace(one, **values) if isinstance(one, Distil) else one for one in self.passes
+            ),
+        )
 
     def to_dict(self) -> dict[str, object]:
         """JSON form; :meth:`from_dict` reads it."""

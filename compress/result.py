@@ -51,6 +51,11 @@ class Result:
         return bool(self.trials) and not self.outcome.changed
 
     @property
+    def shipped(self) -> Trial | None:
+        """The trial of what ships; ``None`` where that is the original in float32."""
+        return next((one for one in self.trials if one.outcome is self.outcome), None)
+
+    @property
     def reasons(self) -> list[str]:
         """Why what was tried does not ship."""
         return [reason for one in self.trials for reason in one.verdict.reasons]
@@ -95,7 +100,7 @@ class Result:
         return files
 
     def _scores(self) -> dict[str, object]:
-        shipped = self.trials[-1].test if self.outcome.changed else self.original
+        shipped = self.original if self.shipped is None else self.shipped.test
         test = None if self.material.own_score else Path(self.material.test.source).name
         return {
             "task": self.material.task.name,
@@ -107,10 +112,11 @@ class Result:
 
     def _measurements(self) -> dict[str, object]:
         graph = self.subject.graph
-        shipped = self.trials[-1].comparison if self.outcome.changed else None
+        shipped = None if self.shipped is None else self.shipped.comparison
         return {
             "size_bytes": {"original": len(graph.model), "result": len(self.outcome.shipped.model)},
             "macs": sum(self.macs.values()),
+            "result_macs": self.outcome.macs or sum(self.macs.values()),
             "int8_macs_share": self.outcome.receipt.int8_share,
             "parity": graph.parity.to_dict() if graph.parity else None,
             "latency": _latency(shipped),
@@ -122,6 +128,7 @@ class Result:
 def _candidate(trial: Trial) -> dict[str, object]:
     return {
         "precision": trial.outcome.shipped.precision,
+        "pass": trial.outcome.name,
         "size_bytes": len(trial.outcome.shipped.model),
         "accepted": trial.verdict.accepted,
         "reasons": list(trial.verdict.reasons),

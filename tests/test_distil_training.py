@@ -304,6 +304,7 @@ def script(tmp_path: Path, name: str, epochs: int) -> Path:
     return file
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_a_training_that_was_killed_ends_like_an_unbroken_one(tmp_path: Path) -> None:
     file, folder = script(tmp_path, "killed", 16), tmp_path / "killed.training"
@@ -323,6 +324,7 @@ def test_a_training_that_was_killed_ends_like_an_unbroken_one(tmp_path: Path) ->
     assert not list(folder.glob(".*.part"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo of POSIX")
 def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
     file = script(tmp_path, "two", 4)

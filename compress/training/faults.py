@@ -33,10 +33,11 @@ def diverged(
         kept: What is left of the training, in words.
     """
     bad = [name for name, value in terms.items() if not bool(torch.isfinite(value))]
+    first = _first(student, teacher, feeds) if bad else "It was so in another process."
     return InputError(
         "E_DIVERGED",
-        f"training diverged in {where}: the loss on {' and '.join(bad) or 'all terms'} is not "
-        f"finite. {_first(student, teacher, feeds)}",
+        f"training diverged in {where}: the loss on {' and '.join(bad or terms)} is not finite. "
+        f"{first}",
         mend=f"Take a smaller learning rate. {kept}",
     )
 

@@ -176,7 +176,7 @@ class Training:
         networks.student.train()
         terms = self._terms(trained, step, state.way)
         loss = _sum(terms)
-        if not math.isfinite(loss.item()):
+        if not self._processes.all_true(math.isfinite(loss.item())):
             raise diverged(
                 f"epoch {state.epoch + 1}, step {state.step + 1}",
                 terms,

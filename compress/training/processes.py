@@ -16,6 +16,11 @@ _dist: Any = torch.distributed  # where torch's own annotations do not say what 
 _PATIENCE = datetime.timedelta(days=7)  # the first process exports and proves while others wait
 
 
+def several() -> bool:
+    """Whether ``torchrun`` (or what sets its variables) started more than one process."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 @dataclass(frozen=True)
 class Processes:
     """Which of how many processes this is.
@@ -44,7 +49,7 @@ class Processes:
         place = torch.device(f"cuda:{local}" if cuda else "cpu")
         if _dist.is_available() and _dist.is_initialized():
             return Processes(_dist.get_rank(), _dist.get_world_size(), place)
-        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        if not several():
             return Processes(device=place)
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         _dist.init_process_group(backend, timeout=_PATIENCE)
@@ -68,18 +73,19 @@ class Processes:
         _dist.broadcast(held, src=0)
         return json.loads(held.numpy().tobytes())
 
+    def all_true(self, value: bool) -> bool:
+        """Whether it is true in every process."""
+        if self.world == 1:
+            return value
+        count = torch.tensor([int(value)])
+        _dist.all_reduce(count)
+        return int(count) == self.world
+
     def copy_first(self, tensors: Sequence[torch.Tensor]) -> None:
         """Overwrite tensors with those of the first process."""
         if self.world > 1:
             for tensor in tensors:
                 _dist.broadcast(tensor, src=0)
-
-    def average(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Overwrite tensors with their mean over all processes."""
-        if self.world > 1:
-            for tensor in tensors:
-                _dist.all_reduce(tensor)
-                tensor /= self.world
 
     def part(self, count: int) -> tuple[int, int]:
         """From where to where this process works on ``count`` items, which are shared evenly."""
