@@ -15,7 +15,7 @@ from torch import nn
 from ..benchmarks.images import Images
 from ..export.graph import Graph
 from ..runtime.errors import InputError
-from ..runtime.files import check_file, write_file
+from ..runtime.files import check_file
 from ..runtime.preprocessing import Preprocessing
 from .backbone import Backbone
 from .material import Material
@@ -25,7 +25,7 @@ from .subject import Model, Subject, make_subject, open_model
 from .training import Trained, distil
 from .training.checkpoint import FILE, LOG
 from .training.processes import Processes, several
-from .weights import pack_tensors
+from .weights import save_weights
 
 Finetune = Callable[[nn.Module, nn.Module], nn.Module]
 """The user's own training: takes the student and its teacher, gives the trained student."""
@@ -139,8 +139,13 @@ class Pupil:
     def finish(self, trained_weights: str | Path | None, *, force: bool) -> None:
         """The bundle is written: write the weights, remove checkpoints, let the others go."""
         if trained_weights is not None and self._trained is not None:
-            packed = pack_tensors(self._trained.state_dict(), {})
-            write_file(packed, Path(trained_weights), force=force)
+            history = self._student.history
+            save_weights(
+                self._trained,
+                trained_weights,
+                history=history if history.steps else None,
+                force=force,
+            )
         folder = self._school.folder
         for name in (FILE, LOG):
             (folder / name).unlink(missing_ok=True)
