@@ -428,6 +428,25 @@ def test_settings_that_cannot_be_are_refused(values: dict[str, Any]) -> None:
 # ---------------------------------------------------------------- its parts
 
 
+@pytest.mark.parametrize(("own_test", "sizes"), [(True, (50, 190, 760)), (False, (50, 90, 360))])
+def test_training_pictures_are_no_others(own_test: bool, sizes: tuple[int, ...]) -> None:
+    x = np.arange(1000, dtype=np.uint16).view(np.uint8).reshape(1000, 1, 2, 1)
+    images = Images.from_arrays(x)
+    split = images.split(50, 3, own_test, training=True)
+    assert split.training is not None
+    parts = [split.calibration, split.selection, split.training]
+    assert tuple(map(len, parts)) == sizes
+    parts += [] if split.test is None else [split.test]
+    how = Preprocessing(channel_order="GRAY")
+    seen = [tuple(one.ravel()) for part in parts for one in part.pixels(range(len(part)), how)]
+    assert len(set(seen)) == len(seen) == 1000
+    plain = images.split(50, 3, own_test)
+    assert plain.training is None
+    assert len(plain.selection) == sizes[1] + sizes[2]
+    many = Images.from_arrays(np.zeros((20_000, 1, 1), np.uint8))
+    assert len(many.split(50, 0, own_test=True, training=True).selection) == 2500
+
+
 def test_pictures_are_shifted_and_mirrored_and_nothing_else() -> None:
     x = torch.from_numpy(pictures(400))
     settings = Distil(crop=0.25)
