@@ -16,6 +16,7 @@ if typing.TYPE_CHECKING:
     from .measurement import Latency, Measurement, Preset
     from .running import Run, fixed_batch
     from .tasks import Agreement, Classification, Score, Task, UserTask, task
+    from .tasks_embeddings import Retrieval, Verification
 
 __all__ = [
     "Agreement",
@@ -26,11 +27,13 @@ __all__ = [
     "Latency",
     "Measurement",
     "Preset",
+    "Retrieval",
     "Run",
     "Score",
     "Split",
     "Task",
     "UserTask",
+    "Verification",
     "compare",
     "fixed_batch",
     "measure",
@@ -46,11 +49,13 @@ _HOME = {
     "Latency": "measurement",
     "Measurement": "measurement",
     "Preset": "measurement",
+    "Retrieval": "tasks_embeddings",
     "Run": "running",
     "Score": "tasks",
     "Split": "images",
     "Task": "tasks",
     "UserTask": "tasks",
+    "Verification": "tasks_embeddings",
     "compare": "comparison",
     "fixed_batch": "running",
     "measure": "latency",

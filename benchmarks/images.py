@@ -19,6 +19,8 @@ from .sources import ArrayPictures, FilePictures, Labels, data_error, from_array
 
 Source: TypeAlias = "FilePictures | ArrayPictures | Tensors"
 
+_SELECTION = 2500  # samples that selection keeps, at most, where the others are trained on
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -45,11 +47,13 @@ class Split:
         selection: What choices are made on.
         test: What is scored in the end and never used to choose; ``None`` where the test pictures
             are another :class:`Images`.
+        training: What a network is trained on; ``None`` where nothing is trained.
     """
 
     calibration: Images
     selection: Images
     test: Images | None
+    training: Images | None = None
 
 
 class Images:
@@ -163,7 +167,9 @@ class Images:
             )
         return Images(self._source, self._indices[wanted])
 
-    def split(self, calibration: int, seed: int, own_test: bool) -> Split:
+    def split(
+        self, calibration: int, seed: int, own_test: bool, *, training: bool = False
+    ) -> Split:
         """Share the samples out at random; the same seed gives the same parts on every machine.
 
         Args:
@@ -172,6 +178,8 @@ class Images:
             own_test: Whether the test pictures lie elsewhere. If so, calibration gets up to half of
                 the samples and selection the rest; else the test gets half, calibration up to a
                 quarter and selection the rest.
+            training: Whether something is trained: it gets what selection would, less a fifth or
+                2,500 samples, whichever is fewer, which selection keeps.
 
         Returns:
             Parts that share no sample, each in random order.
@@ -198,10 +206,13 @@ class Images:
         calibration_count = min(calibration, count // least)
         test = order[:test_count]
         parts = order[test_count:]
+        rest = parts[calibration_count:]
+        chosen = max(1, min(_SELECTION, len(rest) // 5)) if training else len(rest)
         return Split(
             self.take(parts[:calibration_count]),
-            self.take(parts[calibration_count:]),
+            self.take(rest[:chosen]),
             self.take(test) if test_count else None,
+            self.take(rest[chosen:]) if chosen < len(rest) else None,
         )
 
     def specs(self, names: Sequence[str]) -> tuple[TensorSpec, ...]:
@@ -251,6 +262,32 @@ class Images:
         spec = _picture_input(inputs, preprocessing, self.source)
         return self._decoded(self._source, spec, preprocessing, batch_size)
 
+    def pixels(self, positions: Sequence[int], preprocessing: Preprocessing) -> Array:
+        """Some pictures resized and cropped, before scaling: what training starts from.
+
+        Args:
+            positions: Which of the samples.
+            preprocessing: How a picture becomes a tensor; its scaling is left to the caller.
+
+        Returns:
+            uint8 ``(N, H, W, C)``.
+
+        Raises:
+            InputError: ``E_DATA`` for samples that are preprocessed already, a picture that cannot
+                be decoded, or pictures that differ in size.
+        """
+        source = self._source
+        if isinstance(source, Tensors):
+            raise data_error(f"{self.source} holds tensors, no pictures.", "", self.source)
+        indices: list[int] = self._indices[list(positions)].tolist()
+        pictures = [_read(source, index, preprocessing) for index in indices]
+        for index, picture in zip(indices, pictures, strict=True):
+            if picture.shape != pictures[0].shape:
+                raise _other_size(
+                    source.name(index), picture, source.name(indices[0]), pictures[0].shape
+                )
+        return np.stack(pictures)
+
     def _parts(self, batch_size: int) -> Iterator[NDArray[np.int64]]:
         for start in range(0, len(self), batch_size):
             yield self._indices[start : start + batch_size]
@@ -279,12 +316,7 @@ class Images:
                     first = (source.name(index), picture.shape)
                     _check_picture(spec, picture, source.name(index))
                 elif picture.shape != first[1]:
-                    raise data_error(
-                        f"'{source.name(index)}' is {picture.shape} after preprocessing, "
-                        f"'{first[0]}' is {first[1]} (height, width, channels).",
-                        "Give a preprocessing with resize or center_crop, or pictures of one size",
-                        source.name(index),
-                    )
+                    raise _other_size(source.name(index), picture, *first)
                 pictures.append(picture)
             yield Batch({spec.name: preprocessing.tensor(pictures)}, self._labels_of(part))
 
@@ -306,6 +338,15 @@ def _read(
             error.mend,
             source.name(index),
         ) from error
+
+
+def _other_size(name: str, picture: Array, first: str, shape: tuple[int, ...]) -> InputError:
+    return data_error(
+        f"'{name}' is {picture.shape} after preprocessing, "
+        f"'{first}' is {shape} (height, width, channels).",
+        "Give a preprocessing with resize or center_crop, or pictures of one size",
+        name,
+    )
 
 
 def _picture_input(

@@ -21,7 +21,7 @@ from .statistics import wilson
 Batches: TypeAlias = Callable[[], Iterable[Batch]]
 """Gives the batches to score, afresh at each call."""
 
-TASK_NAMES = ("classification", "agreement")
+TASK_NAMES = ("classification", "retrieval", "verification", "agreement")
 
 
 @dataclass(frozen=True)
@@ -227,6 +227,10 @@ def task(name: str) -> Task:
         return Classification()
     if name == "agreement":
         return Agreement()
+    if name in TASK_NAMES:
+        from .tasks_embeddings import Retrieval, Verification
+
+        return Retrieval() if name == "retrieval" else Verification()
     raise InputError("E_TASK", f"unknown task '{name}'.", mend="Tasks: " + ", ".join(TASK_NAMES))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ..benchmarks.images import Batch, Images
-from ..benchmarks.tasks import TASK_NAMES, Classification
+from ..benchmarks.tasks import TASK_NAMES
 from ..benchmarks.tasks import task as task_of
 from ..runtime.console import Console, report_errors
 from ..runtime.errors import InputError
@@ -65,7 +65,8 @@ _keep = click.option(
     "--recipe",
     default="int8",
     show_default=True,
-    help="int8, fp16, float32, prune, prune-int8, or a TOML or JSON file.",
+    help="int8, fp16, float32; prune, distil, prune-distil, each also with -int8 after it; or a "
+    "TOML or JSON file.",
 )
 @click.option(
     "--max-latency-ratio", type=float, default=None, help="Prune to this share of the latency."
@@ -76,10 +77,22 @@ _keep = click.option(
 @click.option("--max-size-mb", type=float, default=None, help="Prune to this size of the weights.")
 @_keep
 @click.option(
+    "--student", default=None, help="A smaller network to train, as MODEL, for distil recipes."
+)
+@click.option("--student-weights", type=click.Path(), default=None, help="What it begins with.")
+@click.option("--epochs", type=click.IntRange(1), default=None, help="Of training; recipe's else.")
+@click.option(
+    "--max-train-minutes",
+    type=click.FloatRange(0, min_open=True),
+    default=None,
+    help="Time for training; its schedule is fitted to it.",
+)
+@click.option("--resume", is_flag=True, help="Go on with a training that was interrupted.")
+@click.option(
     "--weights-out",
     type=click.Path(),
     default=None,
-    help="A .safetensors for the pruned torch network: weights of the same factory.",
+    help="A .safetensors for the pruned or trained torch network: weights of its factory.",
 )
 @click.option(
     "--cache",
@@ -130,11 +143,20 @@ def compress(console: Console, model: str, **options: Any) -> None:
     """
     from ..runtime.cache import cache_folder
     from .pipeline import compress as compress_network
+    from .recipe import Recipe
 
     data = options.pop("data")
     options["cache"] = cache_folder(options["cache"])
-    with console.progress() as progress:
-        bundle = compress_network(model, data, progress=progress, **options)
+    length = options.pop("epochs"), options.pop("max_train_minutes")
+    options["recipe"] = Recipe.open(options["recipe"]).trained_for(*length)
+    try:
+        with console.progress() as progress:
+            bundle = compress_network(model, data, progress=progress, **options)
+    except KeyboardInterrupt:
+        kept = Path(f"{options['out']}.training")
+        if kept.is_dir():
+            console.note(f"The training so far is kept in {kept}: --resume goes on from there.")
+        raise
     show_bundle(console, bundle)
     console.result(summary(bundle))
 
@@ -249,7 +271,7 @@ def evaluate(
     given = None if preprocessing is None else Preprocessing.from_toml(preprocessing)
     images = Images.open(data)
     chosen = task_of(task or ("classification" if images.labelled else "agreement"))
-    if reference is None and not isinstance(chosen, Classification):
+    if reference is None and chosen.name == "agreement":
         raise InputError(
             "E_TASK", "agreement needs something to agree with.", mend="Give --reference."
         )

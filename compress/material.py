@@ -42,7 +42,13 @@ class Material:
 
 
 def gather(
-    data: Data, test_data: Data | None, task: AnyTask, calibration: int, seed: int
+    data: Data,
+    test_data: Data | None,
+    task: AnyTask,
+    calibration: int,
+    seed: int,
+    *,
+    training: bool = False,
 ) -> Material:
     """Open the pictures, split them, settle the task.
 
@@ -52,6 +58,7 @@ def gather(
         task: A name, a Task, a function, or ``None``: ``classification`` where there are labels.
         calibration: Calibration pictures, at most.
         seed: Of the split.
+        training: Whether a part of the pictures is to train on.
 
     Raises:
         InputError: ``E_DATA`` for data that cannot be used, labels that are there only in part, or
@@ -60,7 +67,8 @@ def gather(
     images = Images.of(data)
     test = None if test_data is None else Images.of(test_data)
     chosen = _task(task, images, test or images)
-    split = images.split(calibration, seed, test is not None or isinstance(chosen, UserTask))
+    own_test = test is not None or isinstance(chosen, UserTask)
+    split = images.split(calibration, seed, own_test, training=training)
     if test is not None:
         _check_names(images, test)
     return Material(images, split, test or split.test or split.selection, chosen)

@@ -36,10 +36,18 @@ from .material import (
 )
 from .mixing import mix, notes_of
 from .passes import Context, Outcome, Progress, finish, float32, prepare, run_pass
-from .prove import DEFAULT_MAX_DROP, Judge, Trial, best_rival, try_out
+from .prove import DEFAULT_MAX_DROP, Judge, Trial, best_rival, forgotten, is_faster, try_out
 from .pruning_pass import Cut, precision_after, prune_pass, with_limits
-from .recipe import Fp16, Int8, Prune, Recipe
+from .recipe import Distil, Fp16, Int8, Prune, Recipe
 from .result import Result
+from .students import (
+    Finetune,
+    Pupil,
+    School,
+    distil_settings,
+    open_student,
+    teacher_of,
+)
 from .subject import (
     Model,
     Subject,
@@ -50,6 +58,8 @@ from .subject import (
     torch_network,
     with_batch,
 )
+from .training.preparing import check_count
+from .training.processes import Processes
 from .unproven import STAND_IN, check_device, note
 from .weights import check_weights_out, save_weights
 
@@ -77,6 +87,10 @@ def compress(
     seed: int = 0,
     opset: int = 18,
     loader: Iterable[object] | None = None,
+    student: Model | None = None,
+    student_weights: str | None = None,
+    finetune: Finetune | None = None,
+    resume: bool = False,
     golden_pictures: bool = False,
     unproven: bool = False,
     max_latency_ratio: float | None = None,
@@ -122,6 +136,13 @@ def compress(
         opset: Of the exported graph.
         loader: The user's own loader over the *test* pictures, in their order: the original is
             scored through it as well, and a difference stops everything.
+        student: A smaller network with the original's inputs and outputs, for recipes that train:
+            what ``model`` may be, but for ONNX. It is trained from the weights it has.
+        student_weights: File of its weights, where ``student`` names a factory.
+        finetune: Your own training instead of ours: gets copies of the student, in training mode,
+            and of the original, frozen, and gives back the trained student.
+        resume: Go on with a training that was interrupted; its checkpoints lie beside the bundle,
+            in ``OUT.training``, until that is written.
         golden_pictures: Whether the bundle's self-test shows the first calibration picture; made up
             by default.
         unproven: Whether a bundle may be made for a device that is not here. Its time is not
@@ -132,8 +153,8 @@ def compress(
         max_size_mb: The same for the size of the weights, in 10**6 bytes.
         keep: Names of modules that pruning leaves whole.
         cache: Folder in which the latencies of layers are kept; ``None`` to keep none.
-        weights_out: A ``.safetensors`` file for the pruned torch network's weights and history,
-            which goes wherever weights of the factory go; written where it ships.
+        weights_out: A ``.safetensors`` file for the weights and history of the pruned network,
+            where it ships, or of the trained one; it goes wherever weights of its factory go.
         force: Replace what is at ``out`` and ``weights_out``.
         progress: Told how far the work is.
 
@@ -156,6 +177,7 @@ def compress(
     steps = with_limits(steps, limits, keep)
     if weights_out is not None:
         check_weights_out(weights_out, force=force)
+    learning = distil_settings(steps, student, finetune, resume)
     if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
         raise InputError("E_USAGE", f"max_drop is {max_drop}.", mend="Give 0 or more points.")
     destination = target_of(target)
@@ -171,9 +193,25 @@ def compress(
             torch_network(opened)
         if isinstance(opened, Backbone):
             stack.enter_context(evaluating(opened.module))
-        material = gather(data, test_data, task, calibration_size, seed)
-        progress("exporting", 0, None)
+        ours = learning is not None and finetune is None  # who trains
+        material = gather(data, test_data, task, calibration_size, seed, training=ours)
         split = material.split
+        pupil: Pupil | None = None
+        school: School | None = None
+        if learning is not None:
+            processes = Processes.join() if ours else Processes()
+            stack.callback(processes.leave)
+            kept = out.with_name(f"{out.name}.training")
+            school = School(learning, finetune, kept, resume, seed, processes)
+            if ours:
+                check_count(len(split.training) if split.training is not None else 0)
+            if student is not None:
+                first = open_student(student, student_weights, seed)
+                pupil = Pupil(first, teacher_of(opened), given, material, school)
+            if pupil is not None and not processes.first:
+                pupil.go_along(progress)
+                return Bundle.open(out)
+        progress("exporting", 0, None)
         subject = make_subject(model, opened, given, split.calibration, opset)
         graph = subject.graph
         example = first_rows(split.calibration, graph.inputs, subject.preprocessing, 1)
@@ -197,9 +235,10 @@ def compress(
         context = _context(subject, material, destination, example, progress, device_here)
         outcome = float32(graph, context)
         notes, trials = suspicions(material, original), list[Trial]()
-        now, at, shipped_macs = graph, context, context.macs
+        now, at, best = subject, context, None
         pruned: Pruned | None = None
         for number, settings in enumerate(steps.passes):
+            step, then = now, at  # what the candidate is, before its precision
             cut: Cut | None = None
             if isinstance(settings, Prune):
                 cut = prune_pass(
@@ -215,23 +254,44 @@ def compress(
                     cache=cache,
                 )
                 candidate = cut.outcome
+                step = replace(subject, graph=cut.graph)
+                then = _context(step, material, destination, example, progress, device_here)
+                if school is not None:  # what it lost is for the training to bring back
+                    first = torch_network(opened)
+                    first = replace(first, module=cut.pruned.module, history=cut.pruned.history)
+                    pupil = Pupil(first, teacher_of(opened), given, material, school)
+                    continue
+            elif isinstance(settings, Distil):
+                assert pupil is not None
+                lesson = pupil.learn(subject, opset, progress)
+                notes += lesson.notes
+                step = lesson.subject
+                then = _context(step, material, destination, example, progress, device_here)
+                candidate = replace(
+                    float32(step.graph, then),
+                    changed=True,
+                    report=lesson.report,
+                    name="the student",
+                )
             else:
-                candidate = _candidate(now, settings, at, judge, material, original, limit)
+                candidate = _candidate(step.graph, settings, then, judge, material, original, limit)
+            if step is not subject:
+                macs, learnt = sum(then.macs.values()), pupil is not None
+                candidate = replace(candidate, trained=learnt, macs=macs)
             trial = try_out(candidate, judge, material, original, limit)
             trials.append(trial)
             notes += [*(_fallen(candidate) if device_here else []), *notes_of(candidate)]
+            notes += forgotten(trial, original)
             notes += [
                 f"{settings.kind} was declined: {reason}." for reason in trial.verdict.reasons
             ]
             instead = best_rival(trial)
             notes += [] if instead is None else [instead]
-            if trial.verdict.accepted:
-                outcome = candidate
-                if cut is not None:
-                    now, pruned = cut.graph, cut.pruned
-                    smaller = replace(subject, graph=now)
-                    at = _context(smaller, material, destination, example, progress, device_here)
-                shipped_macs = at.macs
+            if trial.verdict.accepted and is_faster(trial, best):
+                best, outcome = trial, candidate
+                pruned = cut.pruned if cut is not None else pruned
+            if trial.verdict.accepted or isinstance(settings, Distil):
+                now, at = step, then
         if not device_here:
             notes.append(note(destination, outcome.receipt))
         settled = {
@@ -243,10 +303,11 @@ def compress(
             "max_drop": limit,
             "calibration_size": len(split.calibration),
             "selection_size": len(split.selection),
+            **({} if pupil is None else pupil.to_dict()),
             "seed": seed,
             "opset": opset,
         }
-        result = Result(subject, material, outcome, trials, original, shipped_macs, notes, settled)
+        result = Result(subject, material, outcome, trials, original, context.macs, notes, settled)
         if strict and result.declined:
             raise BoundError(
                 "E_DECLINED",
@@ -254,9 +315,11 @@ def compress(
                 mend="Nothing was written, as --strict asks. Without it the bundle holds float32.",
             )
         files = result.files(example, shipped, real_golden=golden_pictures)
-    write_files(files, out, force=force)
-    if weights_out is not None and pruned is not None:
-        save_weights(pruned.module, weights_out, history=pruned.history, force=force)
+        write_files(files, out, force=force)
+        if pupil is not None:
+            pupil.finish(weights_out, force=force)
+        elif weights_out is not None and pruned is not None:
+            save_weights(pruned.module, weights_out, history=pruned.history, force=force)
     return Bundle.open(out)
 
 

@@ -27,7 +27,12 @@ from .subject import batch_size, with_batch
 WORDS: dict[Precision, str] = {"f32": "float32", "bf16": "bfloat16"}
 """What people call the precisions."""
 
-DEFAULT_MAX_DROP = {"classification": 1.0, "agreement": 3.0}
+DEFAULT_MAX_DROP = {
+    "classification": 1.0,
+    "retrieval": 1.0,
+    "verification": 1.0,
+    "agreement": 3.0,
+}
 """Points that a score may drop by, where the user does not say."""
 
 _LONGER = Preset("longer", 10.0, 662, 40.0, 4, 40.0)
@@ -187,6 +192,8 @@ class Trial:
         test: Its score on the test pictures.
         verdict: What was decided.
         rivals: Other ways to run the untouched network, which the candidate had to beat as well.
+        seen: The original's score on the selection pictures where it was trained on them, so that
+            a drop there says nothing of a student; else ``None``.
     """
 
     outcome: Outcome
@@ -195,6 +202,7 @@ class Trial:
     test: Score
     verdict: Verdict
     rivals: tuple[Rival, ...] = ()
+    seen: Score | None = None
 
 
 def try_out(
@@ -218,13 +226,15 @@ def try_out(
     if not material.own_score:
         part = material.split.selection
         original_selection = judge.score(judge.graph.model, part, "float32 on the selection")
-    known = _Known(judge, material, original_selection, original_test)
+    seen = candidate.trained and has_seen(original_selection, original_test)
+    known = _Known(judge, material, original_selection, original_test, seen)
+    told = original_selection if seen else None
     if shipped.emulated is not None:  # its device is not here: what it scores, and no time
         selection, test, drops = known.scores(shipped.emulated, shipped.precision)
         verdict = decide_score(drops, max_drop)
         if not candidate.changed:
             verdict = decide(None, drops, max_drop)
-        return Trial(candidate, None, selection, test, verdict)
+        return Trial(candidate, None, selection, test, verdict, seen=told)
     selection, test, drops = known.scores(shipped.model, shipped.precision)
     comparison = judge.compare(shipped.model) if candidate.changed else None
     so_far = decide(comparison, drops, max_drop, name=candidate.name)
@@ -232,7 +242,17 @@ def try_out(
         _rival(precision, known, max_drop, candidate, so_far) for precision in judge.rivals()
     )
     verdict = decide(comparison, drops, max_drop, rivals, name=candidate.name)
-    return Trial(candidate, comparison, selection, test, verdict, rivals)
+    return Trial(candidate, comparison, selection, test, verdict, rivals, told)
+
+
+def has_seen(selection: Score | None, test: Score) -> bool:
+    """Whether the original scores clearly better on the selection than on the test pictures.
+
+    Then it was trained on them, and what it knows of those by heart no student can.
+    """
+    if selection is None or selection.low is None or test.high is None:
+        return False
+    return selection.low > test.high
 
 
 @dataclass(frozen=True)
@@ -243,6 +263,7 @@ class _Known:
     material: Material
     selection: Score | None
     test: Score
+    seen: bool = False
 
     def scores(
         self, model: bytes, name: str, precision: Precision = "f32"
@@ -254,7 +275,8 @@ class _Known:
             part = self.material.split.selection
             what = f"{name} on the selection pictures"
             selection = self.judge.score(model, part, what, precision)
-            drops["selection"] = self.selection.value - selection.value
+            if not self.seen:
+                drops["selection"] = self.selection.value - selection.value
         what = f"{name} on the test pictures"
         test = self.judge.score(model, self.material.test, what, precision)
         drops["test"] = self.test.value - test.value
@@ -324,6 +346,24 @@ def _slower(name: str, other: str, found: Comparison) -> str:
         f"{name} is {how} on this machine: {found.ratio:.2f}x the speed of {other} "
         f"(95 % interval {found.ratio_low:.2f} to {found.ratio_high:.2f}{busy})"
     )
+
+
+def forgotten(trial: Trial, original: Score) -> list[str]:
+    """In words, why a student's drop on the selection pictures is not held against it."""
+    if trial.seen is None:
+        return []
+    return [
+        f"the original scores {trial.seen.value:.2f} on the selection pictures and "
+        f"{original.value:.2f} on the test pictures: it was trained on the former, so that only "
+        "the latter judge the student."
+    ]
+
+
+def is_faster(trial: Trial, before: Trial | None) -> bool:
+    """Whether a candidate's measured speed over the original is higher than another's."""
+    if before is None or before.comparison is None:
+        return True
+    return trial.comparison is not None and trial.comparison.ratio > before.comparison.ratio
 
 
 def best_rival(trial: Trial) -> str | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import ClassVar, TypeAlias, cast
+from typing import Any, ClassVar, TypeAlias, cast
 
 from ..runtime.bundle import Bundle
 from ..runtime.errors import InputError
@@ -79,15 +80,101 @@ class Prune:
     time_limit_s: float = 180.0
 
     kind: ClassVar[str] = "prune"
+    successors: ClassVar[frozenset[str]] = frozenset({"distil", "int8"})
+
+
+@dataclass(frozen=True)
+class Distil:
+    """Settings of training a student back to its teacher's outputs.
+
+    Attributes:
+        epochs: Times that every training picture is seen; fewer where the time allowed is short.
+        batch: Pictures a step, over all processes.
+        optimizer: ``sgd`` (Nesterov momentum 0.9) or ``adamw``.
+        lr: The largest learning rate.
+        warmup: Share of the training in which it rises; then it falls along a half cosine to 0.
+        weight_decay: Of weights of two dimensions and more.
+        average: Decay of the weights' moving average, which is what ships; 0 for none.
+        match: How outputs are compared: ``logits`` (softened classes), ``embeddings`` (cosine),
+            ``outputs`` (squared differences), or ``auto``, which follows the task.
+        temperature: Of softened classes.
+        outputs_weight: Of the loss on outputs.
+        labels_weight: Of the cross-entropy with labels, where there are labels and class scores.
+        features_weight: Of the loss on features at ``taps``.
+        taps: Names of modules whose outputs are compared; ``student=teacher`` where names differ.
+        flip: Whether half of the pictures are mirrored.
+        crop: Share of the side by which pictures are shifted, at most; black comes in.
+        zoom: Share of the area that is cut away by zooming in, at most.
+        colour: How far brightness, contrast and saturation change, at most (0.2: by 20 %).
+        mix: Share of the pictures that are blended with another.
+        precision: ``auto`` measures, ``float32`` and ``bfloat16`` (autocast) are obeyed.
+        layout: ``auto`` measures, ``contiguous`` and ``channels_last`` are obeyed.
+        max_minutes: Of training, at most; the schedule is fitted to it. 0 for no limit.
+    """
+
+    epochs: int = 20
+    batch: int = 128
+    optimizer: str = "sgd"
+    lr: float = 0.05
+    warmup: float = 0.1
+    weight_decay: float = 5e-4
+    average: float = 0.998
+    match: str = "auto"
+    temperature: float = 4.0
+    outputs_weight: float = 1.0
+    labels_weight: float = 0.1
+    features_weight: float = 1.0
+    taps: tuple[str, ...] = ()
+    flip: bool = True
+    crop: float = 0.125
+    zoom: float = 0.0
+    colour: float = 0.0
+    mix: float = 0.0
+    precision: str = "auto"
+    layout: str = "auto"
+    max_minutes: float = 0.0
+
+    kind: ClassVar[str] = "distil"
     successors: ClassVar[frozenset[str]] = frozenset({"int8"})
 
+    def __post_init__(self) -> None:
+        for key, (low, high) in _BOUNDS.items():
+            value = getattr(self, key)
+            if not (math.isfinite(value) and low <= value <= high):
+                raise InputError(
+                    "E_RECIPE",
+                    f"the pass 'distil' has {key} = {value}.",
+                    mend=f"Give a number from {low:g} to {high:g}.",
+                )
 
-PassSettings: TypeAlias = "Prune | Int8 | Fp16"
-KINDS: dict[str, type[PassSettings]] = {Prune.kind: Prune, Int8.kind: Int8, Fp16.kind: Fp16}
+
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "epochs": (1, 1e6),
+    "batch": (2, 1e6),
+    "lr": (1e-9, 1e3),
+    "warmup": (0, 0.9),
+    "weight_decay": (0, 1),
+    "average": (0, 0.99999),
+    "temperature": (0.1, 100),
+    "outputs_weight": (0, 1e6),
+    "labels_weight": (0, 1e6),
+    "features_weight": (0, 1e6),
+    "crop": (0, 0.5),
+    "zoom": (0, 0.95),
+    "colour": (0, 0.9),
+    "mix": (0, 1),
+    "max_minutes": (0, 1e6),
+}
+PassSettings: TypeAlias = "Prune | Distil | Int8 | Fp16"
+KINDS: dict[str, type[PassSettings]] = {one.kind: one for one in (Prune, Distil, Int8, Fp16)}
 _CHOICES = {
     "ranges": ("mse", "minmax", "percentile"),
     "weights": ("mse", "minmax"),
     "importance": ("fisher", "magnitude", "activation"),
+    "optimizer": ("sgd", "adamw"),
+    "match": ("auto", "logits", "embeddings", "outputs"),
+    "precision": ("auto", "float32", "bfloat16"),
+    "layout": ("auto", "contiguous", "channels_last"),
 }
 
 
@@ -113,6 +200,30 @@ class Recipe:
                     mend=f"After '{before.kind}' may come: "
                     f"{', '.join(sorted(before.successors)) or 'nothing'}.",
                 )
+
+    def trained_for(self, epochs: int | None, max_minutes: float | None) -> Recipe:
+        """The same recipe with another length of its training; ``None`` leaves it.
+
+        Raises:
+            InputError: ``E_USAGE`` where it has no training; ``E_RECIPE`` for values that cannot
+                be.
+        """
+        given = {"epochs": epochs, "max_minutes": max_minutes}
+        values: dict[str, Any] = {key: one for key, one in given.items() if one is not None}
+        if not values:
+            return self
+        if not any(isinstance(one, Distil) for one in self.passes):
+            raise InputError(
+                "E_USAGE",
+                f"the recipe '{self.name}' trains nothing.",
+                mend="Leave out the length of the training, or take the recipe distil.",
+            )
+        return Recipe(
+            self.name,
+            tuple(
+                replace(one, **values) if isinstance(one, Distil) else one for one in self.passes
+            ),
+        )
 
     def to_dict(self) -> dict[str, object]:
         """JSON form; :meth:`from_dict` reads it."""
@@ -182,11 +293,18 @@ class Recipe:
 
 
 BUILT_IN = {
-    "int8": Recipe("int8", (Int8(),)),
-    "fp16": Recipe("fp16", (Fp16(),)),
-    "float32": Recipe("float32"),
-    "prune": Recipe("prune", (Prune(),)),
-    "prune-int8": Recipe("prune-int8", (Prune(), Int8())),
+    one.name: one
+    for one in (
+        Recipe("int8", (Int8(),)),
+        Recipe("fp16", (Fp16(),)),
+        Recipe("float32"),
+        Recipe("prune", (Prune(),)),
+        Recipe("prune-int8", (Prune(), Int8())),
+        Recipe("distil", (Distil(),)),
+        Recipe("distil-int8", (Distil(), Int8())),
+        Recipe("prune-distil", (Prune(), Distil())),
+        Recipe("prune-distil-int8", (Prune(), Distil(), Int8())),
+    )
 }
 
 

@@ -94,6 +94,12 @@ def show_score(console: Console, found: Score, how: str, data: str) -> None:
     top5 = found.details.get("top5_percent")
     if isinstance(top5, float):
         console.say(f"  top-5: {top5:.2f} %")
+    rank1 = found.details.get("rank1_percent")
+    if isinstance(rank1, float):
+        console.say(f"  rank-1: {rank1:.2f} %")
+    threshold = found.details.get("threshold")
+    if isinstance(threshold, float):
+        console.say(f"  at a cosine over {threshold:.4f}, false accepts {found.details['far']:g}")
     agreement: Any = found.details.get("outputs") or found.details.get("agreement") or {}
     for name, one in agreement.items():
         parts = [

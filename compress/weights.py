@@ -236,3 +236,24 @@ def _unreadable(error: Exception, data: bytes, path: str) -> InputError:
         mend="It may have been cut short, or be no torch file: copy or save it again.",
         path=path,
     )
+
+
+def pack_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The bytes of a safetensors file with these tensors and texts."""
+    import safetensors.torch
+
+    plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    return safetensors.torch.save(plain, dict(metadata))
+
+
+def unpack_tensors(path: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """What :func:`pack_tensors` put into a file.
+
+    Raises:
+        InputError: ``E_FILE`` where it cannot be read, ``E_WEIGHTS`` where it is no such file.
+    """
+    data = read_file(path)
+    tensors = _safetensors(data, path)
+    header: Any = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    texts = cast("Mapping[str, str]", header.get("__metadata__", {}))
+    return cast("dict[str, torch.Tensor]", dict(tensors)), dict(texts)

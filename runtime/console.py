@@ -27,6 +27,7 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 from rich.table import Table
 
@@ -192,6 +193,7 @@ class _Progress:
         self._bar: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._state: dict[str, tuple[int, int | None]] = {}
+        self._began: dict[str, tuple[float, int]] = {}
         self._last_line = time.monotonic() - _LINE_EVERY_S + _BAR_AFTER_S
         self._timer: threading.Timer | None = None
         if self._rich.is_terminal:
@@ -202,11 +204,15 @@ class _Progress:
     def report(self, stage: str, done: int, total: int | None = None) -> None:
         with self._lock:
             self._state[stage] = (done, total)
+            began, from_ = self._began.setdefault(stage, (time.monotonic(), done))
             if self._bar is not None:
                 self._show(self._bar, stage)
             elif self._timer is None and time.monotonic() - self._last_line >= _LINE_EVERY_S:
                 self._last_line = time.monotonic()
                 told = f"{stage}: {done} of {total}" if total is not None else f"{stage} ..."
+                spent = time.monotonic() - began
+                if total is not None and done > from_ and spent > _LINE_EVERY_S:
+                    told += f", about {_duration(spent * (total - done) / (done - from_))} left"
                 click.echo(told, err=True)
 
     def stop(self) -> None:
@@ -227,6 +233,8 @@ class _Progress:
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
                 console=self._rich,
                 transient=True,
             )
@@ -239,6 +247,14 @@ class _Progress:
         if stage not in self._tasks:
             self._tasks[stage] = bar.add_task(stage, total=total)
         bar.update(self._tasks[stage], completed=done, total=total)
+
+
+def _duration(seconds: float) -> str:
+    """A time for people: seconds below two minutes, minutes below two hours, hours."""
+    for unit, name in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.1f} {name}" if unit > 60 else f"{seconds / unit:.0f} {name}"
+    return f"{seconds:.0f} s"
 
 
 def _plain(value: object) -> object:

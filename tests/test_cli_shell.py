@@ -158,3 +158,23 @@ def test_tests_have_no_network(clean_machine: list[str]) -> None:
         socket.create_connection(("192.0.2.1", 80), timeout=1)
     assert len(clean_machine) == 1
     clean_machine.clear()
+
+
+def test_progress_tells_the_time_that_is_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgepress.runtime import console
+
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.Console(as_json=False).progress() as progress:
+        for done, at in ((0, 100.0), (10, 120.0), (20, 140.0), (99, 9_900.0), (1, 10_000.0)):
+            now[0] = at
+            progress("training" if done != 1 else "scoring", done, 100)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "training: 10 of 100, about 3 min left",
+        "training: 20 of 100, about 3 min left",
+        "training: 99 of 100, about 99 s left",
+        "scoring: 1 of 100",
+    ]

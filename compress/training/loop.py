@@ -1,0 +1,270 @@
+"""The training of a student to its teacher's outputs: its steps, its epochs, the best of them."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...benchmarks.images import Images
+from ...benchmarks.tasks import Task
+from ...export.capture import input_names
+from ...runtime.preprocessing import Preprocessing
+from ..recipe import Distil
+from .augment import Draws
+from .checkpoint import Folder, digest
+from .faults import diverged
+from .keeping import Keeper, State
+from .objective import Seen, Tensors, Watched
+from .pool import Pool, Report, Step
+from .preparing import check_count, check_frozen, mixed, prepare
+from .processes import Processes
+from .referee import Referee
+from .schedule import Clock, learning_rate
+from .ways import Way, candidates, choose
+
+_EXAMPLES = 2
+_DDP_REMARKS = ("Grad strides do not match", "find_unused_parameters=True was specified")
+_torch: Any = torch  # where torch's own annotations do not say what is given
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training gives.
+
+    Attributes:
+        module: The student of the best epoch, in evaluation mode, on the CPU; what was handed over
+            is as it was.
+        log: Settings, figures of every epoch, the way it was computed; JSON values only.
+        notes: Remarks for people.
+    """
+
+    module: nn.Module
+    log: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+class Training:
+    """One training; :func:`~edgepress.compress.training.distil` describes the arguments."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        images: Images,
+        selection: Images,
+        task: Task,
+        settings: Distil,
+        preprocessing: Preprocessing | None,
+        seed: int,
+        folder: Path | None,
+        processes: Processes,
+        report: Report,
+    ) -> None:
+        self._settings, self._seed, self._report = settings, seed, report
+        self._processes, self._device = processes, processes.device
+        self._trainable = {name: one.requires_grad for name, one in student.named_parameters()}
+        self._notes = [*check_count(len(images)), *check_frozen(student)]
+        specs = images.specs(input_names(student))
+        self._pool = Pool(images, specs, preprocessing, settings, report)
+        example = self._chosen(torch.arange(_EXAMPLES), self._chance(0, 0))
+        self._networks = prepare(
+            student, teacher, example.feeds, images.labelled, task, settings, self._device
+        )
+        self._referee = Referee(task, selection, specs, preprocessing, self._networks.teacher)
+        if self._referee.task.name != task.name:
+            self._notes.append(
+                f"the best epoch was chosen by {self._referee.task.name} with the original, since "
+                f"{task.name} judges other samples than the selection pictures."
+            )
+        world = processes.world
+        self._batch = max(world, min(settings.batch, len(images)) // world * world)
+        self._steps = len(images) // self._batch
+        self._clock = Clock(self._steps * settings.epochs, 60 * settings.max_minutes)
+        identity = {
+            "settings": asdict(settings),
+            "seed": seed,
+            "student": digest(student),
+            "teacher": digest(teacher),
+            "pictures": len(images),
+            "selection": len(selection),
+            "task": task.name,
+        }
+        kept = None if folder is None else Folder(folder, identity)
+        self._keeper = Keeper(kept, self._networks, self._clock, processes)
+        self._state = State()
+
+    def run(self, resume: bool) -> Trained:
+        """Train to the end.
+
+        Args:
+            resume: Whether to go on from the folder's checkpoint, where there is one.
+        """
+        with ExitStack() as stack:
+            stack.callback(self._pool.close)
+            stack.enter_context(warnings.catch_warnings())
+            found = self._keeper.take_up(resume)
+            if found is None:
+                self._measure_ways()
+            else:
+                self._state = found
+            networks, way = self._networks, self._state.way
+            for network in (networks.student, networks.teacher, networks.average.network):
+                way.placed(network)
+            trained = self._distributed()
+            self._clock.start()
+            while self._clock.progress < 1 and self._left():
+                self._train_epoch(trained)
+            return self._result()
+
+    def _measure_ways(self) -> None:
+        count = self._batch // self._processes.world
+        step = self._chosen(torch.arange(count), self._chance(0, 0))
+
+        def once(module: nn.Module, way: Way) -> None:
+            way.placed(self._networks.teacher)
+            _sum(self._terms(module, step, way)).backward()
+
+        self._report("trying precisions and layouts", 0, None)
+        ways = candidates(self._settings, self._networks.watched)
+        way, self._state.took = choose(ways, self._networks.watched, once)
+        self._state.way = Way(**self._processes.share(way.to_dict()))
+
+    def _distributed(self) -> nn.Module:
+        watched = self._networks.watched
+        if self._processes.world == 1:
+            return watched
+        for remark in _DDP_REMARKS:
+            warnings.filterwarnings("ignore", message=remark)
+        return nn.parallel.DistributedDataParallel(watched, find_unused_parameters=True)
+
+    def _train_epoch(self, trained: nn.Module) -> None:
+        """From where the epoch stands to its end, or to the end of the time; then it is judged."""
+        state, settings = self._state, self._settings
+        order = torch.randperm(len(self._pool), generator=self._chance(state.epoch, 0))
+        while state.step < self._steps:
+            left = self._left()
+            if not left:
+                break
+            for group in self._networks.optimizer.param_groups:
+                group["lr"] = settings.lr * learning_rate(self._clock.progress, settings.warmup)
+            self._one_step(trained, order)
+            state.step += 1
+            self._clock.stepped(left)
+            self._report("training", self._clock.done, self._clock.done + left - 1)
+            if self._keeper.due and state.step < self._steps:
+                self._keeper.write(state)
+        if self._processes.first:
+            self._judge()
+        state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
+        self._clock.judged(self._steps)
+        self._keeper.write(state)
+
+    def _one_step(self, trained: nn.Module, order: torch.Tensor) -> None:
+        state, networks = self._state, self._networks
+        at = state.step * self._batch
+        rows, coming = order[at : at + self._batch], order[at + self._batch : at + 2 * self._batch]
+        step = self._chosen(rows, self._chance(state.epoch, state.step + 1), coming)
+        _torch.manual_seed(mixed(self._seed, state.epoch, state.step, self._processes.rank))
+        networks.student.train()
+        terms = self._terms(trained, step, state.way)
+        loss = _sum(terms)
+        if not self._processes.all_true(math.isfinite(loss.item())):
+            raise diverged(
+                f"epoch {state.epoch + 1}, step {state.step + 1}",
+                terms,
+                networks.student,
+                networks.teacher,
+                state.way.fed(step.feeds, self._device),
+                self._keeper.told,
+            )
+        networks.optimizer.zero_grad()
+        loss.backward()
+        networks.optimizer.step()
+        networks.average.update(self._clock.done)
+        for name, value in terms.items():
+            state.sums[name] = state.sums.get(name, 0.0) + value.item()
+
+    def _chosen(
+        self, rows: torch.Tensor, chance: torch.Generator, coming: torch.Tensor | None = None
+    ) -> Step:
+        """This process's part of a step's samples, the chance being drawn for all of them."""
+        draws = Draws.of(self._settings, len(rows), chance)
+        start, stop = self._processes.part(len(rows))
+        ahead = None if coming is None or len(coming) < len(rows) else coming[start:stop]
+        return self._pool.batch(rows[start:stop], draws.part(start, stop), ahead)
+
+    def _terms(self, trained: nn.Module, step: Step, way: Way) -> Tensors:
+        feeds = way.fed(step.feeds, self._device)
+        labels = None if step.labels is None else step.labels.to(self._device)
+        with way.computing(self._device):
+            with torch.no_grad():
+                theirs = Seen(*self._networks.model(feeds))
+            ours = Seen(*trained(feeds))
+        inner: Any = trained if isinstance(trained, Watched) else trained.module
+        return self._networks.objective(ours, theirs, inner.features, labels, step.draws)
+
+    def _left(self) -> int:
+        left = self._clock.left()
+        return int(self._processes.share(left)) if self._clock.limit_s else left
+
+    def _chance(self, epoch: int, step: int) -> torch.Generator:
+        """The same numbers for the same place in the training, whatever came before."""
+        return torch.Generator().manual_seed(mixed(self._seed, epoch, step, -1))
+
+    def _judge(self) -> None:
+        """Score the averaged student, and keep it where it is the best so far."""
+        state, network = self._state, self._networks.average.network
+        self._report("scoring the selection pictures", 0, None)
+        steps = max(1, state.step)
+        row: dict[str, Any] = {
+            "epoch": state.epoch + 1,
+            "steps": self._clock.done,
+            "progress": round(self._clock.progress, 4),
+            "loss": {name: round(total / steps, 6) for name, total in state.sums.items()},
+            "selection": self._referee.score(network),
+            "seconds": round(self._clock.spent_s, 1),
+        }
+        state.epochs.append(row)
+        if state.best is None or row["selection"] >= state.best["selection"]:
+            state.best = row
+            held: Tensors = network.state_dict()
+            self._keeper.best = {name: one.cpu().clone() for name, one in held.items()}
+
+    def _result(self) -> Trained:
+        module = Way().placed(copy.deepcopy(self._networks.average.network).cpu())
+        if self._processes.first:
+            module.load_state_dict(self._keeper.best)
+        self._processes.copy_first(list(module.state_dict().values()))
+        for name, one in module.named_parameters():
+            one.requires_grad_(self._trainable[name])
+        state, clock = self._state, self._clock
+        if clock.limit_s and clock.done < clock.total:
+            self._notes.append(
+                f"{self._settings.max_minutes:g} minutes allowed {clock.done} of {clock.total} "
+                f"steps, {clock.done / self._steps:.1f} epochs of {self._settings.epochs}."
+            )
+        log = {
+            "pictures": len(self._pool),
+            "batch": self._batch,
+            "processes": self._processes.world,
+            "device": str(self._device),
+            "way": str(state.way),
+            "seconds_a_step": {name: round(value, 4) for name, value in state.took.items()},
+            "chosen_by": self._referee.task.name,
+            "best": state.best,
+            "epochs": state.epochs,
+            "seconds": round(clock.spent_s, 1),
+        }
+        return Trained(module.eval(), log, tuple(self._notes))
+
+
+def _sum(terms: Tensors) -> Any:
+    return torch.stack(list(terms.values())).sum()

@@ -1,0 +1,85 @@
+"""How good a student is on the selection pictures: what the best epoch is chosen by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+
+from ...benchmarks.images import Batch, Images
+from ...benchmarks.tasks import Agreement, Task, UserTask
+from ...runtime.preprocessing import Preprocessing
+from ...runtime.tensors import Arrays, TensorSpec
+from .objective import Watched
+
+_BATCH = 64
+_HELD_BYTES = 256 * 2**20
+
+
+class Referee:
+    """Scores networks on the selection pictures, in float32.
+
+    A score of the user's own brings its own samples, which may be those of the test: the agreement
+    with the teacher takes its place.
+
+    Args:
+        task: What "good" means.
+        images: The selection part.
+        specs: The network's inputs.
+        preprocessing: How pictures reach it.
+        teacher: What agreement is with.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        images: Images,
+        specs: Sequence[TensorSpec],
+        preprocessing: Preprocessing | None,
+        teacher: nn.Module,
+    ) -> None:
+        own = isinstance(task, UserTask) or (task.needs_labels and not images.labelled)
+        self.task: Task = Agreement() if own else task
+        self._images, self._specs, self._preprocessing = images, tuple(specs), preprocessing
+        self._teacher = teacher
+        self._held: list[Batch] | None = None
+        self._wanted: list[Arrays] = []
+
+    def score(self, network: nn.Module) -> float:
+        """The task's value of a network in evaluation mode."""
+        at = iter(range(len(self._images)))
+
+        def run(feeds: Arrays) -> Arrays:
+            return _run(network, feeds)
+
+        def wanted(feeds: Arrays) -> Arrays:
+            number = next(at)
+            if number == len(self._wanted):
+                self._wanted.append(_run(self._teacher, feeds))
+            return self._wanted[number]
+
+        needs = self.task.name == "agreement"
+        return self.task.score(run, self._batches, wanted if needs else None).value
+
+    def _batches(self) -> Iterator[Batch]:
+        if self._held is not None:
+            yield from self._held
+            return
+        held: list[Batch] | None = []
+        size = 0
+        for batch in self._images.batches(self._specs, self._preprocessing, _BATCH):
+            size += sum(array.nbytes for array in batch.inputs.values())
+            held = held if size <= _HELD_BYTES else None
+            if held is not None:
+                held.append(batch)
+            yield batch
+        self._held = held
+
+
+def _run(network: nn.Module, feeds: Arrays) -> Arrays:
+    device = next((one.device for one in network.parameters()), torch.device("cpu"))
+    with torch.inference_mode():
+        placed = {key: torch.as_tensor(value).to(device) for key, value in feeds.items()}
+        outputs, _ = Watched(network, (), ())(placed)
+        return {name: value.float().cpu().numpy() for name, value in outputs.items()}

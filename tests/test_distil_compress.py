@@ -1,0 +1,427 @@
+"""The recipes that train: from a teacher, a smaller student and pictures to a bundle."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("onnx")
+import torch
+from torch import nn
+
+from edgepress.__main__ import main
+from edgepress.benchmarks import Images
+from edgepress.benchmarks.tasks import Score
+from edgepress.compress import LogitLoss, Recipe, compress
+from edgepress.compress.prove import has_seen
+from edgepress.compress.recipe import Distil, Int8
+from edgepress.compress.students import tuned
+from edgepress.runtime import BoundError, Bundle, InputError, Preprocessing, Session
+
+NETS = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.first = nn.Conv2d(3, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.second = nn.Conv2d(width, width, 3, 2, padding=1)
+        self.last = nn.Linear(width, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.first(x)))
+        return self.last(torch.relu(self.second(x)).mean((2, 3)))
+
+
+def teacher():
+    torch.manual_seed(0)
+    net = Net(96).eval()
+    with torch.no_grad():
+        net.last.weight *= 40
+    return net
+
+
+def student():
+    return Net(8)
+
+
+def other():
+    net = Net(8)
+    net.last = nn.Linear(8, 5)
+    return net
+
+
+def renamed():
+    class Other(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = Net(8)
+
+        def forward(self, picture):
+            return self.net(picture)
+
+    return Other()
+"""
+PLAIN = Preprocessing(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
+TOML = "mean = [0.5, 0.4, 0.3]\nstd = [0.2, 0.2, 0.2]\n"
+QUICK = Distil(epochs=3, batch=32, lr=0.05, precision="float32", layout="contiguous")
+RECIPE = Recipe("quick", (QUICK,))
+
+
+def nets() -> dict[str, Any]:
+    names: dict[str, Any] = {"__name__": "nets"}
+    exec(NETS, names)
+    return names
+
+
+def data(labelled: bool = True) -> Images:
+    rng = np.random.default_rng(0)
+    tint = rng.uniform(0, 1, (200, 1, 1, 3))
+    x = (rng.uniform(0, 255, (200, 16, 16, 3)) * tint).astype(np.uint8)
+    with torch.no_grad():
+        y = nets()["teacher"]()(torch.from_numpy(PLAIN.tensor(list(x)))).argmax(1).numpy()
+    return Images.from_arrays(x, y if labelled else None)
+
+
+def made(folder: Path, images: Images | None = None, **options: Any) -> Bundle:
+    given: dict[str, Any] = {
+        "recipe": RECIPE, "student": nets()["student"](), "preprocessing": PLAIN,
+        "max_drop": 100, "calibration_size": 20, **options,
+    }  # fmt: skip
+    return compress(
+        given.pop("model", None) or nets()["teacher"](), images or data(), out=folder / "out",
+        **given,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with factories, a preprocessing and pictures."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "nets.py").write_text(NETS, encoding="utf-8")
+    (folder / "plain.toml").write_text(TOML, encoding="utf-8")
+    images = data()
+    x = images.pixels(range(200), PLAIN)
+    np.savez(folder / "data.npz", x=x, y=images.labels)
+    return folder
+
+
+# ---------------------------------------------------------------- what ships
+
+
+@pytest.mark.slow
+def test_the_command_trains_a_student_quantizes_it_and_ships_the_faster(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgepress.compress.weights import load_weights
+
+    out, weights = tmp_path / "out", tmp_path / "student.safetensors"
+    with pytest.raises(SystemExit) as ended:
+        main([
+            "compress", f"{home}/nets.py:teacher", "--data", f"{home}/data.npz",
+            "--preprocessing", f"{home}/plain.toml", "--recipe", "distil-int8",
+            "--student", f"{home}/nets.py:student", "--epochs", "2", "--max-drop", "100",
+            "--calibration-size", "20", "--out", str(out), "--weights-out", str(weights),
+            "--json",
+        ])  # fmt: skip
+    told = json.loads(capsys.readouterr().out)
+    assert ended.value.code == 0, told
+    bundle = Bundle.open(out)
+    measured: Any = bundle.measurements
+    student, int8 = measured["candidates"]
+    assert [student["pass"], int8["pass"]] == ["the student", "INT8"]
+    assert student["accepted"], student["reasons"]
+    assert student["latency"]["speedup"] > 1.5
+    assert measured["result_macs"] < 0.2 * measured["macs"]
+    assert bundle.recipe["student"] == "nets.py:student"
+    reports: Any = bundle.recipe["reports"]
+    training = reports[0]["training"]
+    assert [row["epoch"] for row in training["epochs"]] == [1, 2]
+    assert training["pictures"] == bundle.recipe["training_size"] == 64
+    assert str(home) not in json.dumps(bundle.manifest.to_json().decode())
+    assert not (tmp_path / "out.training").exists(), "the checkpoints go with the training"
+    module = nets()["student"]()
+    load_weights(module, str(weights))
+    if bundle.variants[0].precision == "float32":
+        feeds = {"x": np.ones((2, 3, 16, 16), np.float32)}
+        with Session.open(bundle) as session, torch.no_grad():
+            wanted = module.eval()(torch.from_numpy(feeds["x"])).numpy()
+            assert np.allclose(session.run(feeds)["output"], wanted, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_training_of_the_users_own_takes_the_place_of_ours(tmp_path: Path) -> None:
+    """A bare loop with our loss, on pictures without labels."""
+    images = data(labelled=False)
+    x = torch.from_numpy(PLAIN.tensor(list(images.pixels(range(100), PLAIN))))
+    seen: list[float] = []
+
+    def finetune(student: nn.Module, teacher: nn.Module) -> nn.Module:
+        assert student.training
+        assert not teacher.training
+        assert not any(one.requires_grad for one in teacher.parameters())
+        loss, optimizer = LogitLoss(2.0), torch.optim.Adam(student.parameters(), 0.01)
+        for _ in range(5):
+            value = loss(student(x), teacher(x))
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            seen.append(value.item())
+        return student
+
+    pupil, original = nets()["student"](), nets()["teacher"]()
+    before = pupil.first.weight.clone()
+    bundle = made(tmp_path, images, model=original, student=pupil, finetune=finetune)
+    assert seen[-1] < seen[0]
+    assert torch.equal(pupil.first.weight, before)
+    assert all(one.requires_grad for one in original.parameters())
+    reports: Any = bundle.recipe["reports"]
+    assert reports[0]["training"] == {"trained_by": "the user's own loop"}
+    assert not bundle.manifest.declined
+
+
+@pytest.mark.filterwarnings("ignore")  # of Lightning itself, about workers and folders
+def test_a_lightning_module_trains_a_student(tmp_path: Path) -> None:
+    lightning = pytest.importorskip("pytorch_lightning")
+    x = torch.from_numpy(PLAIN.tensor(list(data().pixels(range(64), PLAIN))))
+    seen: list[float] = []
+
+    class Distilling(lightning.LightningModule):
+        def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+            super().__init__()
+            self.student, self.teacher, self.loss = student, teacher, LogitLoss()
+
+        def training_step(self, batch: Any, _: int) -> torch.Tensor:
+            with torch.no_grad():
+                wanted = self.teacher(batch[0])
+            loss = self.loss(self.student(batch[0]), wanted)
+            seen.append(loss.item())
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.student.parameters(), 0.01)
+
+    def finetune(student: nn.Module, teacher: nn.Module) -> nn.Module:
+        trainer = lightning.Trainer(
+            max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+        )  # fmt: skip
+        dataset = torch.utils.data.TensorDataset(x)
+        trainer.fit(
+            Distilling(student, teacher), torch.utils.data.DataLoader(dataset, batch_size=16)
+        )
+        return student
+
+    student = nets()["student"]()
+    found = tuned(finetune, student, nets()["teacher"]())
+    assert len(seen) == 8
+    assert seen[-1] < seen[0]
+    assert not torch.equal(found.get_parameter("last.weight"), student.last.weight)
+
+
+def test_what_the_original_knows_by_heart_is_not_held_against_a_student() -> None:
+    def score(value: float, count: int) -> Score:
+        from edgepress.benchmarks.statistics import wilson
+
+        low, high = wilson(int(value * count / 100), count)
+        return Score("classification", value, "percent", count, 100 * low, 100 * high)
+
+    assert has_seen(score(99.8, 2500), score(93.5, 5000))
+    assert not has_seen(score(94.2, 2500), score(93.5, 5000))
+    assert not has_seen(None, score(93.5, 5000))
+
+
+# ---------------------------------------------------------------- refused
+
+
+def no_module(student: nn.Module, teacher: nn.Module) -> Any:
+    del student, teacher
+
+
+def another(student: nn.Module, teacher: nn.Module) -> Any:
+    del student
+    return teacher
+
+
+def spoilt(student: nn.Module, teacher: nn.Module) -> Any:
+    del teacher
+    with torch.no_grad():
+        student.get_parameter("last.bias")[0] = float("nan")
+    return student
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "told"),
+    [
+        ({"student": None}, "E_USAGE", "there is none"),
+        ({"recipe": "int8"}, "E_USAGE", "trains nothing, and student was given"),
+        ({"recipe": "float32", "student": None, "resume": True}, "E_USAGE", "resume"),
+        ({"finetune": no_module}, "E_FINETUNE", "gave None"),
+        ({"student": "other"}, "E_STUDENT", "the student's outputs"),
+        ({"student": "renamed"}, "E_STUDENT", "the student's inputs are picture"),
+        ({"images": data().take(range(40))}, "E_DATA", "pictures are left to train on"),
+        ({"images": data(False), "task": "classification"}, "E_DATA", "needs labels"),
+        ({"weights_out": "weights.pt"}, "E_USAGE", "does not end in .safetensors"),
+        ({"recipe": Recipe("r", (Distil(taps=("nothing",)),))}, "E_TAP", "no module 'nothing'"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_and_nothing_is_written(
+    tmp_path: Path, options: dict[str, Any], code: str, told: str
+) -> None:
+    given = dict(options)
+    if isinstance(given.get("student"), str):
+        given["student"] = nets()[given["student"]]()
+    with pytest.raises(InputError, match=told) as refused:
+        made(tmp_path, given.pop("images", None), **given)
+    assert refused.value.code == code
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_training_of_the_users_own_may_not_give() -> None:
+    cases: list[tuple[Any, str, str]] = [
+        (another, "E_FINETUNE", r"first.bias is \(96,\), was \(8,\)"),
+        (spoilt, "E_NAN", "'last.bias' is not finite"),
+        (lambda student, teacher: 3, "E_FINETUNE", "gave a int"),
+    ]
+    student, teacher = nets()["student"](), nets()["teacher"]()
+    for finetune, code, told in cases:
+        with pytest.raises(InputError, match=told) as refused:
+            tuned(finetune, student, teacher)
+        assert refused.value.code == code
+    wrapped = tuned(lambda ours, _: nn.DataParallel(ours), student, teacher)
+    assert type(wrapped).__name__ == "Net"
+    assert not wrapped.training
+    with pytest.raises(ZeroDivisionError):
+        tuned(lambda ours, theirs: 1 / 0, student, teacher)
+
+
+def test_an_onnx_file_is_no_teacher_and_no_student(tmp_path: Path, tiny_classifier: Any) -> None:
+    (tmp_path / "net.onnx").write_bytes(tiny_classifier())
+    for what in ("model", "student"):
+        with pytest.raises(InputError, match="is an ONNX file") as refused:
+            made(tmp_path, **{what: str(tmp_path / "net.onnx")})
+        assert refused.value.code == "E_USAGE"
+    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
+
+
+def test_several_processes_and_a_training_of_the_users_own_do_not_mix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="torchrun started several") as refused:
+        made(tmp_path, finetune=another)
+    assert refused.value.code == "E_USAGE"
+
+
+@pytest.mark.slow
+def test_a_student_that_loses_too_much_is_declined_and_its_training_stays(tmp_path: Path) -> None:
+    """With --strict nothing ships; the checkpoints stay, to go on from with another bound."""
+    asked = iter(range(100))
+    with pytest.raises(BoundError, match=r"the score drops by 1\.00 on the test") as declined:
+        made(tmp_path, task=lambda run: -float(next(asked)), max_drop=0, strict=True)
+    assert declined.value.code == "E_DECLINED"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.training"]
+
+
+@pytest.mark.parametrize(
+    ("passes", "fine"),
+    [((Distil(), Int8()), True), ((Int8(), Distil()), False), ((Distil(), Distil()), False)],
+)
+def test_the_order_of_passes(passes: tuple[Any, ...], fine: bool) -> None:
+    if fine:
+        recipe = Recipe("mine", passes)
+        assert Recipe.from_dict(recipe.to_dict(), "here") == recipe
+        assert Recipe.from_dict({"pass": [{"kind": "distil", "lr": 1}]}, "here").passes == (
+            Distil(lr=1.0),
+        )
+        return
+    with pytest.raises(InputError) as refused:
+        Recipe("mine", passes)
+    assert refused.value.code == "E_RECIPE"
+
+
+def test_a_length_of_training_for_a_recipe_without_one_is_refused() -> None:
+    assert Recipe.open("distil").trained_for(3, 1.5).passes == (Distil(epochs=3, max_minutes=1.5),)
+    with pytest.raises(InputError) as refused:
+        Recipe.open("int8").trained_for(3, None)
+    assert refused.value.code == "E_USAGE"
+
+
+# ---------------------------------------------------------------- stopped, and on two processes
+
+
+def words(home: Path, out: Path, *more: str) -> list[str]:
+    recipe = out.parent / "recipe.toml"
+    recipe.write_text(
+        '[[pass]]\nkind = "distil"\nepochs = 4\nbatch = 32\nprecision = "float32"\n'
+        'layout = "contiguous"\n'
+    )
+    return [
+        "compress", f"{home}/nets.py:teacher", "--data", f"{home}/data.npz", "--preprocessing",
+        f"{home}/plain.toml", "--recipe", str(recipe), "--student", f"{home}/nets.py:student",
+        "--max-drop", "100", "--calibration-size", "20", "--out", str(out), *more,
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_ctrl_c_in_training_is_told_how_to_go_on(home: Path, tmp_path: Path) -> None:
+    """The child sends itself the signal in the second epoch, as a terminal would."""
+    code = (
+        "import os, signal\n"
+        "from edgepress.compress.training import loop\n"
+        "judge, seen = loop.Training._judge, []\n"
+        "def judged(self):\n"
+        "    judge(self)\n"
+        "    seen.append(1)\n"
+        "    if len(seen) == 2:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "loop.Training._judge = judged\n"
+        "from edgepress.__main__ import main\n"
+        "main()\n"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", code, *words(home, tmp_path / "out")],
+        capture_output=True, text=True, cwd=tmp_path, timeout=240, check=False,
+    )  # fmt: skip
+    assert child.returncode == 130, child.stderr
+    assert "Traceback" not in child.stderr
+    assert "--resume" in child.stderr
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit) as ended:
+        main(words(home, tmp_path / "out"))
+    assert ended.value.code == 2, "without --resume it is an error to begin anew"
+    with pytest.raises(SystemExit) as ended:
+        main(words(home, tmp_path / "out", "--resume"))
+    assert ended.value.code == 0
+    reports: Any = Bundle.open(tmp_path / "out").recipe["reports"]
+    assert len(reports[0]["training"]["epochs"]) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo of POSIX")
+def test_under_torchrun_the_first_process_writes_the_bundle(home: Path, tmp_path: Path) -> None:
+    child = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
+         "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "-m", "edgepress",
+         *words(home, tmp_path / "out")],
+        capture_output=True, text=True, cwd=tmp_path, timeout=280, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert child.returncode == 0, child.stderr
+    bundle = Bundle.open(tmp_path / "out")
+    reports: Any = bundle.recipe["reports"]
+    assert reports[0]["training"]["processes"] == 2
+    assert not bundle.manifest.declined
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "recipe.toml"]
