@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from tempfile import TemporaryDirectory
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.engine import Precision
-from .latency import DEFAULT_ENGINE, SETTLED, Subject, measurement, own_engine, subject_file
+from .latency import DEFAULT_ENGINE, SETTLED, Own, Subject, measurement, subject_file
 from .measurement import Measurement, Preset, Settings
 from .recording import Progress, Recording, run_rounds
 from .statistics import bootstrap_median, mann_whitney_u
@@ -84,11 +85,14 @@ def compare(
     batch: int = 1,
     preset: str | Preset = "quick",
     engine: str | None = None,
-    precision: Precision = "f32",
+    precision: Precision | None = None,
+    variant: str | None = None,
     against_engine: str | None = None,
     against_precision: Precision | None = None,
+    against_variant: str | None = None,
     seed: int = 0,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    cache: str | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Compare the latencies of two networks; drift of the machine strikes both alike.
@@ -97,19 +101,24 @@ def compare(
     the ratio's interval is within 2 %, or to the preset's cap.
 
     Args:
-        a: A bundle (its first variant), a model file, or a model's bytes.
+        a: A bundle, a model file, or a model's bytes.
         b: The other.
         threads: Threads for one inference; 0 leaves the choice to the engine.
         batch: Samples an inference.
         preset: ``quick``, ``standard``, or a :class:`Preset`; its times count for each side.
         engine: Name of a's engine; by default the one that a bundle was made for, b's where a is a
             file and b a bundle, ONNX Runtime for two files.
-        precision: What a's engine computes floats in.
+        precision: What a's engine computes floats in; by default what its variant says, float32
+            for a file.
+        variant: Which model of the bundle a; by default the one that a session would take here.
         against_engine: Name of b's engine; by default the one that a bundle was made for, a's for a
             file.
-        against_precision: What b's engine computes floats in; by default the same.
+        against_precision: What b's engine computes floats in; by default what its variant says, for
+            a file the same as a.
+        against_variant: Which model of the bundle b.
         seed: Of the random inputs and of the bootstrap.
         shapes: Whole input shapes by name, for free dimensions other than the batch.
+        cache: Folder for engines that have to be built; a temporary one by default.
         progress: Told how much is done.
 
     Raises:
@@ -117,18 +126,32 @@ def compare(
         EngineError: As there.
         BundleError: As there.
     """
-    own_a, own_b = engine or own_engine(a), against_engine or own_engine(b)
+    own_a, own_b = Own.of(a, engine, variant), Own.of(b, against_engine, against_variant)
     settings = Settings.of(
-        threads, batch, preset, own_a or own_b or DEFAULT_ENGINE, seed, shapes, precision
+        threads,
+        batch,
+        preset,
+        own_a.engine or own_b.engine or DEFAULT_ENGINE,
+        seed,
+        shapes,
+        precision or own_a.precision,
+        own_a.variant,
     )
     against = replace(
-        settings, engine=own_b or settings.engine, precision=against_precision or precision
+        settings,
+        engine=own_b.engine or settings.engine,
+        precision=against_precision or (own_b.precision if own_b.variant else settings.precision),
+        variant=own_b.variant,
     )
     with ExitStack() as stack:
+        built = cache or stack.enter_context(TemporaryDirectory(prefix="edgepress-"))
         (file_a, told_a), (file_b, told_b) = (
             stack.enter_context(subject_file(subject)) for subject in (a, b)
         )
-        one, two = Recording(settings.request(file_a)), Recording(against.request(file_b))
+        one, two = (
+            Recording(replace(side.request(file), cache=built))
+            for side, file in ((settings, file_a), (against, file_b))
+        )
 
         def settled() -> bool:
             ratios = np.asarray(two.medians) / np.asarray(one.medians)

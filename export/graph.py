@@ -122,7 +122,7 @@ class Walk:
 
         Codes always stand for 0 and more than 0, so a Clip that leaves that out is none of those.
         """
-        if node.op_type not in ("Conv", "Gemm", "MatMul", "Add"):
+        if node.op_type not in ("Conv", "Gemm", "MatMul", "Add", "Concat"):
             return None
         reader = self.only_consumer(node.output[0])
         if reader is None or reader.op_type not in ("Relu", "Clip"):
@@ -150,6 +150,14 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
         if item.name == name:
             return onnx.helper.get_attribute_value(item)
     return default
+
+
+def channel_axis(node: onnx.NodeProto) -> int:
+    """The axis of a Conv's, Gemm's or MatMul's weights that counts its output channels."""
+    turned = node.op_type == "MatMul" or (
+        node.op_type == "Gemm" and not attribute(node, "transB", 0)
+    )
+    return 1 if turned else 0
 
 
 def evaluate(

@@ -44,9 +44,9 @@ def keep_codes(
     weights: NDArray[np.float32],
     axis: int,
     limit: int,
-    bias: NDArray[np.float32],
-    input_scale: float,
     *,
+    bias: NDArray[np.float32] | None = None,
+    input_scale: float = 1.0,
     uint8_weights: bool = False,
 ) -> PerChannel:
     """The codes that weights have on their grid; a channel that has none is quantized to its range.
@@ -55,7 +55,8 @@ def keep_codes(
         weights: Any shape with the output channels on ``axis``.
         axis: Axis of the output channels.
         limit: Largest code of int8.
-        bias: One value for each output channel, whose code has to fit into int32.
+        bias: One value for each output channel, whose code has to fit into int32; ``None`` where it
+            stays float32.
         input_scale: Scale of the activation that the weights multiply.
         uint8_weights: Whether codes that int8 does not hold may become uint8.
     """
@@ -66,7 +67,9 @@ def keep_codes(
     largest = _largest_codes(rows)
     reach = np.abs(rows).max(axis=1, initial=0.0)
     kept = np.where(largest > 0, reach / np.maximum(largest, 1), 0.0)
-    needed = np.abs(bias.astype(np.float64)) / (input_scale * 2.0**30)
+    needed = np.zeros(len(kept))
+    if bias is not None:
+        needed = np.abs(bias.astype(np.float64)) / (input_scale * 2.0**30)
     usable = (kept > 1e-18) & (kept >= needed)
     given = _codes(rows, largest)
     held = _type_for(given[usable], limit, uint8_weights)

@@ -5,7 +5,7 @@ A pure decision on the float32 graph; :mod:`edgepress.export.dialects.qdq` write
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Set
+from collections.abc import Callable, Container, Mapping, Set
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -16,7 +16,10 @@ from ..graph import Walk, attribute, clip_bounds, is_standard
 from ..plan import PrecisionPlan
 from ..ranges import Ranges
 from . import Dialect
-from .quantizers import PerTensor, activation_quantizer
+from .quantizers import PerTensor, activation_quantizer, symmetric_quantizer
+from .residual import skip_inputs
+
+_Reads: TypeAlias = dict[str, frozenset[str]]
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Layout:
         absorbed: The ReLU or Clip that a node's output quantizer does the work of, by node name.
         moving: Names of nodes that move codes.
         coded: Tensors that exist as codes only: INT8 kernels give them, or codes were moved.
+        reads: Tensors that an INT8 node reads as codes, by node name.
         rounded: Tensors that float32 nodes, too, read as their codes say.
     """
 
@@ -35,6 +39,7 @@ class Layout:
     absorbed: dict[str, onnx.NodeProto]
     moving: frozenset[str]
     coded: frozenset[str]
+    reads: dict[str, frozenset[str]]
     rounded: frozenset[str] = frozenset()
 
     @property
@@ -43,9 +48,23 @@ class Layout:
         return self.coded | self.rounded
 
 
-def activations(node: onnx.NodeProto, dialect: Dialect) -> list[str]:
-    """The inputs of an INT8 node that are read as codes; the rest are weights."""
-    return [node.input[0]] if node.op_type in dialect.weighted else list(node.input)
+def _reads(
+    walk: Walk, elements: Mapping[str, int], plan: PrecisionPlan, dialect: Dialect
+) -> _Reads:
+    """The inputs of INT8 nodes that are read as codes, by node name; the rest are weights."""
+    int8 = [node for node in walk.model.graph.node if plan.is_int8(node)]
+    if dialect.weight_only:
+        return {node.name: frozenset[str]() for node in int8}
+    found: _Reads = {}
+    for node in int8:
+        weighted = node.op_type in dialect.weighted
+        found[node.name] = frozenset([node.input[0]] if weighted else node.input)
+    if dialect.at_inputs:
+        convolutions = {node.name for node in int8 if node.op_type == "Conv"}
+        for name, skip in skip_inputs(walk, elements, convolutions).items():
+            if name in found:
+                found[name] = frozenset([skip])
+    return found
 
 
 Choose: TypeAlias = Callable[[str, "tuple[float, float] | None"], PerTensor]
@@ -57,9 +76,17 @@ def from_ranges(ranges: Ranges, dialect: Dialect) -> Choose:
 
     def choose(name: str, clip: tuple[float, float] | None) -> PerTensor:
         seen = ranges.tensors[name]
+        if dialect.symmetric:
+            return symmetric_quantizer(seen.magnitude)
         return activation_quantizer(seen.low, seen.high, dialect, clip)
 
     return choose
+
+
+def lay_out_ranges(walk: Walk, ranges: Ranges, plan: PrecisionPlan, dialect: Dialect) -> Layout:
+    """`lay_out` with the quantizers that calibration's ranges tell."""
+    choose = from_ranges(ranges, dialect)
+    return lay_out(walk, ranges.tensors, plan, dialect, choose, elements=ranges.elements)
 
 
 def lay_out(
@@ -70,11 +97,13 @@ def lay_out(
     choose: Choose,
     *,
     keep: Set[str] = frozenset(),
+    elements: Mapping[str, int] | None = None,
 ) -> Layout:
     """Decide which tensors become codes.
 
     The inputs of every INT8 node do, and its output unless it may give float32 and no INT8 node
-    reads it. What only moves values between two of them carries its input's scale along.
+    reads it. What only moves values between two of them carries its input's scale along. A dialect
+    that wants codes at the inputs only gets no others.
 
     Args:
         walk: The float32 graph.
@@ -84,15 +113,21 @@ def lay_out(
         choose: The quantizer of each.
         keep: Tensors that become codes even where no INT8 node needs it, and that everything reads
             as the codes say.
+        elements: Values that each tensor holds, by which a dialect that wants codes at the inputs
+            tells a residual addition.
     """
     nodes = list(walk.model.graph.node)
     int8 = [node for node in nodes if plan.is_int8(node)]
+    reads = _reads(walk, elements or {}, plan, dialect)
+    wanted: set[str] = {name for node in int8 for name in reads[node.name]}
+    if dialect.at_inputs:
+        made = {name: choose(name, None) for name in sorted(wanted)}
+        return Layout(made, {}, frozenset(), frozenset(), reads)
     tails = {node.name: walk.folded_activation(node) for node in int8}
     gives = {
         node.name: tail.output[0] if (tail := tails[node.name]) is not None else node.output[0]
         for node in int8
     }
-    wanted: set[str] = {name for node in int8 for name in activations(node, dialect)}
     moving = _moves(walk, known, plan, dialect, wanted, set(gives.values()))
     wanted |= {
         gives[node.name]
@@ -118,7 +153,9 @@ def lay_out(
     rounded -= {tail.input[0] for tail in absorbed.values()}
     for name in (wanted | rounded) - quantizers.keys():
         quantizers[name] = choose(name, None)
-    return Layout(quantizers, absorbed, frozenset(moving), frozenset(coded), frozenset(rounded))
+    return Layout(
+        quantizers, absorbed, frozenset(moving), frozenset(coded), reads, frozenset(rounded)
+    )
 
 
 def _moves(

@@ -22,7 +22,7 @@ from ..graph import Graph, Walk, all_names, attribute, fresh, serialize
 from ..plan import PrecisionPlan
 from ..ranges import Ranges
 from . import Dialect
-from .layout import Layout, activations, from_ranges, lay_out
+from .layout import Layout, lay_out_ranges
 from .quantizers import PerChannel, PerTensor, bias_codes, weight_quantizer
 
 
@@ -36,8 +36,8 @@ class Unit:
         output: The tensor that the engine's INT8 kernel gives: codes, or float32 where it gives
             that straight out.
         raw: The tensor that the node itself gives, before the ReLU and the quantizer.
-        bias: The initializer of its int32 bias; empty for a unit that has none.
-        bias_scale: float32, the scale of each of the bias's codes; ``None`` without a bias.
+        bias: The initializer of its bias, int32 codes or floats; empty for a unit that has none.
+        bias_scale: float32, the scale of each of the bias's codes; ``None`` where it has none.
     """
 
     node: str
@@ -85,9 +85,7 @@ def write_qdq(
         weight_method: How weights' scales are chosen; see
             :func:`~edgepress.export.dialects.quantizers.weight_quantizer`.
     """
-    layout = lay_out(
-        Walk(graph.proto()), ranges.tensors, plan, dialect, from_ranges(ranges, dialect)
-    )
+    layout = lay_out_ranges(Walk(graph.proto()), ranges, plan, dialect)
     pack = partial(weight_quantizer, method=weight_method)
     return write_layout(graph, layout, plan, dialect, pack)
 
@@ -101,8 +99,8 @@ class Pack(Protocol):
         axis: int,
         limit: int,
         *,
-        bias: Array,
-        input_scale: float,
+        bias: Array | None = None,
+        input_scale: float = 1.0,
     ) -> PerChannel: ...
 
 
@@ -245,14 +243,18 @@ class _Writer:
         tail = self.layout.absorbed.get(node.name)
         out = node.output[0] if tail is None else tail.output[0]
         copy = _copy(node)
-        for i, name in enumerate(activations(node, self.dialect)):
-            copy.input[i] = self.floats[name]
+        reads = self.layout.reads[node.name]
+        for i, name in enumerate(node.input):
+            if name in reads:
+                copy.input[i] = self.floats[name]
         bias, bias_scale = "", None
         if node.op_type in self.dialect.weighted:
             bias, bias_scale = self._weights(node, copy)
         if out not in self.layout.coded:
             self.nodes.append(copy)
             self.units.append(Unit(node.name, node.op_type, out, out, bias, bias_scale))
+            if out in self.layout.quantizers:
+                self._quantize(out, out)
             return
         last = self._before_quantizer(out)
         if self.layout.quantizers[out].ends is not None:
@@ -279,9 +281,12 @@ class _Writer:
         has_bias = len(node.input) > 2 and bool(node.input[2])
         if has_bias:
             bias += self.walk.constant(node.input[2]).reshape(-1)
-        scale_in = float(self.layout.quantizers[node.input[0]].scale)
         limit = self.dialect.weight_limit
-        packed = self.pack(weights, axis, limit, bias=bias, input_scale=scale_in)
+        if self.dialect.float_bias:
+            packed = self.pack(weights, axis, limit)
+        else:
+            scale_in = float(self.layout.quantizers[node.input[0]].scale)
+            packed = self.pack(weights, axis, limit, bias=bias, input_scale=scale_in)
         zero_points = np.full(channels, packed.zero_point, packed.codes.dtype)
         key = (stem, packed.codes.tobytes(), packed.scale.tobytes())
         if key not in self.packed:  # layers that share weights go on sharing them
@@ -294,6 +299,12 @@ class _Writer:
         self._add("DequantizeLinear", self.packed[key], copy.input[1], axis)
         if node.op_type == "MatMul":
             return "", None
+        if self.dialect.float_bias:
+            stem = node.input[2] if has_bias else f"{node.output[0]}_bias"
+            del copy.input[2:]
+            copy.input.append(self._constant(f"{stem}_float", bias))
+            return copy.input[2], None
+        scale_in = float(self.layout.quantizers[node.input[0]].scale)
         bias_scale = (scale_in * packed.scale.astype(np.float64)).astype(np.float32)
         stem = node.input[2] if has_bias else f"{node.output[0]}_bias"
         parts = [
@@ -334,7 +345,8 @@ class _Writer:
         for i, name in enumerate(node.input):
             # Elsewhere the float32 tensor itself is there to be read.
             if name in self.layout.read_as_codes:
-                copy.input[i] = self._apart(name) if apart else self.floats[name]
+                alone = not apart and not self._is_shared(name)
+                copy.input[i] = self.floats[name] if alone else self._apart(name)
         self.nodes.append(copy)
         for i, name in enumerate(node.output):
             if name in self.layout.rounded:
@@ -352,6 +364,17 @@ class _Writer:
         elif node.op_type == "Where":
             data = data[1:]
         return node.op_type in self.dialect.seized and self.layout.read_as_codes.issuperset(data)
+
+    def _is_shared(self, name: str) -> bool:
+        """Whether two nodes read the floats of a coded tensor and the engine would make them twice.
+
+        Each reader would get a dequantizer of its own, and Sigmoid and Mul no longer be one kernel.
+        """
+        readers = self.walk.consumers.get(name, [])
+        floats = [
+            n for n in readers if not self.plan.is_int8(n) and n.name not in self.layout.moving
+        ]
+        return self.dialect.splits_dequantizers and len(floats) > 1
 
     def _apart(self, name: str) -> str:
         """The dequantized tensor behind a sum of one term, a copy that ONNX Runtime keeps."""
