@@ -4,7 +4,7 @@ What it does: a tensor that INT8 kernels have to write as codes, and that the fi
 float32, gets the range beyond which nothing that reads it would change. Values that are only moved
 keep the quantizer that reads them; behind an activation function its own ends tell; an operand of a
 sum needs what takes the sum from the least to the most that is represented, whatever the other
-operand is.
+operand is; in front of ``x * sigmoid(x)`` it is what takes the product there.
 
 When it is exact: but for the rounding to the new codes, always where both the sum and its other
 operand have quantizers; where only the sum has one, values beyond its own reach are clipped.
@@ -25,6 +25,8 @@ import onnx
 from .codes import Codes
 from .graph import Walk, clip_bounds
 
+_FAR = 20.0  # a sigmoid there is 0 or 1 to eight digits
+_OPEN = 5.6  # a sigmoid there is within a step of 255 of its end
 _DEPTH = 16  # of operators between a tensor and the quantizer that tells
 
 
@@ -37,12 +39,14 @@ class Telling:
         known: Quantizers by tensor, those of :attr:`filled` among them.
         filled: Tensors whose quantizers were filled in, which tell nothing of their ranges.
         moving: Operators that only move values.
+        gates: Whether to tell what a gate needs.
     """
 
     walk: Walk
     known: Mapping[str, Codes]
     filled: Collection[str]
     moving: Collection[str]
+    gates: bool = True
 
     def codes_for(self, name: str, depth: int = 0) -> Codes | None:
         """A quantizer for a tensor, from what reads it; ``None`` where nothing tells one."""
@@ -65,7 +69,32 @@ class Telling:
             return self.codes_for(reader.output[0], depth)
         if reader.op_type == "Add":
             return self._operand(reader, name, depth)
+        if reader.op_type == "Mul" and self.gates:
+            return self._gated(reader, name, depth)
         return None
+
+    def _gated(self, product: onnx.NodeProto, name: str, depth: int) -> Codes | None:
+        """What ``name`` needs in ``x * sigmoid(x)``, as the one or the other factor."""
+        factors = [one for one in product.input if one != name]
+        maker = self.walk.producer.get(name)
+        if len(factors) != 1:
+            return None
+        (other,) = factors
+        if maker is not None and maker.op_type == "Sigmoid" and maker.input[0] == other:
+            return spanning(0.0, 1.0)
+        gate = self.walk.producer.get(other)
+        if gate is None or gate.op_type != "Sigmoid" or gate.input[0] != name:
+            return None
+        total = self.codes_for(product.output[0], depth)
+        if total is None or total.per_channel:
+            return None
+        # Below `low` the product is nearer to 0 than half a step; above `high` it is clipped.
+        half = float(total.scale) / 2
+        x = np.linspace(-_FAR, max(_FAR, total.high + 1), 4096)
+        y = x / (1 + np.exp(-x))
+        low = x[(x < -_OPEN) & (y > -half)].max(initial=-_FAR)
+        high = x[y <= total.high].max(initial=_OPEN)
+        return spanning(float(low), float(high))
 
     def _operand(self, add: onnx.NodeProto, name: str, depth: int) -> Codes | None:
         """What the operand ``name`` of a sum needs."""

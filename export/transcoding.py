@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -113,9 +113,11 @@ def transcode(
         MissingExtraError: Where the engine is not installed.
     """
     given = read_onnx(path)
-    result = _attempt(given, path, dialect, engine)
-    if result.equality.layer_steps > LARGEST_STEPS and dialect.gates:
-        result = _attempt(given, path, replace(dialect, gates=frozenset()), engine)
+    result = _attempt(given, path, dialect, engine, _Liberties())
+    for less in (_Liberties(gates=False), _Liberties(one_scale=False), _Liberties(False, False)):
+        if result.equality.layer_steps > LARGEST_STEPS:
+            other = _attempt(given, path, dialect, engine, less)
+            result = min(result, other, key=lambda one: one.equality.layer_steps)
     if result.equality.layer_steps > LARGEST_STEPS and not force:
         raise BoundError(
             "E_BOUND",
@@ -129,10 +131,25 @@ def transcode(
     return result
 
 
-def _attempt(given: onnx.ModelProto, path: str, dialect: Dialect, engine: str) -> Transcoded:
+@dataclass(frozen=True)
+class _Liberties:
+    """What makes a file faster, and can go too far.
+
+    Attributes:
+        gates: Quantizers around activation functions and gates are filled in, or left out.
+        one_scale: An activation with scales for each channel gets the widest.
+    """
+
+    gates: bool = True
+    one_scale: bool = True
+
+
+def _attempt(
+    given: onnx.ModelProto, path: str, dialect: Dialect, engine: str, liberties: _Liberties
+) -> Transcoded:
     stripped = strip(given, path)
     original = dict(stripped.codes)
-    decided = _Decision(stripped, dialect)
+    decided = _Decision(stripped, dialect, liberties)
     folded = decided.fold()
     graph = tidy(stripped.model, source=path, keep=sorted(stripped.codes))
     quantized = decided.write(graph)
@@ -149,6 +166,7 @@ def _attempt(given: onnx.ModelProto, path: str, dialect: Dialect, engine: str) -
 class _Decision:
     stripped: Stripped
     dialect: Dialect
+    liberties: _Liberties
     changes: list[Change] = field(default_factory=list[Change])
     kept: list[Change] = field(default_factory=list[Change])
     filled: set[str] = field(default_factory=set[str])
@@ -168,13 +186,15 @@ class _Decision:
         folded = fold_channel_scales(self.stripped)
         for name in folded:
             self._note(name, "per-channel activation", "its scales went into the weights around it")
-        for name, codes in list(self.known.items()):
-            if codes.per_channel:
+        for name, codes in [item for item in self.known.items() if item[1].per_channel]:
+            if self.liberties.one_scale:
                 self.widened.add(name)
                 self.known[name] = widest(codes)
-                self._note(
-                    name, "per-channel activation", "one scale for the tensor, the widest range"
-                )
+                told = "one scale for the tensor, the widest range"
+            else:
+                del self.known[name]
+                told = "left out: one scale would be too coarse, and what reads it stays float32"
+            self._note(name, "per-channel activation", told)
         walk = Walk(self.stripped.model)
         for node in reversed(self.stripped.model.graph.node):  # before moves are folded away
             if node.op_type in self.dialect.moving and node.output[0] in self.known:
@@ -225,7 +245,7 @@ class _Decision:
     def _inside(self, walk: Walk, plan: PrecisionPlan) -> list[str]:
         """Quantized tensors between an INT8 node and gates that run inside of its kernel."""
         found: list[str] = []
-        for name in self.known:
+        for name in self.known if self.liberties.gates else ():
             maker, readers = walk.producer.get(name), walk.consumers.get(name, [])
             if maker is None or name in walk.output_names or not readers:
                 continue
@@ -278,7 +298,8 @@ class _Decision:
         return None
 
     def _fill_from_readers(self, name: str, walk: Walk, node: str) -> bool:
-        found = Telling(walk, self.known, self.filled, self.dialect.moving).codes_for(name)
+        telling = Telling(walk, self.known, self.filled, self.dialect.moving, self.liberties.gates)
+        found = telling.codes_for(name)
         if found is None:
             return False
         self._fill(name, found, node)

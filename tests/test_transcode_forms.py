@@ -148,6 +148,33 @@ def test_dead_channels(scale: float, tmp_path: Path) -> None:
     within_a_step(path, 1)
 
 
+def test_channels_too_far_apart_for_one_scale_stay_float(tmp_path: Path) -> None:
+    """A gate stands between the layers, so that no weights can take the scales in."""
+    net = Net(48)
+    y = net.conv(net.pair("x", 0.03), 4, 8)
+    y = net.op("Mul", y, net.op("Tanh", y))
+    y = net.pair(y, np.geomspace(0.02, 2.0, 8), 0, "uint8")
+    path = net.write(tmp_path / "a.onnx", net.pair(net.conv(y, 8, 8, group=8), 0.01))
+    found = transcode(path, X86)
+    assert found.equality.layer_steps <= 1.01
+    told = [c.what for c in found.changes if c.rule == "per-channel activation"]
+    assert len(told) == 1
+    assert told[0].startswith("left out")
+
+
+def test_a_gate_without_quantizers_is_filled_in(tmp_path: Path) -> None:
+    """SiLU between convolutions, with quantizers in front of these only."""
+    net = Net(49)
+    x = net.conv(net.pair("x", 0.03), 4, 8)
+    y = net.pair(net.op("Mul", x, net.op("Sigmoid", x)), 0.03)
+    path = net.write(tmp_path / "a.onnx", net.pair(net.conv(y, 8, 4), 0.05))
+    found = within_a_step(path, 2)
+    made = kernels(found.model)
+    assert made["QLinearSigmoid"] == made["QLinearMul"] == 1
+    filled = [c.where for c in found.changes if c.rule == "missing output quantizer"]
+    assert len(filled) == 2
+
+
 def test_an_unfolded_batch_normalization(tmp_path: Path) -> None:
     net = Net(36)
     y = net.conv(net.pair("x", 0.03), 4, 8)

@@ -41,6 +41,7 @@ from networks import NETWORKS, Network, data_root, edgepress, pictures
 _DEFAULT = ("efficientnet_lite0", "resnet56")
 TARGETS = ("onnxruntime-cpu", "openvino-cpu")
 _REPORTED = ("size_bytes", "int8_nodes", "changes_by_rule", "kept_float", "equality")
+_TIMED = ("time", "why_slow")
 _MODELOPT = """
 import sys, numpy, onnx
 from modelopt.onnx.quantization import quantize
@@ -58,7 +59,7 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", default=list(_DEFAULT))
     parser.add_argument("--work", type=Path, required=True, help="where the files are kept")
     parser.add_argument("--modelopt", type=Path, help="a Python that has nvidia-modelopt")
-    parser.add_argument("--peers", nargs="*", help="only these, for `time`")
+    parser.add_argument("--peers", nargs="*", help="only these")
     parser.add_argument("--out", default="benchmarks/results/transcode_peers", type=Path)
     parser.add_argument("--preset", default="quick")
     given = parser.parse_args()
@@ -70,11 +71,15 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         rows = told["networks"].setdefault(name, {})
         if given.part == "make":
-            made = make_all(NETWORKS[name], folder, given.modelopt)
+            made = make_all(NETWORKS[name], folder, given.modelopt, given.peers)
         else:
             made = time_all(folder, given.preset, given.peers, rows)
         for peer, row in made:
-            rows.setdefault(peer, {}).update(row)
+            before = rows.setdefault(peer, {}).get("targets", {})
+            for target_name, entry in row.get("targets", {}).items():
+                known = before.get(target_name, {})
+                entry.update({key: value for key, value in known.items() if key in _TIMED})
+            rows[peer].update(row)
             print(name, peer, json.dumps(row)[:500], flush=True)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(told, indent=1) + "\n")
@@ -83,7 +88,7 @@ def main() -> None:
 
 
 def make_all(
-    network: Network, folder: Path, modelopt: Path | None
+    network: Network, folder: Path, modelopt: Path | None, only: list[str] | None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every peer's file of one network, transcoded and scored."""
     calibration, test = pictures(network, folder)
@@ -109,6 +114,8 @@ def make_all(
                 modelopt, float32, out, images, given, kind
             )
     for peer, make in peers.items():
+        if only and peer not in only:
+            continue
         file = folder / f"{_word(peer)}.onnx"
         try:
             if not file.exists():
