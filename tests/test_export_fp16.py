@@ -362,7 +362,7 @@ def test_scales_that_fp16_cannot_hold_keep_their_layer_in_float() -> None:
             assert (held[node.input[1]] > 0).all()
 
 
-def test_beside_int8_fp16_may_cost_a_decibel_and_no_more() -> None:
+def test_beside_int8_fp16_need_not_be_better_than_that() -> None:
     graph = written(BLOCK)
     found = settled(graph, quantized=int8(graph))
     assert found.bound_db <= 40
