@@ -206,6 +206,7 @@ def test_rtx_builds_in_a_child_without_a_gpu(tiny_classifier: Tiny) -> None:
 
 
 @needs_rtx
+@pytest.mark.filterwarnings("ignore:.*Timing cache:DeprecationWarning")  # RTX ignores them
 def test_every_option_reaches_the_builder(tiny_classifier: Tiny) -> None:
     trt, model = load_backend("tensorrt-rtx"), tiny_classifier()
     options = BuildOptions(batch=(1, 2, 4), workspace_bytes=2**28, level=2)
