@@ -37,7 +37,7 @@ _PICTURES = 16
 _CHUNK = 4  # pictures whose every activation is held at once
 _ROUNDS = 10
 _FIRST_SHARE = 0.02  # of the FP16 nodes that go back at first; twice as many each time after
-_BESIDE_INT8_DB = 1.0  # what FP16 may take from an INT8 graph's own signal over noise
+_BESIDE_INT8_DB = 3.0  # below what INT8 left: values next to an edge of codes fall to either side
 _NOTHING = 1e-30
 
 
@@ -107,7 +107,7 @@ def settle_fp16(
         quantized: The same with quantizers in it, whose floats shall be FP16; of opset 19 at least.
         keep_float: Names of nodes that stay in float32.
         bound_db: Signal over noise that every output shall keep; beside INT8 no output need be
-            better than 1 dB below what INT8 left of it.
+            better than 3 dB below what INT8 left of it.
         on_progress: Called with 1 for each time that it was measured.
 
     Raises:

@@ -28,6 +28,9 @@ from .plan import PrecisionPlan
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 _HALF_SCALES = 19  # the opset whose quantizers take FP16
 _LEAST_SCALE = 2.0**-16  # below it FP16 keeps less than eight digits of a scale
+_SMALLEST = np.float16(2.0**-24)
+_INFINITE = np.float16(np.inf)
+_ROOM = 1 + 2.0**-9  # a code of 127 times this is still rounded to 127
 
 
 @dataclass(frozen=True)
@@ -61,17 +64,17 @@ def write_fp16(model: bytes, plan: PrecisionPlan) -> Half:
 
 
 def small_scales(model: bytes) -> dict[str, str]:
-    """Nodes whose weights have scales that FP16 cannot hold, by name, and why they stay float32."""
+    """Nodes whose activations have a scale that FP16 cannot hold, and why they stay float32.
+
+    Weights are no matter: their codes are written anew for a scale that FP16 can hold.
+    """
     proto = onnx.load_model_from_string(model)
     constants = {one.name: one for one in proto.graph.initializer}
     small: set[str] = set()
     for node in proto.graph.node:
         if node.op_type == "DequantizeLinear":
             scale = numpy_helper.to_array(constants[node.input[1]])
-            codes = constants.get(node.input[0])
-            if codes is not None:
-                scale = scale[_lives(numpy_helper.to_array(codes), node)]
-            if scale.size and float(scale.min()) < _LEAST_SCALE:
+            if node.input[0] not in constants and float(scale.min()) < _LEAST_SCALE:
                 small.update(node.output)
     return {
         node.name: "a scale of its codes is too small for FP16"
@@ -120,6 +123,7 @@ class _Writer:
         self.halves: dict[str, str] = {}  # float32 tensor or constant -> its FP16 form
         self.singles: dict[str, str] = {}  # FP16 tensor -> its float32 form
         self.dequantizers: dict[str, onnx.NodeProto] = {}  # written where they are read
+        self.packed: dict[tuple[str, str], tuple[str, str]] = {}  # codes and scales in FP16
         self.constants: list[onnx.TensorProto] = []
         self.nodes: list[onnx.NodeProto] = []
         self.clamped: dict[str, int] = {}
@@ -217,14 +221,20 @@ class _Writer:
         return self.singles[name]
 
     def _dequantize_to_half(self, node: onnx.NodeProto) -> str:
-        scale = self._value(node.input[1])
-        codes = self.walk.constants.get(node.input[0])
-        if codes is not None:  # nothing but zeros: any scale will do, and 0 is none
-            scale = np.where(_lives(numpy_helper.to_array(codes), node), scale, np.float32(1))
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         copy.name = fresh(self.names, f"{node.name}_half")
-        copy.input[1] = self._constant(f"{node.input[1]}_half", scale.astype(np.float16))
+        key = (node.input[0], node.input[1])
+        if key not in self.packed:  # layers that share weights go on sharing them
+            codes, scale = node.input[0], self._value(node.input[1])
+            if codes in self.walk.constants:
+                value = self._value(codes)
+                anew, scale = half_scales(value, scale, attribute(node, "axis", 1))
+                if not np.array_equal(anew, value):
+                    codes = self._constant(f"{codes}_half", anew)
+            name = self._constant(f"{node.input[1]}_half", scale.astype(np.float16))
+            self.packed[key] = (codes, name)
+        copy.input[0], copy.input[1] = self.packed[key]
         copy.output[0] = fresh(self.names, f"{node.output[0]}_half")
         self.nodes.append(copy)
         return copy.output[0]
@@ -249,13 +259,29 @@ class _Writer:
         self.nodes.append(_cast(source, target, kind))
 
 
-def _lives(codes: Array, node: onnx.NodeProto) -> Array:
-    """For each scale of a dequantizer, whether any code under it is not zero, ``(scales,)``."""
-    if not len(node.attribute) or codes.ndim < 2:
-        return np.array(codes.any(), bool)
-    axis = attribute(node, "axis", 1) % codes.ndim
-    rest = tuple(i for i in range(codes.ndim) if i != axis)
-    return np.asarray(np.any(codes, axis=rest), bool)
+def half_scales(codes: Array, scale: Array, axis: int) -> tuple[Array, Array]:
+    """Weights for scales that FP16 can hold.
+
+    The codes are rounded anew for what becomes of a scale, so that no more is lost than by any
+    other of that size: also where it is below FP16's normal numbers, as those of channels are that
+    hardly do anything. There it is rounded up, or the largest codes would not fit.
+
+    Args:
+        codes: int8, any shape.
+        scale: float32, one for all or one for each entry of ``axis``.
+        axis: Axis of the scales.
+
+    Returns:
+        The codes, and the scales as FP16.
+    """
+    half = np.maximum(scale.astype(np.float16), _SMALLEST)
+    short = half.astype(np.float64) * _ROOM < scale
+    half = np.where(short, np.nextafter(half, _INFINITE), half)
+    shape = [1] * codes.ndim
+    if scale.ndim:
+        shape[axis % codes.ndim] = -1
+    ratio = (scale.astype(np.float64) / half.astype(np.float64)).reshape(shape)
+    return np.rint(codes * ratio).astype(codes.dtype), half.astype(np.float16)
 
 
 def _cast(source: str, target: str, kind: int) -> onnx.NodeProto:

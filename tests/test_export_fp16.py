@@ -18,7 +18,13 @@ from edgepress.export import calibrate, dialect, plan_int8, write_qdq
 from edgepress.export.exact import tidy, with_opset
 from edgepress.export.fp16 import Settled, settle_fp16
 from edgepress.export.fp16_plan import FP16, LARGEST, half_nodes, plan_fp16, rounded
-from edgepress.export.fp16_write import Half, simulation, small_scales, write_fp16
+from edgepress.export.fp16_write import (
+    Half,
+    half_scales,
+    simulation,
+    small_scales,
+    write_fp16,
+)
 from edgepress.export.graph import Graph
 from edgepress.export.plan import Choice, PrecisionPlan
 from edgepress.runtime import EngineOptions, InputError, MissingExtraError, open_engine
@@ -340,29 +346,65 @@ def test_a_float_node_reads_floats_from_the_same_codes() -> None:
     assert "Cast" in read
 
 
-def test_scales_that_fp16_cannot_hold_keep_their_layer_in_float() -> None:
+def test_dead_and_tiny_channels_get_scales_that_fp16_can_hold() -> None:
     graph = written(BLOCK)
     model = graph.proto()
     for one in model.graph.initializer:
-        if one.name in ("v_8_8_1_1", "u_8_8_1_1"):
+        if one.name == "v_8_8_1_1":
             value = numpy_helper.to_array(one).copy()
-            value[3] = 0  # dead: any scale will do
-            if one.name[0] == "v":
-                value[5] *= 1e-6  # alive, and tiny
+            value[3] = 0
+            value[5] *= 1e-5
             one.CopyFrom(numpy_helper.from_array(value, one.name))
     graph = tidy(model, source="the test")
-    assert list(small_scales(int8(graph))) == ["Conv_c"]
-    found = settled(graph, quantized=int8(graph))
-    assert "scale" in kept(found.plan)["Conv_c"]
-    assert "Conv_y" in found.half.nodes
-    written_model = onnx.load_model_from_string(found.half.model)
-    held = {one.name: numpy_helper.to_array(one) for one in written_model.graph.initializer}
-    for node in written_model.graph.node:
-        if node.op_type == "DequantizeLinear":
-            assert (held[node.input[1]] > 0).all()
+    codes = int8(graph)
+    assert small_scales(codes) == {}
+    found = settled(graph, quantized=codes)
+    assert kept(found.plan) == {}
+    one, other = (onnx.load_model_from_string(m) for m in (codes, found.half.model))
+    (before, _), (after, scale) = (weights_of(m, "Conv_c") for m in (one, other))
+    assert scale.dtype == np.float16
+    assert (scale > 0).all()
+    assert float(scale[5]) < 2**-14, "below the normal numbers"
+    others = [0, 1, 2, 4, 6, 7]
+    np.testing.assert_allclose(after[others], before[others], rtol=1e-3)
+    np.testing.assert_allclose(after[5], before[5], atol=float(scale[5]) * 0.51)
 
 
-def test_beside_int8_fp16_may_cost_a_decibel_and_no_more() -> None:
+def weights_of(model: onnx.ModelProto, name: str) -> tuple[Array, Array]:
+    """A layer's weights as its codes and scales say, and the scales."""
+    held = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+    makers = {output: node for node in model.graph.node for output in node.output}
+    (node,) = (one for one in model.graph.node if one.name == name)
+    maker = makers[node.input[1]]
+    codes, scale = held[maker.input[0]], held[maker.input[1]]
+    return codes * scale.astype(np.float32).reshape(-1, 1, 1, 1), scale
+
+
+def test_codes_are_rounded_anew_and_never_overflow() -> None:
+    scale = np.array([1e-9, 3e-7, 5e-6, 1.23e-3, 0.7], np.float32)
+    codes = np.tile(np.array([-127, -1, 0, 64, 127], np.int8), (5, 1))
+    anew, half = half_scales(codes, scale, 0)
+    assert (half.astype(np.float32) >= scale * (1 - 2.0**-9)).all()
+    assert anew.dtype == np.int8
+    assert np.abs(anew.astype(int)).max() == 127
+    exact = codes * scale[:, None].astype(np.float64)
+    error = np.abs(anew * half[:, None].astype(np.float64) - exact)
+    assert (error <= half[:, None].astype(np.float64) * 0.51).all()
+
+
+def test_an_activation_whose_scale_fp16_cannot_hold_keeps_its_layer_in_float() -> None:
+    graph = written(
+        f"({PICTURES}) => (float[N,8,16,16] y) {{ a = Conv(x, w_8_8_1_1) t = Tanh(a)"
+        " s = Mul(t, c_1em4) y = Conv(s, v_8_8_1_1) }"
+    )
+    codes = int8(graph)
+    assert list(small_scales(codes)) == ["Conv_y"]
+    found = settled(graph, quantized=codes)
+    assert "scale" in kept(found.plan)["Conv_y"]
+    assert "Conv_a" in found.half.nodes
+
+
+def test_beside_int8_fp16_need_not_be_better_than_that() -> None:
     graph = written(BLOCK)
     found = settled(graph, quantized=int8(graph))
     assert found.bound_db <= 40

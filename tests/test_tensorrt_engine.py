@@ -32,6 +32,7 @@ from edgepress.runtime.doctor import examine
 from edgepress.runtime.engines import import_backend, load_backend
 from edgepress.runtime.nvidia import BuildOptions
 from edgepress.runtime.nvidia.builder import build_engine
+from edgepress.runtime.nvidia.building import DTYPES, build
 from edgepress.runtime.nvidia.cache import EngineCache, default_folder, key_of
 from edgepress.runtime.nvidia.driver import Cuda, cuda
 from edgepress.runtime.nvidia.engine import NvidiaEngine
@@ -202,6 +203,46 @@ def test_rtx_builds_in_a_child_without_a_gpu(tiny_classifier: Tiny) -> None:
     assert len(made.plan) > 1000
     assert made.facts["version"] == import_backend("tensorrt-rtx")
     assert isinstance(made.facts["layers"], int)
+
+
+@needs_rtx
+@pytest.mark.filterwarnings("ignore:.*Timing cache:DeprecationWarning")  # RTX ignores them
+def test_every_option_reaches_the_builder(tiny_classifier: Tiny) -> None:
+    trt, model = load_backend("tensorrt-rtx"), tiny_classifier()
+    options = BuildOptions(batch=(1, 2, 4), workspace_bytes=2**28, level=2)
+    first = build(trt, model, options, b"")
+    again = build(trt, model, options, first.timing_cache)
+    assert first.timing_cache
+    assert again.plan
+    assert build(trt, model, options, b"of another GPU").plan, "it begins anew"
+    with pytest.raises(EngineError) as caught:
+        build(trt, model, BuildOptions(dla_core=0))
+    assert caught.value.code == "E_PROVIDER"
+    assert "this device has 0" in caught.value.message
+
+
+@needs_rtx
+def test_what_runs_an_engine_is_there_by_these_names() -> None:
+    """The interface that only a GPU can run: a name that goes is noticed here."""
+    trt = load_backend("tensorrt-rtx")
+    used = {
+        trt.Runtime: ["deserialize_cuda_engine"],
+        trt.ICudaEngine: [
+            *("num_io_tensors", "get_tensor_name", "get_tensor_mode", "get_tensor_shape"),
+            *("get_tensor_dtype", "get_tensor_location", "get_tensor_profile_shape"),
+            *("create_execution_context", "create_engine_inspector"),
+        ],
+        trt.IExecutionContext: [
+            *("set_input_shape", "get_tensor_shape", "set_tensor_address", "execute_async_v3"),
+        ],
+        trt.EngineInspector: ["get_engine_information"],
+        trt.LayerInformationFormat: ["JSON"],
+        trt.TensorIOMode: ["INPUT"],
+        trt.TensorLocation: ["DEVICE"],
+    }
+    assert [f"{one}.{name}" for one, names in used.items() for name in names
+            if not hasattr(one, name)] == []  # fmt: skip
+    assert set(DTYPES) <= set(trt.DataType.__members__)
 
 
 @needs_rtx

@@ -94,7 +94,7 @@ def network(name: str, folder: Path) -> tuple[Graph, Arrays, Arrays]:
         scale, (height, width) = FILES[name]
         graph = tidy(read_onnx(str(root / "onnx" / name)), source=name)
         rng = np.random.default_rng(0)
-        files = sorted((root / "imagenette224_train").rglob("*.jp*g"))
+        files = sorted((root / "imagenette224_train").rglob("*.JPEG"))
         scaled = replace(SCALES[scale], resize=(height, width))
         chosen = [files[i] for i in rng.permutation(len(files))[: CALIBRATION + TEST]]
         array = np.concatenate([scaled(str(file)) for file in chosen])

@@ -190,8 +190,9 @@ class Execution:
                     "non-zero), and do the step outside.",
                     path=tensor.name,
                 )
-            self._buffers[tensor.name] = self._buffer(tensor, shape)
-            self._context.set_tensor_address(tensor.name, self._buffers[tensor.name].device)
+            buffer = self._buffers[tensor.name] = self._buffer(tensor, shape)
+            if not self._context.set_tensor_address(tensor.name, buffer.device):
+                raise _failed(self._trt, f"refuses the memory of '{tensor.name}'")
         if self._wants_graph:
             self._enqueue()  # what is set up lazily must not be recorded
             self._driver.wait(self._stream)
