@@ -188,6 +188,8 @@ def prune_backbone(
     score, device = method(settings.importance), target_of(settings.target)
     module = backbone.module
     example = {name: array[:2] for name, array in batches[0].items()}
+    with evaluating(module):
+        _check_finite(run_module(module, example))
     structure = structure_of(
         module,
         example,
@@ -271,6 +273,17 @@ def sample(
     batch = int(np.clip(_BATCH_BYTES // max(1, size), 2, _BATCH))
     found = [one.inputs for one in some.batches(specs, preprocessing, batch)]
     return [one for one in found if next(iter(one.values())).shape[0] > 1]
+
+
+def _check_finite(given: Arrays) -> None:
+    for name, value in given.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise InputError(
+                "E_NAN",
+                f"the network's output '{name}' is not finite on these pictures.",
+                mend="Check weights and preprocessing.",
+                path=name,
+            )
 
 
 def _check_scores(structure: Structure, scores: Scores) -> None:

@@ -20,7 +20,7 @@ from edgepress.compress import History, Pruned, prune
 from edgepress.compress.candidates import Stopwatch, cut_by
 from edgepress.compress.costs import Choice, Frame, macs_cost, parameters_cost
 from edgepress.compress.damage import Damage, damages, widths_of
-from edgepress.compress.gates import gates
+from edgepress.compress.gates import divergence, gates
 from edgepress.compress.groups import Group, Member
 from edgepress.compress.history import apply_step
 from edgepress.compress.importance import METHODS, fisher
@@ -171,16 +171,21 @@ def test_a_dead_channel_is_worth_least(name: str, outputs: Any) -> None:
     assert all(not part._forward_pre_hooks for part in module.modules())
 
 
-def test_fisher_foretells_the_divergence_of_small_cuts() -> None:
-    module = net()
-    frame = framed(module)
-    feeds = [batch(64)]
-    scores = fisher(module, frame.structure.groups, feeds * 30, "logits", 0)
-    widths = [(group.width, group.width - 1) for group in frame.structure.groups]
-    said = [min(score) for score in scores]
-    found = damages(module, frame.structure, feeds, scores, widths, "logits", lambda *_: None)
-    assert np.corrcoef(np.log(said), np.log([each[1] for each in found.groups]))[0, 1] > 0.7
-    assert all(value > 0 for value in found.blocks)
+def test_fisher_foretells_the_divergence_of_silent_channels() -> None:
+    module, feeds = net(), batch(64)
+    groups = framed(module).structure.groups
+    scores = fisher(module, groups, [feeds] * 30, "logits", 0)
+    group, said = next(pair for pair in zip(groups, scores, strict=True) if pair[0].name == "last")
+    seen: list[float] = []
+    with torch.inference_mode():
+        wanted = {"output": module(**feeds)}
+        for atom in range(group.width):
+            with gates(module, [group], 64) as (gate,):
+                gate[:, atom] = 0
+                seen.append(divergence(wanted, {"output": module(**feeds)}, "logits") / 64)
+    assert np.corrcoef(said, seen)[0, 1] > 0.9
+    alive = np.array(seen) > 1e-9
+    assert 0.5 < said[alive].sum() / np.array(seen)[alive].sum() < 2, "in the same unit"
 
 
 def test_damage_grows_with_the_cut() -> None:
@@ -200,7 +205,7 @@ def test_damage_grows_with_the_cut() -> None:
 def test_costs_are_those_of_the_cut_network() -> None:
     module = net()
     frame = framed(module)
-    for choice in [frame.whole, *random_choices(frame, _widths(frame), 4, seed=1)]:
+    for choice in [frame.whole, *random_choices(frame, _widths(frame), 2, seed=1)[1:]]:
         cut = copy.deepcopy(module)
         apply_step(cut, cut_by(frame.structure, None, choice))
         feeds = {"x": batch(2)["x"].numpy()}
@@ -342,10 +347,9 @@ def test_whole_networks_are_timed_against_the_uncut_one() -> None:
     module = net()
     frame = framed(module)
     feeds = {"x": batch(2)["x"].numpy()}
-    for precision in ("float32", "int8"):
-        watch = Stopwatch(module, frame.structure, feeds, CPU, precision, lambda *_: None)
-        (same,) = watch([frame.whole])
-        assert 0.2 < same < 5
+    watch = Stopwatch(module, frame.structure, feeds, CPU, "int8", lambda *_: None)
+    (same,) = watch([frame.whole])
+    assert 0.1 < same < 10, "the same network, on however busy a machine"
 
 
 # ---------------------------------------------------------------- prune()
@@ -384,6 +388,7 @@ def test_the_same_seed_gives_the_same_network() -> None:
 
 
 @pytest.mark.serial
+@pytest.mark.slow
 def test_pruning_to_a_latency(tmp_path: Path) -> None:
     found = pruned(net(), pictures(), max_latency_ratio=0.8, cache=tmp_path)
     latency: Any = found.report["bounds"]
@@ -442,4 +447,4 @@ def test_a_network_that_overflows() -> None:
         module.head.weight.fill_(float("inf"))
     with pytest.raises(InputError) as caught:
         pruned(module, pictures(), max_macs_ratio=0.5)
-    assert caught.value.code in ("E_NAN", "E_PRUNE")
+    assert caught.value.code == "E_NAN"
