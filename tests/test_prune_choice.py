@@ -319,6 +319,9 @@ def test_the_table_is_kept_and_read_again(tmp_path: Path) -> None:
     layer = frame.structure.layers[1]
     low, high = (again.cost(layer, 16, width) for width in (12, 24))
     assert min(low, high) <= again.cost(layer, 16, 18) <= max(low, high)
+    assert table.path is not None
+    table.path.write_text("{ damaged")
+    assert not LatencyTable(CPU, "float32", tmp_path / "cache").entries, "measured anew"
     other = LatencyTable(CPU, "int8", tmp_path / "cache")
     assert other.path != again.path
     assert not other.entries
