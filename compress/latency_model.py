@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ..runtime.files import write_file
 from .costs import Choice, Frame
-from .latency_table import LatencyTable
+from .latency_table import LatencyTable, read_cache
 from .layers import Layer
 from .selection import Bound
 
@@ -48,11 +48,12 @@ class LatencyModel:
     seen: list[tuple[Choice, float]] = field(default_factory=list[tuple[Choice, float]])
 
     def __post_init__(self) -> None:
-        path = self.path
-        if path is not None and path.is_file():
-            held: Any = json.loads(path.read_text(encoding="utf-8"))
-            for one in held["networks"]:
-                choice = Choice(tuple(one["kept"]), tuple(one["skipped"]))
+        held: Any = read_cache(self.path)
+        whole = self.frame.whole
+        for one in held.get("networks", []):
+            choice = Choice(tuple(one["kept"]), tuple(one["skipped"]))
+            sizes = (len(choice.kept), len(choice.skipped))
+            if sizes == (len(whole.kept), len(whole.skipped)) and one["ratio"] > 0:
                 self.seen.append((choice, float(one["ratio"])))
 
     @property

@@ -42,6 +42,17 @@ _LEAST_SHARE = 0.02
 Key = tuple[Any, ...]
 
 
+def read_cache(path: Path | None) -> dict[str, Any]:
+    """What a file of the cache holds; nothing where it is not there or damaged: it is made anew."""
+    if path is None:
+        return {}
+    try:
+        held: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return held if isinstance(held, dict) else {}  # pyright: ignore[reportUnknownVariableType]
+
+
 def timed_ms(engines: Sequence[tuple[Engine, Arrays]], seconds: float) -> list[float]:
     """What one run of each takes: the least of the medians of blocks that are run in turns.
 
@@ -109,10 +120,10 @@ class LatencyTable:
     entries: dict[str, float] = field(default_factory=dict[str, float])
 
     def __post_init__(self) -> None:
-        path = self.path
-        if path is not None and path.is_file():
-            held: Any = json.loads(path.read_text(encoding="utf-8"))
-            self.entries.update({str(key): float(value) for key, value in held["ms"].items()})
+        held: Any = read_cache(self.path)
+        for key, value in held.get("ms", {}).items():
+            if isinstance(value, float) and value > 0:
+                self.entries[str(key)] = value
 
     @property
     def identity(self) -> dict[str, object]:

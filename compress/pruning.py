@@ -104,7 +104,10 @@ def prune(
         BoundError: ``E_BOUND`` for a bound below what the smallest legal network reaches.
     """
     limits = Limits(max_latency_ratio, max_macs_ratio, max_size_mb)
-    limits.check()
+    settings = Settings(
+        limits, target, precision, tuple(keep), blocks, importance, seed, time_limit_s, cache
+    )
+    settings.check()
     backbone = torch_network(open_model(model, weights))
     images = Images.of(data)
     given = (
@@ -113,9 +116,6 @@ def prune(
         else preprocessing
     )
     batches = sample(backbone.module, images, given or backbone.preprocessing, pictures, seed)
-    settings = Settings(
-        limits, target, precision, tuple(keep), blocks, importance, seed, time_limit_s, cache
-    )
     kind: Outputs = outputs or ("logits" if images.labelled else "features")
     return prune_backbone(backbone, batches, kind, settings, progress or _silent)
 
@@ -146,6 +146,23 @@ class Settings:
     time_limit_s: float = TIME_LIMIT_S
     cache: str | Path | None = None
 
+    def check(self) -> None:
+        """Refuse settings that are none, before the work begins.
+
+        Raises:
+            InputError: ``E_USAGE`` for a limit, a precision or an importance that is none,
+                ``E_TARGET`` for an unknown target.
+        """
+        self.limits.check()
+        method(self.importance)
+        device = target_of(self.target)
+        if self.precision not in device.precisions:
+            raise InputError(
+                "E_USAGE",
+                f"the precision '{self.precision}' is none of {device.name}.",
+                mend="It has: " + ", ".join(device.precisions),
+            )
+
 
 def prune_backbone(
     backbone: Backbone,
@@ -167,15 +184,12 @@ def prune_backbone(
         InputError: As :func:`prune`.
         BoundError: As :func:`prune`.
     """
+    settings.check()
     score, device = method(settings.importance), target_of(settings.target)
-    if settings.precision not in device.precisions:
-        raise InputError(
-            "E_USAGE",
-            f"the precision '{settings.precision}' is none of {device.name}.",
-            mend="It has: " + ", ".join(device.precisions),
-        )
     module = backbone.module
     example = {name: array[:2] for name, array in batches[0].items()}
+    with evaluating(module):
+        _check_finite(run_module(module, example))
     structure = structure_of(
         module,
         example,
@@ -259,6 +273,17 @@ def sample(
     batch = int(np.clip(_BATCH_BYTES // max(1, size), 2, _BATCH))
     found = [one.inputs for one in some.batches(specs, preprocessing, batch)]
     return [one for one in found if next(iter(one.values())).shape[0] > 1]
+
+
+def _check_finite(given: Arrays) -> None:
+    for name, value in given.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise InputError(
+                "E_NAN",
+                f"the network's output '{name}' is not finite on these pictures.",
+                mend="Check weights and preprocessing.",
+                path=name,
+            )
 
 
 def _check_scores(structure: Structure, scores: Scores) -> None:

@@ -76,9 +76,16 @@ def structure_of(
         child: Any = context.Process(
             target=_child, args=(there, module, dict(example), tuple(keep)), daemon=True
         )
-        with warnings.catch_warnings():  # Python 3.12 warns of forks beside threads
-            warnings.simplefilter("ignore", DeprecationWarning)
-            child.start()
+        try:
+            with warnings.catch_warnings():  # Python 3.12 warns of forks beside threads
+                warnings.simplefilter("ignore", DeprecationWarning)
+                child.start()
+        except Exception as error:  # without fork the module is sent, and some cannot be
+            raise InputError(
+                "E_TRACE",
+                f"the network cannot be sent to another process: {error}",
+                mend="Define its classes in a module, not in a function or a notebook.",
+            ) from error
         there.close()
         try:
             answer = _await(here, time_limit_s, progress)

@@ -1,0 +1,90 @@
+"""How well does the latency table foretell networks that it has not seen?
+
+    python benchmarks/proofs/latency_predictions.py [--out FILE]
+
+ResNet-56 for CIFAR-10 is cut at random ten times. The table and the model (six other random
+networks) predict each one's latency as a share of the whole network's, float32 and INT8, before all
+of them are timed in turns on one thread. Weights are random: they do not matter to the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from edgepress.benchmarks.fingerprint import fingerprint
+from edgepress.compress.candidates import Stopwatch
+from edgepress.compress.costs import Frame, macs_cost
+from edgepress.compress.damage import widths_of
+from edgepress.compress.latency_model import RANDOM_NETWORKS, LatencyModel, random_choices
+from edgepress.compress.latency_table import LatencyTable
+from edgepress.compress.structure import structure_of
+from edgepress.runtime.target import target as target_of
+from networks import data_root
+
+TARGET = "onnxruntime-cpu"
+NETWORKS = 10
+
+
+def main() -> None:
+    """Print the table, and write it where ``--out`` says."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path)
+    out: Path | None = parser.parse_args().out
+    sys.path.insert(0, str(data_root()))
+    from backbones import resnet56  # type: ignore[import-not-found]
+
+    torch.manual_seed(0)
+    module = resnet56().eval()
+    example = {"x": np.random.default_rng(0).standard_normal((2, 3, 32, 32), dtype=np.float32)}
+    frame = Frame(structure_of(module, example))
+    target = target_of(TARGET)
+    widths = [widths_of(group, target.channel_multiple) for group in frame.structure.groups]
+    known = random_choices(frame, widths, RANDOM_NETWORKS, seed=0)
+    unseen = random_choices(frame, widths, NETWORKS, seed=1)
+    whole = frame.total(macs_cost, frame.whole)
+    machine = fingerprint()
+    lines = [
+        "# Latencies predicted and measured: ResNet-56 cut at random",
+        "",
+        "Made by `python benchmarks/proofs/latency_predictions.py`, ONNX Runtime, one thread, "
+        "batch 1, shares of the whole network's latency in the same precision.",
+        "",
+        f"Machine: {machine['cpu']}, {machine['time_utc']}.",
+        "",
+        "| precision | multiply-adds | predicted | measured | error |",
+        "|---|---|---|---|---|",
+    ]
+    for precision in ("float32", "int8"):
+        table = LatencyTable(target, precision)
+        table.measure(frame, widths, _silent)
+        watch = Stopwatch(module, frame.structure, example, target, precision, _silent)
+        model = LatencyModel(frame, table)
+        ratios = watch([*known, *unseen])  # all of them in turns
+        model.learn(known, lambda _, seen=ratios: seen[:RANDOM_NETWORKS])
+        errors: list[float] = []
+        for choice, measured in zip(unseen, ratios[RANDOM_NETWORKS:], strict=True):
+            predicted = model.predict(choice)
+            errors.append(predicted / measured - 1)
+            macs = frame.total(macs_cost, choice) / whole
+            lines.append(
+                f"| {precision} | {macs:.2f} | {predicted:.3f} | {measured:.3f} | "
+                f"{100 * errors[-1]:+.1f} % |"
+            )
+        near = sum(abs(error) <= 0.1 for error in errors)
+        lines.append(f"| {precision} | | | within 10 % | **{near} of {len(errors)}** |")
+    print("\n".join(lines))
+    if out is not None:
+        out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _silent(stage: str, done: int, total: int | None) -> None:
+    del stage, done, total
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,453 @@
+"""What leaves: scores, damage, costs, and the choice within bounds."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch_pruning")
+import torch
+from torch import nn
+from torch.nn import functional
+
+from edgepress.benchmarks import Images
+from edgepress.compress import History, Pruned, prune
+from edgepress.compress.candidates import Stopwatch, cut_by
+from edgepress.compress.costs import Choice, Frame, macs_cost, parameters_cost
+from edgepress.compress.damage import Damage, damages, widths_of
+from edgepress.compress.gates import divergence, gates
+from edgepress.compress.groups import Group, Member
+from edgepress.compress.history import apply_step
+from edgepress.compress.importance import METHODS, fisher
+from edgepress.compress.latency_model import LatencyModel, random_choices
+from edgepress.compress.latency_table import LatencyTable
+from edgepress.compress.recalibration import recalibrate
+from edgepress.compress.selection import Bound, choose
+from edgepress.compress.structure import structure_of
+from edgepress.export import count_macs
+from edgepress.export.capture import capture
+from edgepress.export.probes import Probed, probe
+from edgepress.runtime import BoundError, InputError, Preprocessing
+from edgepress.runtime.engine import EngineOptions
+from edgepress.runtime.engines import open_engine
+from edgepress.runtime.target import target
+
+CPU = target("onnxruntime-cpu")
+PLAIN = Preprocessing(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.one, self.norm = nn.Conv2d(width, inner, 3, padding=1), nn.BatchNorm2d(inner)
+        self.two = nn.Conv2d(inner, width, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.relu(x + self.two(functional.relu(self.norm(self.one(x)))))
+
+
+class Net(nn.Module):
+    """A stem, two residual blocks, a depthwise convolution, a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.first, self.second = Residual(16, 24), Residual(16, 8)
+        self.depthwise = nn.Conv2d(16, 16, 3, 2, 1, groups=16)
+        self.last, self.head = nn.Conv2d(16, 32, 1), nn.Linear(32, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.second(self.first(functional.relu(self.stem(x))))
+        x = functional.relu(self.last(functional.relu(self.depthwise(x))))
+        return self.head(x.mean((2, 3)))
+
+
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+def pruned(module: nn.Module, images: Images, **options: Any) -> Pruned:
+    return prune(module, images, preprocessing=PLAIN, **options)
+
+
+def batch(count: int = 16) -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    return {"x": torch.randn(count, 3, 12, 12, generator=draw)}
+
+
+def framed(module: nn.Module) -> Frame:
+    return Frame(structure_of(module, {"x": batch(2)["x"].numpy()}))
+
+
+def pictures(count: int = 24) -> Images:
+    x = np.random.default_rng(0).integers(0, 255, (count, 12, 12, 3)).astype(np.uint8)
+    return Images.from_arrays(x, np.arange(count) % 4)
+
+
+def plain(width: int, step: int = 1, fixed: int = 0) -> Group:
+    """A group of its own, in ``step`` segments."""
+    member = Member("a", "out", width, tuple((atom,) for atom in range(width)))
+    segments = tuple(atom * step // width for atom in range(width))
+    return Group("a", (member,), tuple(range(fixed, width)), segments)
+
+
+# ---------------------------------------------------------------- widths
+
+
+@pytest.mark.parametrize(
+    ("group", "wanted"),
+    [
+        (plain(64), (64, 56, 48, 40, 32, 24, 16, 8)),
+        (plain(16), (16, 12, 8, 4)),
+        (plain(20), (20, 16, 12, 8, 4)),
+        (plain(3), (3, 2, 1)),
+        (plain(1), (1,)),
+        (plain(32, step=4), (32, 24, 16, 8)),
+        (plain(64, fixed=40), (64, 56, 48, 40)),
+    ],
+)
+def test_widths_are_multiples_with_a_floor_and_never_none(
+    group: Group, wanted: tuple[int, ...]
+) -> None:
+    assert widths_of(group, 8) == wanted
+
+
+def test_wide_layers_have_few_widths() -> None:
+    found = widths_of(plain(1280), 8)
+    assert len(found) <= 14
+    assert all(width % 8 == 0 for width in found)
+
+
+# ---------------------------------------------------------------- worth
+
+
+def test_a_gate_silences_what_a_cut_takes_out() -> None:
+    module = net()
+    structure = framed(module).structure
+    group = next(one for one in structure.groups if one.name == "first.one")
+    gone = (0, 5, 7)
+    cut = copy.deepcopy(module)
+    apply_step(
+        cut,
+        cut_by(
+            structure,
+            [_only(g, group, gone) for g in structure.groups],
+            _keep(structure, group, 21),
+        ),
+    )
+    with torch.inference_mode(), gates(module, [group], 16) as (gate,):
+        gate[:, list(gone)] = 0
+        torch.testing.assert_close(module(**batch()), cut(**batch()))
+
+
+def _only(group: Group, wanted: Group, gone: tuple[int, ...]) -> Any:
+    return np.array([0.0 if group is wanted and a in gone else 1.0 for a in range(group.width)])
+
+
+def _keep(structure: Any, group: Group, kept: int) -> Choice:
+    widths = tuple(kept if one is group else one.width for one in structure.groups)
+    return Choice(widths, (False,) * len(structure.blocks))
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("outputs", ["logits", "features"])
+def test_a_dead_channel_is_worth_least(name: str, outputs: Any) -> None:
+    module = net()
+    with torch.no_grad():  # nothing makes it, and nothing reads it
+        module.first.one.weight[3], module.first.one.bias[3] = 0, 0
+        module.first.norm.weight[3], module.first.norm.bias[3] = 0, 0
+    groups = framed(module).structure.groups
+    scores = METHODS[name](module, groups, [batch()], outputs, 0)
+    first = scores[[group.name for group in groups].index("first.one")]
+    assert first.shape == (24,)
+    assert np.isfinite(first).all()
+    assert first.argmin() == 3
+    assert all(not part._forward_pre_hooks for part in module.modules())
+
+
+def test_fisher_foretells_the_divergence_of_silent_channels() -> None:
+    module, feeds = net(), batch(64)
+    groups = framed(module).structure.groups
+    scores = fisher(module, groups, [feeds] * 30, "logits", 0)
+    group, said = next(pair for pair in zip(groups, scores, strict=True) if pair[0].name == "last")
+    seen: list[float] = []
+    with torch.inference_mode():
+        wanted = {"output": module(**feeds)}
+        for atom in range(group.width):
+            with gates(module, [group], 64) as (gate,):
+                gate[:, atom] = 0
+                seen.append(divergence(wanted, {"output": module(**feeds)}, "logits") / 64)
+    assert np.corrcoef(said, seen)[0, 1] > 0.9
+    alive = np.array(seen) > 1e-9
+    assert 0.5 < said[alive].sum() / np.array(seen)[alive].sum() < 2, "in the same unit"
+
+
+def test_damage_grows_with_the_cut() -> None:
+    module = net()
+    frame = framed(module)
+    scores = fisher(module, frame.structure.groups, [batch()], "features", 0)
+    widths = [widths_of(group, 8) for group in frame.structure.groups]
+    found = damages(module, frame.structure, [batch()], scores, widths, "features", lambda *_: None)
+    for each in found.groups:
+        assert each[0] == 0
+        assert list(each) == sorted(each)
+
+
+# ---------------------------------------------------------------- costs
+
+
+def test_costs_are_those_of_the_cut_network() -> None:
+    module = net()
+    frame = framed(module)
+    for choice in [frame.whole, *random_choices(frame, _widths(frame), 2, seed=1)[1:]]:
+        cut = copy.deepcopy(module)
+        apply_step(cut, cut_by(frame.structure, None, choice))
+        feeds = {"x": batch(2)["x"].numpy()}
+        graph = capture(cut, feeds)
+        assert sum(count_macs(graph, feeds).values()) == frame.total(macs_cost, choice)
+        layers = [m for m in cut.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+        held = sum(p.numel() for layer in layers for p in layer.parameters())
+        assert held == frame.total(parameters_cost, choice)
+
+
+def _widths(frame: Frame) -> list[tuple[int, ...]]:
+    return [widths_of(group, 8) for group in frame.structure.groups]
+
+
+# ---------------------------------------------------------------- choosing
+
+
+def test_the_choice_is_the_best_there_is() -> None:
+    frame = framed(net())
+    draw = np.random.default_rng(3)
+    widths = [(group.width, group.width // 2) for group in frame.structure.groups]
+    damage = Damage(
+        tuple((0.0, float(draw.uniform())) for _ in widths),
+        tuple(float(draw.uniform()) for _ in frame.structure.blocks),
+        1,
+        1,
+    )
+    whole = frame.total(macs_cost, frame.whole)
+    for share in (0.35, 0.6, 0.85):
+        bound = Bound("multiply-adds", macs_cost, share * whole)
+        found = choose(frame, widths, damage, [bound])
+        assert bound.of(frame, found) <= bound.limit
+        kept = itertools.product(*widths)
+        skips = list(itertools.product((False, True), repeat=2))
+        least = min(
+            _pain(frame, widths, damage, Choice(tuple(one), skip))
+            for one in kept
+            for skip in skips
+            if bound.of(frame, Choice(tuple(one), skip)) <= bound.limit
+        )
+        assert _pain(frame, widths, damage, found) <= least * 1.006 + 1e-9
+
+
+def _pain(frame: Frame, widths: Any, damage: Damage, choice: Choice) -> float:
+    gone = [b for b, out in zip(frame.structure.blocks, choice.skipped, strict=True) if out]
+    total = sum(d for d, out in zip(damage.blocks, choice.skipped, strict=True) if out)
+    for group, each, costs, kept in zip(
+        frame.structure.groups, widths, damage.groups, choice.kept, strict=True
+    ):
+        if not any(block.holds(group.name) for block in gone):
+            total += costs[each.index(kept)]
+    return total
+
+
+def test_blocks_leave_only_where_they_may() -> None:
+    frame = framed(net())
+    widths = _widths(frame)
+    damage = Damage(tuple(tuple(float(i) for i in range(len(w))) for w in widths), (0.0, 0.0), 1, 1)
+    bound = Bound("multiply-adds", macs_cost, 0.6 * frame.total(macs_cost, frame.whole))
+    assert choose(frame, widths, damage, [bound]).skipped == (True, True)
+    assert choose(frame, widths, damage, [bound], blocks=False).skipped == (False, False)
+
+
+def test_two_bounds_hold_at_once() -> None:
+    frame = framed(net())
+    widths = _widths(frame)
+    damage = Damage(tuple(tuple(float(i) for i in range(len(w))) for w in widths), (9.0, 9.0), 1, 1)
+    whole = frame.whole
+    bounds = [
+        Bound("multiply-adds", macs_cost, 0.7 * frame.total(macs_cost, whole)),
+        Bound("parameters", parameters_cost, 0.4 * frame.total(parameters_cost, whole)),
+    ]
+    found = choose(frame, widths, damage, bounds)
+    assert all(bound.of(frame, found) <= bound.limit for bound in bounds)
+
+
+# ---------------------------------------------------------------- latency
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Probed("Conv", (1, 8, 10, 10), 16, 1, (3, 3), (2, 2), (1, 1), (1, 1)),
+        Probed("Conv", (1, 8, 10, 10), 8, 8, (3, 3), (1, 1), (1, 1), (1, 1)),
+        Probed("ConvTranspose", (1, 8, 5, 5), 6, 1, (2, 2), (2, 2), (0, 0), (1, 1)),
+        Probed("MatMul", (1, 32), 16),
+        Probed("MatMul", (1, 9, 32), 16),
+    ],
+)
+@pytest.mark.parametrize("int8", [False, True])
+def test_probes_run(layer: Probed, int8: bool) -> None:
+    feeds = {"x": np.ones(layer.in_shape, np.float32)}
+    for copies in (1, 3):
+        model = probe(layer, copies, int8_dialect=CPU.dialect if int8 else None)
+        with open_engine("onnxruntime")(model, EngineOptions(threads=1)) as engine:
+            (found,) = engine.run(feeds).values()
+        assert np.isfinite(found).all()
+
+
+def test_the_table_is_kept_and_read_again(tmp_path: Path) -> None:
+    frame = framed(net())
+    widths = [(group.width, group.width // 2) for group in frame.structure.groups]
+    stages: list[str] = []
+    table = LatencyTable(CPU, "float32", tmp_path / "cache")
+    table.measure(frame, widths, lambda stage, *_: stages.append(stage))
+    assert stages
+    assert all(value > 0 for value in table.entries.values())
+    again = LatencyTable(CPU, "float32", tmp_path / "cache")
+    assert again.entries == table.entries
+    again.measure(frame, widths, lambda *_: pytest.fail("measured twice"))
+    layer = frame.structure.layers[1]
+    low, high = (again.cost(layer, 16, width) for width in (12, 24))
+    assert min(low, high) <= again.cost(layer, 16, 18) <= max(low, high)
+    assert table.path is not None
+    table.path.write_text("{ damaged")
+    assert not LatencyTable(CPU, "float32", tmp_path / "cache").entries, "measured anew"
+    other = LatencyTable(CPU, "int8", tmp_path / "cache")
+    assert other.path != again.path
+    assert not other.entries
+
+
+def test_a_model_learns_from_whole_networks(tmp_path: Path) -> None:
+    module = net()
+    frame = framed(module)
+    widths = [(group.width, group.width // 2) for group in frame.structure.groups]
+    table = LatencyTable(CPU, "float32", tmp_path)
+    table.measure(frame, widths, lambda *_: None)
+    model = LatencyModel(frame, table)
+    truth = 0.2 + 0.8 * np.array(
+        [frame.total(table.cost, c) for c in random_choices(frame, widths, 6, 0)]
+    ) / frame.total(table.cost, frame.whole)
+    model.learn(random_choices(frame, widths, 6, 0), lambda _: [float(one) for one in truth])
+    assert max(map(abs, model.errors())) < 0.05
+    assert abs(model.predict(frame.whole) - 1) < 0.05
+    assert LatencyModel(frame, table).seen == model.seen
+    bound = model.bound(0.7)
+    choice = model.seen[0][0]
+    assert bound.of(frame, choice) == pytest.approx(model.predict(choice))
+
+
+def test_whole_networks_are_timed_against_the_uncut_one() -> None:
+    module = net()
+    frame = framed(module)
+    feeds = {"x": batch(2)["x"].numpy()}
+    watch = Stopwatch(module, frame.structure, feeds, CPU, "int8", lambda *_: None)
+    (same,) = watch([frame.whole])
+    assert 0.1 < same < 10, "the same network, on however busy a machine"
+
+
+# ---------------------------------------------------------------- prune()
+
+
+def test_a_plain_module_comes_back(tmp_path: Path) -> None:
+    module = net()
+    before = copy.deepcopy(module.state_dict())
+    found = pruned(module, pictures(), max_macs_ratio=0.5, keep=["head"], cache=tmp_path / "cache")
+    assert isinstance(found, Pruned)
+    assert type(found.module) is Net
+    report: Any = found.report
+    assert report["macs"]["result"] <= 0.5 * report["macs"]["original"]
+    assert report["left_whole"][-1]["name"] == "head"
+    rebuilt = found.history.rebuild(Net, found.module.state_dict()).eval()
+    torch.testing.assert_close(rebuilt(**batch()), found.module(**batch()), rtol=0, atol=0)
+    assert History.from_json(found.history.to_json()) == found.history
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, before[name]), "the user's module is as it was"
+    assert not (tmp_path / "cache").exists(), "written for latencies alone"
+    found.module.train()
+    found.module(**batch()).sum().backward()
+    assert all(p.grad is not None for p in found.module.parameters())
+    with pytest.raises(InputError) as caught:  # what is pruned can be pruned again
+        pruned(found.module, pictures(4), max_macs_ratio=0.5)
+    assert caught.value.code == "E_DATA"
+    again = pruned(found.module, pictures(), max_macs_ratio=0.8)
+    assert isinstance(again.module, Net)
+
+
+def test_the_same_seed_gives_the_same_network() -> None:
+    one, two = (pruned(net(), pictures(), max_size_mb=0.02, seed=5) for _ in range(2))
+    assert one.history == two.history
+    report: Any = one.report
+    assert report["bounds"]["size in bytes"]["result"] <= 20_000
+
+
+@pytest.mark.serial
+@pytest.mark.slow
+def test_pruning_to_a_latency(tmp_path: Path) -> None:
+    found = pruned(net(), pictures(), max_latency_ratio=0.8, cache=tmp_path)
+    latency: Any = found.report["bounds"]
+    assert latency["latency"]["limit"] == 0.8
+    assert latency["latency"]["measured_ratio"] > 0
+    assert len(latency["latency"]["model_errors"]) >= 6
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json"}
+
+
+def test_statistics_are_taken_anew() -> None:
+    module = net()
+    module.first.norm.running_mean.fill_(7.0)
+    assert recalibrate(module, [batch()]) == 2
+    assert not module.training
+    assert not module.first.norm.training
+    given = module.first.one(functional.relu(module.stem(batch()["x"])))
+    torch.testing.assert_close(module.first.norm.running_mean, given.mean((0, 2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ({}, "E_USAGE"),
+        ({"max_macs_ratio": 0.0}, "E_USAGE"),
+        ({"max_macs_ratio": 1.5}, "E_USAGE"),
+        ({"max_size_mb": float("nan")}, "E_USAGE"),
+        ({"max_macs_ratio": 0.5, "importance": "luck"}, "E_USAGE"),
+        ({"max_macs_ratio": 0.5, "precision": "int4"}, "E_USAGE"),
+        ({"max_macs_ratio": 0.5, "target": "toaster"}, "E_TARGET"),
+        ({"max_macs_ratio": 0.5, "keep": ["lsat"]}, "E_KEEP"),
+        ({"max_macs_ratio": 0.5, "pictures": 3}, "E_DATA"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], code: str) -> None:
+    with pytest.raises(InputError) as caught:
+        pruned(net(), pictures(), **options)
+    assert caught.value.code == code
+
+
+def test_a_bound_below_the_smallest_network() -> None:
+    with pytest.raises(BoundError, match="the smallest legal network has") as caught:
+        pruned(net(), pictures(), max_macs_ratio=0.001)
+    assert caught.value.code == "E_BOUND"
+
+
+def test_nothing_to_prune() -> None:
+    names = [name for name, _ in net().named_children()]
+    with pytest.raises(InputError, match="nothing in Net can be pruned") as caught:
+        pruned(net(), pictures(), max_macs_ratio=0.5, keep=names)
+    assert caught.value.code == "E_PRUNE"
+
+
+def test_a_network_that_overflows() -> None:
+    module = net()
+    with torch.no_grad():
+        module.head.weight.fill_(float("inf"))
+    with pytest.raises(InputError) as caught:
+        pruned(module, pictures(), max_macs_ratio=0.5)
+    assert caught.value.code == "E_NAN"
