@@ -77,8 +77,8 @@ def scores(file: dict[str, Any], run: dict[str, Any]) -> list[str]:
     value = f"{found['value']:.{digits}f}"
     if found["low"] is not None:
         value += f" ({found['low']:.{digits}f} to {found['high']:.{digits}f})"
-    if "as_sure" in found:
-        value += f"; over 0.5 again {found['as_sure']:.2f}"
+    if "over_lower" in found:
+        value += f"; with scores over 0.4 {found['over_lower']:.2f}"
 
     def number(key: str, places: int) -> str:
         return "-" if near.get(key) is None else f"{near[key]:.{places}f}"
