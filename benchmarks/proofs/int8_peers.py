@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", default=list(_ALL))
     parser.add_argument("--stage", default=",".join(_STAGES), metavar="STAGE,...")
     parser.add_argument("--threads", default="1,2", metavar="N,...")
+    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--modelopt", type=Path, help="a Python that has nvidia-modelopt")
     parser.add_argument("--minutes", type=float, default=1e9, help="how long to time, at most")
     parser.add_argument("--again", action="store_true", help="make, score and time anew")
@@ -85,7 +86,7 @@ def main() -> None:
     for name in given.networks:
         network, folder = _ALL[name], given.files / name
         folder.mkdir(parents=True, exist_ok=True)
-        if given.again or name not in told["networks"]:
+        if given.again or "recorded" in told["networks"].get(name, {"recorded": ""}):
             told["networks"][name] = {"files": {}, "ways": {}, "times": {}}
         state = told["networks"][name]
         if "make" in stages:
@@ -94,7 +95,7 @@ def main() -> None:
             score_all(network, folder, state, keep)
         if "time" in stages:
             for threads in map(int, given.threads.split(",")):
-                time_all(folder, state, threads, given.preset, until, keep)
+                time_all(folder, state, threads, given.batch, given.preset, until, keep)
     print(markdown(told))
 
 
@@ -215,12 +216,16 @@ def time_all(
     folder: Path,
     state: dict[str, Any],
     threads: int,
+    batch: int,
     preset: str,
     until: float,
     keep: Callable[[], None],
 ) -> None:
     """Comparisons that are not recorded yet, until the time is up."""
-    times = state["times"].setdefault(f"{threads}", {})
+    load = f"{threads} thread{'s' if threads > 1 else ''}" + (
+        f", batch {batch}" if batch > 1 else ""
+    )
+    times = state["times"].setdefault(load, {})
     runs = {way.key for way in WAYS if "score" in state["ways"].get(way.key, {})}
     for a, b in pairs():
         key = f"{a.key} against {b.key}"
@@ -228,13 +233,14 @@ def time_all(
             continue
         if time.monotonic() > until:
             return
-        print(f"{folder.name}, {threads} threads: {key}", flush=True)
+        print(f"{folder.name}, {load}: {key}", flush=True)
         try:
             # compare(a, b).ratio is b's latency over a's: how many times faster a is
             found = compare(
                 file_of(folder, a.file),
                 file_of(folder, b.file),
                 threads=threads,
+                batch=batch,
                 preset=preset,
                 engine=a.engine,
                 precision=a.precision,

@@ -111,7 +111,8 @@ def timed(entry: Entry, folder: Path, name: str) -> dict[str, Any]:
         force=True,
     )
     told: Any = bundle.measurements
-    (candidate,) = told["candidates"]
+    tried = told["candidates"]
+    candidate = next((one for one in tried if one["accepted"]), tried[-1])
     return {**candidate, "holds": bundle.variants[0].name, "notes": list(bundle.manifest.notes)}
 
 

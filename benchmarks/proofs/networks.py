@@ -62,7 +62,7 @@ class Network:
 
 
 def _cifar(name: str, weights: str, preprocessing: str) -> Network:
-    return Network(name, weights, preprocessing, "cifar", "classification")
+    return Network(name, weights, preprocessing, "cifar", "classification", max_drop=0.5)
 
 
 def _foreign(

@@ -17,8 +17,8 @@ def markdown(told: dict[str, Any]) -> str:
         "Made by `python benchmarks/proofs/int8_peers.py`. All files come from one float32 graph and the same calibration",
         "pictures. *Transcoded* is the peer's file after `edgepress transcode`, which sees no pictures. Scores are of the",
         "files as the engine runs them, with a 95 % interval; SQNR, KL, cosine and same top-1 compare with float32 in ONNX",
-        "Runtime. A ratio is the latency of the other over that of this one, both in turn in fresh processes, batch 1,",
-        "with its 95 % interval: over 1, this row is faster (in the last column: ours is). ModelOpt's files are meant for",
+        "Runtime. A ratio is the latency of the other over that of this one, both in turn in fresh processes, batch 1",
+        "where none is told, with its 95 % interval: over 1, this row is faster (in the last column: ours is). ModelOpt's files are meant for",
         "TensorRT and run here on engines that they were not made for.",
         "",
     ]
@@ -32,9 +32,9 @@ def markdown(told: dict[str, Any]) -> str:
 def section(state: dict[str, Any]) -> list[str]:
     """One network."""
     judged = next((w["score"]["judged"] for w in state["ways"].values() if "score" in w), "score")
-    threads = sorted(state["times"], key=int)
-    heads = [f"{n} thread{'s' if n != '1' else ''}: against float32" for n in threads]
-    heads += [f"{n} thread{'s' if n != '1' else ''}: ours against it" for n in threads]
+    loads = list(state["times"])
+    heads = [f"{load}: against float32" for load in loads]
+    heads += [f"{load}: ours against it" for load in loads]
     lines = [
         f"| file and engine | size | {judged} | SQNR | KL | same top-1 | cosine | in INT8 | "
         + " | ".join(heads)
@@ -54,13 +54,15 @@ def section(state: dict[str, Any]) -> list[str]:
         if run is None:
             continue
         cells = [label(way, file or {}), *scores(file or {}, run)]
-        cells += [ratio(state, n, way, FLOAT[way.engine]) for n in threads]
-        cells += [ratio(state, n, MADE[way.engine], way) for n in threads]
+        cells += [ratio(state, n, way, FLOAT[way.engine]) for n in loads]
+        cells += [ratio(state, n, MADE[way.engine], way) for n in loads]
         lines.append(f"| {' | '.join(cells)} |")
+    if "recorded" in state:
+        lines += ["", f"Recorded {state['recorded']}."]
     for engine, ours in MADE.items():
         for note in state["files"].get(ours.file, {}).get("notes", []):
             lines += ["", f"Our bundle for {ENGINES[engine]} says: {note}"]
-    return lines + aims(state, threads)
+    return lines + aims(state, loads)
 
 
 def label(way: Way, file: dict[str, Any]) -> str:
@@ -72,9 +74,11 @@ def scores(file: dict[str, Any], run: dict[str, Any]) -> list[str]:
     found = run["score"]
     near = found["agreement"]
     digits = 4 if found["judged"] == "cosine" else 2
-    value = f"{found['value']:.{digits}f} ({found['low']:.{digits}f} to {found['high']:.{digits}f})"
-    if "as_sure" in found:
-        value += f"; over 0.5 again {found['as_sure']:.2f}"
+    value = f"{found['value']:.{digits}f}"
+    if found["low"] is not None:
+        value += f" ({found['low']:.{digits}f} to {found['high']:.{digits}f})"
+    if "over_lower" in found:
+        value += f"; with scores over 0.4 {found['over_lower']:.2f}"
 
     def number(key: str, places: int) -> str:
         return "-" if near.get(key) is None else f"{near[key]:.{places}f}"
@@ -103,11 +107,11 @@ def ratio(state: dict[str, Any], threads: str, a: Way, b: Way) -> str:
     return f"{found['ratio']:.2f}x ({found['low']:.2f} to {found['high']:.2f}{mark})"
 
 
-def aims(state: dict[str, Any], threads: list[str]) -> list[str]:
+def aims(state: dict[str, Any], loads: list[str]) -> list[str]:
     """What ours is not faster than, in words."""
     lines: list[str] = []
     for engine, ours in MADE.items():
-        for n in threads:
+        for n in loads:
             slower: list[str] = []
             others = [w for w in WAYS if w.engine == engine and w.key != ours.key]
             for other in others:
@@ -115,9 +119,9 @@ def aims(state: dict[str, Any], threads: list[str]) -> list[str]:
                 if found is not None and found.get("faster") == "b":
                     slower.append(f"{other.key} ({found['ratio']:.2f}x)")
             best = [times(state, n, ours, one) for one in best_floats(engine)]
-            if all(one is not None for one in best):
+            if all(one is not None and "faster" in one for one in best):
                 word = ", ".join(slower) if slower else "nothing that was timed"
-                lines += ["", f"{ENGINES[engine]}, {n} thread(s): faster than ours is {word}."]
+                lines += ["", f"{ENGINES[engine]}, {n}: faster than ours is {word}."]
     return lines
 
 
