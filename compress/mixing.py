@@ -22,7 +22,7 @@ from ..export.damage import SESSIONS
 from ..export.dialects.qdq import write_qdq
 from ..export.measuring import Whole, measure_times, with_damage
 from ..export.plan import plan_int8
-from ..export.timing import kernels_ms
+from ..export.timing import ROUNDS, kernels_ms
 from ..runtime.tensors import Arrays
 from .passes import Context, Count, Outcome, finish
 from .recipe import Int8
@@ -33,7 +33,7 @@ _ATTEMPTS = 5
 _STEP = (0.1, 0.7)  # what the bound on the noise is multiplied by, from one attempt to the next
 _VALUES = 120_000_000  # activations that a graph of the damage may compute
 _PICTURES = (4, 32)
-_PROFILES = 6
+_PROFILES = 3 * ROUNDS
 
 Drop = Callable[[bytes], float]
 """How many points of the score a model's bytes lose on pictures that choose."""

@@ -11,7 +11,8 @@ any that reads it::
 
     minimize    sum_n x_n (int8_ms - float32_ms) + sum_t q_t quantize_ms + d_t dequantize_ms
     subject to  q_t >= x_r - x_p,  d_t >= x_p - x_r,  y_t >= x_r,  y_t >= x_p
-                (y_t >= x_r - x_p alone, where p only moves codes)
+                (y_t >= x_r - x_p alone, where p only moves codes; where p may give float32
+                straight out, d_t >= x_p + x_r - x_s - 1 for every two readers r and s)
                 sum_n x_n damage_n + sum_t y_t damage_t <= bound        for each output
                 x_n = x_m                                               for nodes of one kernel
 
@@ -198,21 +199,33 @@ class _Program:
         return frozenset(name for name, i in self._nodes.items() if found[i] > 0.5)
 
     def _tensor(self, index: int, tensor: TensorBlame) -> None:
-        maker = self._makers.get(tensor.name)
-        made = None if maker is None else self._nodes[maker.name]
         q, d, y = (start + index for start in (self._q, self._d, self._y))
-        for reader in self._readers.get(tensor.name, ()):
-            read = self._nodes[reader.name]
-            self._at_least({q: 1.0, read: -1.0} | ({} if made is None else {made: 1.0}))
-            moved = made is not None and maker is not None and maker.follows
-            self._at_least({y: 1.0, read: -1.0} | ({made: 1.0} if moved else {}))
-            if made is not None and maker is not None and not maker.free_output:
-                self._at_least({d: 1.0, made: -1.0, read: 1.0})
-        if made is not None and maker is not None and not maker.free_output:
-            if not maker.follows:
-                self._at_least({y: 1.0, made: -1.0})
-            if tensor.float_reader:
-                self._at_least({d: 1.0, made: -1.0})
+        readers = [self._nodes[one.name] for one in self._readers.get(tensor.name, ())]
+        maker = self._makers.get(tensor.name)
+        if maker is None:
+            for read in readers:
+                self._at_least({q: 1.0, read: -1.0})
+                self._at_least({y: 1.0, read: -1.0})
+            return
+        made = self._nodes[maker.name]
+        for read in readers:
+            self._at_least({q: 1.0, read: -1.0, made: 1.0})
+            self._at_least({y: 1.0, read: -1.0} | ({made: 1.0} if maker.follows else {}))
+        if maker.free_output:  # codes only where somebody reads codes, then floats for the others
+            for read in readers:
+                if tensor.float_reader:
+                    self._at_least({d: 1.0, made: -1.0, read: -1.0}, -1.0)
+                for other in readers:
+                    if other != read:
+                        entries = {d: 1.0, made: -1.0, read: -1.0, other: 1.0}
+                        self._at_least(entries, -1.0)
+            return
+        if not maker.follows:
+            self._at_least({y: 1.0, made: -1.0})
+        if tensor.float_reader:
+            self._at_least({d: 1.0, made: -1.0})
+        for read in readers:
+            self._at_least({d: 1.0, made: -1.0, read: 1.0})
 
     def _node(self, node: NodeBlame) -> None:
         mine = self._nodes[node.name]

@@ -53,7 +53,7 @@ def measure_times(
         whole: The network.
         engine: What it runs on.
         feeds: One picture, or as many as its batch is fixed to.
-        on_progress: Called with 1 for each profile taken, six in all.
+        on_progress: Called with 1 for each profile taken, nine in all.
     """
     graph, dialect = whole.graph, whole.dialect
     walk = Walk(graph.proto())

@@ -33,7 +33,9 @@ _CONVERTING = frozenset(  # kernels that only change type or layout, in both eng
     {"QuantizeLinear", "DequantizeLinear", "ReorderInput", "ReorderOutput", "Reorder", "Convert"}
     | {"FakeQuantize", "Transpose", "Sum"}
 )
-_ROUNDS = 2
+ROUNDS = 3
+"""How often each graph is profiled, in turn with the others."""
+
 _WALL_RUNS = 15
 
 
@@ -81,7 +83,7 @@ def profile_graphs(
     threads: int = 1,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Profile]:
-    """Profile several forms of one network in turn, twice, and take the faster time of each kernel.
+    """Profile several forms of one network in turn, and take the shortest time of each kernel.
 
     Args:
         engine: What runs them.
@@ -123,7 +125,7 @@ def _kernels(
     on_progress: Callable[[int], None] | None,
 ) -> list[list[KernelTime]]:
     seen: list[dict[str, KernelTime]] = [{} for _ in models]
-    for _ in range(_ROUNDS):
+    for _ in range(ROUNDS):
         for kernels, model in zip(seen, models, strict=True):
             for one in kernel_times(engine, model, feeds, threads=threads):
                 before = kernels.get(one.name)

@@ -298,8 +298,8 @@ def test_no_other_plan_is_better(seed: int) -> None:
             tuple(f"t{j}" for j in reads[i]),
             (f"t{i + 1}",),
             (f"n{i}",),
-            False,
-            i == count - 1,
+            seed % 2 == 1 and i in (2, 5),
+            i == count - 1 or (seed % 4 >= 2 and i in (1, 4)),
             float(rng.uniform(0.1, 1)),
             float(rng.uniform(0.05, 0.8)),
             {"y": float(rng.exponential(0.01)), "z": float(rng.exponential(0.01))},
@@ -327,11 +327,24 @@ def test_no_other_plan_is_better(seed: int) -> None:
     ]
     for bound in (None, 0.05, 0.15):
         fits = [p for p in plans if bound is None or noise_of(blame, p) <= bound]
+        fits = [plan for plan in fits if not useless(plan, nodes)]
         best = min(predicted_ms(blame, plan) for plan in fits)
         found = decide(blame, bound)
         assert found.predicted_ms == pytest.approx(best, abs=2e-4)
         assert bound is None or found.predicted_noise <= bound * (1 + 1e-6)
-        assert predicted_ms(blame, frozenset(found.int8)) == pytest.approx(found.predicted_ms)
+
+
+def useless(plan: frozenset[str], nodes: tuple[NodeBlame, ...]) -> bool:
+    """Whether a node moves codes that nobody behind it reads."""
+    readers: dict[str, list[str]] = {}
+    for node in nodes:
+        for name in node.reads:
+            readers.setdefault(name, []).append(node.name)
+    return any(
+        not any(reader in plan for name in node.gives for reader in readers.get(name, []))
+        for node in nodes
+        if node.follows and node.name in plan
+    )
 
 
 def test_a_decision_is_followed_and_costs_what_was_predicted_of_its_borders() -> None:

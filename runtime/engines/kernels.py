@@ -20,8 +20,8 @@ class KernelTime:
         kind: The engine's own word for it, e.g. ``QLinearConv``, ``Convolution``.
         name: Its name in the engine's rewritten graph.
         origins: Names of the nodes or tensors that it was made of, where the engine tells them.
-        ms: Lower quartile of its time over the runs, in milliseconds: what others do on the machine
-            only ever adds to a time.
+        ms: Its shortest time over the runs, in milliseconds: what others do on the machine only
+            ever adds to a time.
     """
 
     kind: str
@@ -60,9 +60,3 @@ def kernel_times(
         f"the engine '{engine}' tells no times of its kernels.",
         mend="Engines that do: onnxruntime, openvino.",
     )
-
-
-def summarized(kind: str, name: str, origins: tuple[str, ...], all_ms: list[float]) -> KernelTime:
-    """A kernel from its time in each run."""
-    ordered = sorted(all_ms)
-    return KernelTime(kind, name, origins, ordered[len(ordered) // 4])
