@@ -34,8 +34,10 @@ COMMANDS = {
     "predict": _Entry("runtime", "Run a bundle on pictures."),
     "bench": _Entry("benchmarks", "Measure latency, size, load time and memory; compare two."),
     "inspect": _Entry("export", "Show what is in a bundle or an ONNX file, and how it was made."),
+    "transcode": _Entry("export", "Rewrite an INT8 ONNX file of any tool so that it runs fast."),
     "verify": _Entry("runtime", "Check a bundle's hashes, schema and golden self-test."),
     "pack": _Entry("runtime", "Write a bundle folder as one .zip that every command reads."),
+    "combine": _Entry("runtime", "Join bundles of one network for several targets into one."),
     "doctor": _Entry("runtime", "Prove the engines of this machine by running a tiny model."),
 }
 
@@ -137,7 +139,7 @@ def _as_ours(error: Exception, words: Sequence[str]) -> EdgepressError | None:
     if package is None or package not in _EXTRAS:
         return None
     command = next((word for word in words if word in COMMANDS), "")
-    extra = _EXTRAS[package] if command == "inspect" else "compress"
+    extra = _EXTRAS[package] if command in ("inspect", "transcode") else "compress"
     return MissingExtraError(package, extra, f"edgepress {command}".strip())
 
 

@@ -64,10 +64,10 @@ def _unsettled_exits(command: Callable[_P, None]) -> Callable[_P, None]:
 @click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
-    default="f32",
-    show_default=True,
-    help="What the engine computes floats in.",
+    default=None,
+    help="What the engine computes floats in: by default what the bundle says, for a file f32.",
 )
+@click.option("--variant", default=None, help="Which model of the bundle.")
 @click.option(
     "--against-engine",
     type=click.Choice(ENGINE_NAMES),
@@ -78,8 +78,9 @@ def _unsettled_exits(command: Callable[_P, None]) -> Callable[_P, None]:
     "--against-precision",
     type=click.Choice(PRECISIONS),
     default=None,
-    help="By default the same.",
+    help="By default what its bundle says, for a file the same.",
 )
+@click.option("--against-variant", default=None, help="Which model of the other bundle.")
 @click.option(
     "--shape",
     "shapes",
@@ -98,9 +99,11 @@ def bench(
     batch: int,
     preset: str,
     engine: str | None,
-    precision: Precision,
+    precision: Precision | None,
+    variant: str | None,
     against_engine: str | None,
     against_precision: Precision | None,
+    against_variant: str | None,
     shapes: tuple[str, ...],
     seed: int,
 ) -> None:
@@ -112,10 +115,10 @@ def bench(
     would not settle within 5 %. Nothing is written.
     """
     wanted = _shapes(shapes)
-    if against is None and (against_engine or against_precision):
+    if against is None and (against_engine or against_precision or against_variant):
         raise InputError(
             "E_USAGE",
-            "--against-engine and --against-precision say how the other network runs.",
+            "--against-engine, --against-precision and --against-variant are of the other.",
             mend="Give --against, or leave them out.",
         )
     with console.progress() as report:
@@ -131,6 +134,7 @@ def bench(
                 preset=preset,
                 engine=engine,
                 precision=precision,
+                variant=variant,
                 seed=seed,
                 shapes=wanted,
                 progress=progress,
@@ -145,8 +149,10 @@ def bench(
                 preset=preset,
                 engine=engine,
                 precision=precision,
+                variant=variant,
                 against_engine=against_engine,
                 against_precision=against_precision,
+                against_variant=against_variant,
                 seed=seed,
                 shapes=wanted,
                 progress=progress,

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.engine import Precision
-from .latency import DEFAULT_ENGINE, SETTLED, Subject, measurement, own_engine, subject_file
+from .latency import DEFAULT_ENGINE, SETTLED, Own, Subject, measurement, subject_file
 from .measurement import Measurement, Preset, Settings
 from .recording import Progress, Recording, run_rounds
 from .statistics import bootstrap_median, mann_whitney_u
@@ -84,9 +84,11 @@ def compare(
     batch: int = 1,
     preset: str | Preset = "quick",
     engine: str | None = None,
-    precision: Precision = "f32",
+    precision: Precision | None = None,
+    variant: str | None = None,
     against_engine: str | None = None,
     against_precision: Precision | None = None,
+    against_variant: str | None = None,
     seed: int = 0,
     shapes: Mapping[str, Sequence[int]] | None = None,
     progress: Progress | None = None,
@@ -97,17 +99,21 @@ def compare(
     the ratio's interval is within 2 %, or to the preset's cap.
 
     Args:
-        a: A bundle (its first variant), a model file, or a model's bytes.
+        a: A bundle, a model file, or a model's bytes.
         b: The other.
         threads: Threads for one inference; 0 leaves the choice to the engine.
         batch: Samples an inference.
         preset: ``quick``, ``standard``, or a :class:`Preset`; its times count for each side.
         engine: Name of a's engine; by default the one that a bundle was made for, b's where a is a
             file and b a bundle, ONNX Runtime for two files.
-        precision: What a's engine computes floats in.
+        precision: What a's engine computes floats in; by default what its variant says, float32
+            for a file.
+        variant: Which model of the bundle a; by default the one that a session would take here.
         against_engine: Name of b's engine; by default the one that a bundle was made for, a's for a
             file.
-        against_precision: What b's engine computes floats in; by default the same.
+        against_precision: What b's engine computes floats in; by default what its variant says, for
+            a file the same as a.
+        against_variant: Which model of the bundle b.
         seed: Of the random inputs and of the bootstrap.
         shapes: Whole input shapes by name, for free dimensions other than the batch.
         progress: Told how much is done.
@@ -117,12 +123,22 @@ def compare(
         EngineError: As there.
         BundleError: As there.
     """
-    own_a, own_b = engine or own_engine(a), against_engine or own_engine(b)
+    own_a, own_b = Own.of(a, engine, variant), Own.of(b, against_engine, against_variant)
     settings = Settings.of(
-        threads, batch, preset, own_a or own_b or DEFAULT_ENGINE, seed, shapes, precision
+        threads,
+        batch,
+        preset,
+        own_a.engine or own_b.engine or DEFAULT_ENGINE,
+        seed,
+        shapes,
+        precision or own_a.precision,
+        own_a.variant,
     )
     against = replace(
-        settings, engine=own_b or settings.engine, precision=against_precision or precision
+        settings,
+        engine=own_b.engine or settings.engine,
+        precision=against_precision or (own_b.precision if own_b.variant else settings.precision),
+        variant=own_b.variant,
     )
     with ExitStack() as stack:
         (file_a, told_a), (file_b, told_b) = (

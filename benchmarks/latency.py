@@ -7,12 +7,14 @@ import os
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
 from ..runtime.bundle import Bundle
+from ..runtime.choosing import choose
 from ..runtime.engine import Precision
 from ..runtime.errors import InputError
 from .fingerprint import fingerprint
@@ -38,7 +40,8 @@ def measure(
     batch: int = 1,
     preset: str | Preset = "quick",
     engine: str | None = None,
-    precision: Precision = "f32",
+    precision: Precision | None = None,
+    variant: str | None = None,
     seed: int = 0,
     shapes: Mapping[str, Sequence[int]] | None = None,
     progress: Progress | None = None,
@@ -49,13 +52,15 @@ def measure(
     reached and the median's 95 % interval is within 2 %, or to the preset's cap.
 
     Args:
-        path: A bundle (its first variant), a model file, or a model's bytes.
+        path: A bundle, a model file, or a model's bytes.
         threads: Threads for one inference; 0 leaves the choice to the engine.
         batch: Samples an inference.
         preset: ``quick``, ``standard``, or a :class:`Preset`.
         engine: Name of the engine; by default the one that a bundle was made for, ONNX Runtime for
             a file.
-        precision: What the engine computes floats in.
+        precision: What the engine computes floats in; by default what the bundle's variant says,
+            float32 for a file.
+        variant: Which model of a bundle; by default the one that a session would take here.
         seed: Of the random inputs.
         shapes: Whole input shapes by name, for free dimensions other than the batch; a bundle's
             golden inputs tell them by themselves.
@@ -67,8 +72,11 @@ def measure(
             ``E_ENGINE``; ``E_PRECISION`` where it cannot compute in that.
         BundleError: Where the bundle is damaged.
     """
-    chosen = engine or own_engine(path) or DEFAULT_ENGINE
-    settings = Settings.of(threads, batch, preset, chosen, seed, shapes, precision)
+    own = Own.of(path, engine, variant)
+    chosen = own.engine or DEFAULT_ENGINE
+    settings = Settings.of(
+        threads, batch, preset, chosen, seed, shapes, precision or own.precision, own.variant
+    )
     with subject_file(path) as (file, told):
         recording = Recording(settings.request(file))
 
@@ -134,18 +142,48 @@ def overhead_us(started: Started, settings: Settings) -> float:
             return 1e3 * percentile(worker.block(500).latencies_ms, 0.5)
 
 
-def own_engine(subject: Subject) -> str | None:
-    """The engine that a bundle's first variant was made for; ``None`` for a plain model.
+@dataclass(frozen=True)
+class Own:
+    """How a subject wants to be run.
 
-    Raises:
-        BundleError: Where the bundle is damaged.
+    Attributes:
+        engine: The engine asked for, or a variant's; ``None`` for a plain model where none was.
+        variant: Which model of a bundle; ``None`` for a plain model.
+        precision: What that variant's floats are computed in.
     """
-    if isinstance(subject, bytes):
-        return None
-    path = os.fspath(subject)
-    if os.path.isdir(path) or path.lower().endswith(".zip"):
-        return Bundle.open(path).variant().engine
-    return None
+
+    engine: str | None
+    variant: str | None = None
+    precision: Precision = "f32"
+
+    @staticmethod
+    def of(subject: Subject, engine: str | None, variant: str | None) -> Own:
+        """What is asked for, completed by what a bundle says.
+
+        Raises:
+            InputError: ``E_VARIANT`` for a variant that is not there, or of a plain model.
+            EngineError: ``E_DIALECT`` where a bundle has none for ``engine``.
+            BundleError: Where the bundle is damaged.
+        """
+        path = "" if isinstance(subject, bytes) else os.fspath(subject)
+        if not (os.path.isdir(path) or path.lower().endswith(".zip")):
+            if variant is not None:
+                raise InputError(
+                    "E_VARIANT",
+                    f"the variant '{variant}' of a plain model was asked for.",
+                    mend="Only bundles have variants.",
+                    path=path or None,
+                )
+            return Own(engine)
+        bundle = Bundle.open(path)
+        # any engine may be tried on a bundle's only model; among several, each has its own
+        only = variant is None and len(bundle.variants) == 1
+        if variant is not None or only:
+            chosen = bundle.variant(variant)
+        else:
+            chosen = choose(bundle, engine).variant
+        name = engine or chosen.engine
+        return Own(name, chosen.name, "bf16" if chosen.precision == "bfloat16" else "f32")
 
 
 @contextmanager

@@ -180,6 +180,7 @@ class Settings:
         seed: Of the random inputs and of the bootstrap.
         shapes: Whole input shapes by name.
         precision: What the engine computes floats in.
+        variant: Which model of a bundle.
     """
 
     threads: int
@@ -189,6 +190,7 @@ class Settings:
     seed: int
     shapes: dict[str, list[int]]
     precision: Precision
+    variant: str | None = None
 
     @staticmethod
     def of(
@@ -199,6 +201,7 @@ class Settings:
         seed: int,
         shapes: Mapping[str, Sequence[int]] | None,
         precision: Precision = "f32",
+        variant: str | None = None,
     ) -> Settings:
         """The settings, checked as far as they can be without the network.
 
@@ -225,7 +228,7 @@ class Settings:
                 mend="Precisions: " + ", ".join(PRECISIONS),
             )
         plain = {name: [int(size) for size in shape] for name, shape in (shapes or {}).items()}
-        return Settings(threads, batch, preset, engine, seed, plain, precision)
+        return Settings(threads, batch, preset, engine, seed, plain, precision, variant)
 
     def request(self, path: Path) -> Request:
         """What a worker is told."""
@@ -237,6 +240,7 @@ class Settings:
             self.seed,
             dict(self.shapes),
             self.precision,
+            self.variant,
         )
 
 

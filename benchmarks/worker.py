@@ -37,6 +37,7 @@ class Request:
         seed: Of the random inputs.
         shapes: Whole input shapes by name, for dimensions that are free.
         precision: What the engine computes floats in.
+        variant: Which model of a bundle; ``None`` for its default, and for a model file.
     """
 
     path: str
@@ -46,6 +47,7 @@ class Request:
     seed: int
     shapes: dict[str, list[int]] = field(default_factory=dict[str, "list[int]"])
     precision: Precision = "f32"
+    variant: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def _serve(
     engine_class = open_engine(request.engine)
     import_backend(request.engine)
     imported = time.perf_counter()
-    model, golden = _read(request.path)
+    model, golden = _read(request.path, request.variant)
     read = time.perf_counter()
     options = EngineOptions(threads=request.threads, precision=request.precision)
     engine = stack.enter_context(engine_class(model, options))
@@ -148,7 +150,7 @@ def _serve(
             _answer(replies, {"peak_memory_bytes": peak_memory_bytes()})
 
 
-def _read(path: str) -> tuple[bytes, Arrays | None]:
+def _read(path: str, variant: str | None) -> tuple[bytes, Arrays | None]:
     """The model's bytes, and a bundle's golden inputs."""
     from ..runtime.errors import InputError
 
@@ -156,7 +158,7 @@ def _read(path: str) -> tuple[bytes, Arrays | None]:
         from ..runtime.bundle import Bundle
 
         bundle = Bundle.open(path)
-        return bundle.model(bundle.variant()), bundle.golden()[0]
+        return bundle.model(variant), bundle.golden()[0]
     try:
         with open(path, "rb") as stream:
             return stream.read(), None

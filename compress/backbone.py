@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from ..runtime.errors import InputError
 from ..runtime.preprocessing import Preprocessing
 from .factories import build
+from .history import History
 from .weights import load_weights
 
 
@@ -23,12 +24,14 @@ class Backbone:
         name: The factory as the user wrote it, without the machine's folders; goes into bundles.
         preprocessing: What the place it came from says of its pictures, or ``None``.
         weights_sha256: Of the weights' file, or ``None`` where the factory brought them itself.
+        history: What pruning was done to it before.
     """
 
     module: torch.nn.Module
     name: str
     preprocessing: Preprocessing | None = None
     weights_sha256: str | None = None
+    history: History = field(default_factory=History)
 
     @staticmethod
     def of(module: torch.nn.Module, preprocessing: Preprocessing | None = None) -> Backbone:
@@ -81,7 +84,9 @@ class Backbone:
             module, preprocessing = from_timm(name) if where == "timm" else from_torchvision(name)
         else:
             module = build(where, name)
-        digest = None if weights is None else load_weights(module, weights)
-        module.eval()
         shown = f"{Path(where).name}:{name}" if where.endswith(".py") else spec
-        return Backbone(module, shown, preprocessing, digest)
+        digest, history = None, History()
+        if weights is not None:
+            digest, history = load_weights(module, weights)
+        module.eval()
+        return Backbone(module, shown, preprocessing, digest, History(history.steps, factory=shown))

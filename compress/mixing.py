@@ -21,8 +21,8 @@ from ..export.blame import Blame
 from ..export.damage import SESSIONS
 from ..export.dialects.qdq import write_qdq
 from ..export.measuring import Whole, measure_times, with_damage
+from ..export.node_times import ROUNDS, kernels_ms
 from ..export.plan import plan_int8
-from ..export.timing import ROUNDS, kernels_ms
 from ..runtime.tensors import Arrays
 from .passes import Context, Count, Outcome, finish
 from .recipe import Int8

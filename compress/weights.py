@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import pickle
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 from ..runtime.errors import InputError
-from ..runtime.files import read_file
+from ..runtime.files import read_file, write_file
+from .history import METADATA_KEY, History
 
 _INSIDE = ("state_dict", "model_state_dict", "model", "ema", "net", "weights")
 _PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 _SHOWN = 5
 
 
-def load_weights(module: torch.nn.Module, path: str) -> str:
+def load_weights(module: torch.nn.Module, path: str) -> tuple[str, History]:
     """Load weights into a module; every key and shape must fit.
 
     A ``state_dict`` inside a checkpoint and a ``module.`` prefix (of DataParallel) are understood.
+    Where the file is a pruned network's (:func:`save_weights`), the module is pruned first, as its
+    history says.
 
     Args:
         module: What the factory gave; changed in place.
@@ -30,15 +35,18 @@ def load_weights(module: torch.nn.Module, path: str) -> str:
             tensors only.
 
     Returns:
-        The SHA-256 of the file, in hexadecimal.
+        The SHA-256 of the file, in hexadecimal, and what pruning was done to the network in it.
 
     Raises:
         InputError: ``E_FILE`` for a file that is not there or cannot be read, ``E_WEIGHTS`` for one
             that is cut short, of no known form, or of another network (the first keys that differ
             are named with their shapes), ``E_PICKLE`` for one that could only be read by running
-            code in it, ``E_NAN`` for values that are not finite.
+            code in it, ``E_NAN`` for values that are not finite, ``E_HISTORY`` for a pruned network
+            of another factory.
     """
     data = read_file(path)
+    history = _history(data, path)
+    history.apply(module)
     own = module.state_dict()
     state = _unwrapped(read_state(data, path), own)
     _check_same_network(state, own, path)
@@ -54,7 +62,47 @@ def load_weights(module: torch.nn.Module, path: str) -> str:
         module.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise InputError("E_WEIGHTS", f"'{path}' cannot be loaded: {error}", path=path) from error
-    return hashlib.sha256(data).hexdigest()
+    return hashlib.sha256(data).hexdigest(), history
+
+
+def save_weights(
+    module: torch.nn.Module, out: str | Path, *, history: History | None = None, force: bool = False
+) -> None:
+    """Write a module's tensors as safetensors, with what pruning did to it.
+
+    Args:
+        module: A network; one that was pruned and perhaps trained since.
+        out: The ``.safetensors`` file.
+        history: What pruning did to it (:attr:`~edgepress.compress.history.Pruned.history`).
+        force: Replace a file that is there.
+
+    Raises:
+        InputError: ``E_USAGE`` for another ending; as :func:`~edgepress.runtime.files.write_file`.
+    """
+    import safetensors.torch
+
+    if Path(out).suffix.lower() != ".safetensors":
+        raise InputError(
+            "E_USAGE", f"'{out}' does not end in .safetensors.", mend="Name it so.", path=str(out)
+        )
+    metadata = {} if history is None else {METADATA_KEY: history.to_json()}
+    state = {key: value.detach().cpu().clone() for key, value in module.state_dict().items()}
+    write_file(safetensors.torch.save(state, metadata), Path(out), force=force)
+
+
+def _history(data: bytes, path: str) -> History:
+    """The pruning history in a safetensors file's metadata; an empty one where there is none."""
+    if not path.lower().endswith(".safetensors"):
+        return History()
+    length = int.from_bytes(data[:8], "little")
+    if not 0 < length <= len(data) - 8:
+        return History()  # no whole safetensors file: what reads the tensors says so
+    try:
+        held: Any = json.loads(data[8 : 8 + length])
+        text: object = held["__metadata__"][METADATA_KEY]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return History()
+    return History.from_json(str(text), path)
 
 
 def read_state(data: bytes, path: str) -> dict[str, torch.Tensor]:

@@ -21,6 +21,8 @@ if typing.TYPE_CHECKING:
     from .plan import PrecisionPlan, plan_int8
     from .ranges import Ranges, calibrate
     from .receipt import Receipt, count_macs, float_receipt, int8_receipt
+    from .slowness import Slowness, why_slow
+    from .transcoding import Transcoded, transcode
 
 __all__ = [
     "Dialect",
@@ -31,6 +33,8 @@ __all__ = [
     "Ranges",
     "Receipt",
     "Shipped",
+    "Slowness",
+    "Transcoded",
     "assemble",
     "calibrate",
     "correct_biases",
@@ -42,6 +46,8 @@ __all__ = [
     "plan_int8",
     "read_onnx",
     "tidy",
+    "transcode",
+    "why_slow",
     "write_qdq",
 ]
 
@@ -54,6 +60,8 @@ _HOME = {
     "Ranges": "ranges",
     "Receipt": "receipt",
     "Shipped": "bundling",
+    "Slowness": "slowness",
+    "Transcoded": "transcoding",
     "assemble": "bundling",
     "calibrate": "ranges",
     "correct_biases": "bias",
@@ -65,6 +73,8 @@ _HOME = {
     "plan_int8": "plan",
     "read_onnx": "onnx_files",
     "tidy": "exact",
+    "transcode": "transcoding",
+    "why_slow": "slowness",
     "write_qdq": "dialects.qdq",
 }
 

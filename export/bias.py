@@ -110,15 +110,23 @@ class _Scales:
             The shift as it is after the gain.
         """
         node = self._makers[unit.raw]
+        if unit.bias_scale is None:
+            value = (self._value(unit.bias).astype(np.float64) + shift) * gain
+            self._set(unit.bias, value.astype(np.float32))
+            self._scale_weights(node, gain)
+            return shift * gain
         bias = self._makers[node.input[2]]
         scale = self._value(bias.input[1]).astype(np.float64)
         codes = np.rint(self._value(unit.bias).astype(np.float64) + shift / scale)
         self._set(unit.bias, np.clip(codes, -BIAS_LIMIT, BIAS_LIMIT).astype(np.int32))
         if np.any(gain != 1.0):
-            name = self._makers[node.input[1]].input[1]
-            self._set(name, (self._value(name) * gain).astype(np.float32))
+            self._scale_weights(node, gain)
             self._set(bias.input[1], (scale * gain).astype(np.float32))
         return shift * gain
+
+    def _scale_weights(self, node: onnx.NodeProto, gain: Array) -> None:
+        name = self._makers[node.input[1]].input[1]
+        self._set(name, (self._value(name) * gain).astype(np.float32))
 
     def _value(self, name: str) -> Array:
         return numpy_helper.to_array(self._constants[name])

@@ -75,7 +75,7 @@ def capture(
     with evaluating(module):
         names = list(run_module(module, example))
         free = torch.export.Dim("N", min=1)
-        arguments = _tensors(example)
+        arguments = tensors(example)
         shapes = {
             name: {0: free} if dynamic_batch and array.ndim else None
             for name, array in example.items()
@@ -130,7 +130,7 @@ def run_module(module: torch.nn.Module, feeds: Mapping[str, Array]) -> Arrays:
     """
     try:
         with torch.inference_mode():
-            given = module(**_tensors(feeds))
+            given = module(**tensors(feeds))
             return {
                 name: (value.float() if value.is_floating_point() else value).cpu().numpy()
                 for name, value in flatten_outputs(given, feeds).items()
@@ -188,7 +188,7 @@ def _key(part: object) -> str:
     return str(part)
 
 
-def _tensors(arrays: Mapping[str, Array]) -> dict[str, torch.Tensor]:
+def tensors(arrays: Mapping[str, Array]) -> dict[str, torch.Tensor]:
     """Tensors over arrays, which are copied where torch could not share their memory."""
     return {
         name: _torch.from_numpy(np.require(array, requirements=["C", "W"]))

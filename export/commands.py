@@ -1,40 +1,124 @@
-"""The command of this room: inspect. An ONNX file needs the extra ``export``, a bundle does not."""
+"""The commands of this room: inspect and transcode.
+
+An ONNX file needs the extra ``export``, a bundle does not.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..runtime.bundle import Bundle
 from ..runtime.console import Console, report_errors
-from ..runtime.errors import MissingExtraError
+from ..runtime.errors import InputError
+from ..runtime.files import check_file, write_file
+from ..runtime.target import target
 from .blame_table import show_blame
+
+if TYPE_CHECKING:
+    from .dialects import Dialect
 
 
 @click.command()
 @click.argument("path")
 @click.option("--nodes", is_flag=True, help="List every node with its precision and why.")
+@click.option(
+    "--why-slow",
+    is_flag=True,
+    help="For an INT8 .onnx file: what fell out of INT8, why, and what that costs here.",
+)
+@click.option(
+    "--target",
+    "target_name",
+    default="onnxruntime-cpu",
+    show_default=True,
+    help="With --why-slow: what runs the file.",
+)
 @report_errors
-def inspect(console: Console, path: str, nodes: bool) -> None:
+def inspect(console: Console, path: str, nodes: bool, why_slow: bool, target_name: str) -> None:
     """Show what is in PATH, a bundle or an .onnx file.
 
     Inputs, outputs, receipt, scores, how it was made.
     """
     if path.lower().endswith(".onnx"):
-        try:
-            import onnx  # noqa: F401  # pyright: ignore[reportUnusedImport]
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("onnx", "export", "edgepress inspect FILE.onnx") from error
         from .inspection import inspect_onnx
 
-        console.result(_show_onnx(console, inspect_onnx(path), nodes))
+        shown = _show_onnx(console, inspect_onnx(path), nodes and not why_slow)
+        if why_slow:
+            from .reports import show_slowness
+            from .slowness import why_slow as find
+
+            given = target(target_name)
+            found = find(path, _dialect(target_name, None), engine=given.engine)
+            told = show_slowness(console, found, path, target_name, nodes)
+            shown = {**shown, "why_slow": told}
+        console.result(shown)
         return
+    if why_slow:
+        raise InputError(
+            "E_USAGE",
+            f"--why-slow looks at an .onnx file, '{path}' is none.",
+            mend="Give the file; in a bundle it is model.onnx.",
+            path=path,
+        )
     bundle = Bundle.open(path)
     _show_bundle(console, bundle, nodes)
     console.result({"bundle": path, "size_bytes": bundle.size_bytes, **_as_dict(bundle)})
+
+
+@click.command()
+@click.argument("path", metavar="FILE.onnx")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Where to write it.")
+@click.option(
+    "--target",
+    "target_name",
+    default="onnxruntime-cpu",
+    show_default=True,
+    help="What shall run it; its dialect is chosen for this processor.",
+)
+@click.option("--dialect", "dialect_name", help="Another dialect than the target's own.")
+@click.option("--force", is_flag=True, help="Replace the file at --out.")
+@click.option(
+    "--accept-difference",
+    is_flag=True,
+    help="Write it where a layer lies more than a quantization step from the given file, too.",
+)
+@click.option("--nodes", is_flag=True, help="List every change.")
+@report_errors
+def transcode(
+    console: Console,
+    path: str,
+    out: Path,
+    target_name: str,
+    dialect_name: str | None,
+    force: bool,
+    accept_difference: bool,
+    nodes: bool,
+) -> None:
+    """Rewrite the INT8 file FILE.onnx, made by any tool, the way a target runs it in INT8.
+
+    Same scales, no data, no recalibration. Every layer is proved on random inputs to lie within a
+    quantization step of the given file's before anything is written; exit status 3 where one does
+    not.
+    """
+    from .reports import show_transcoded
+    from .transcoding import transcode as rewrite
+
+    dialect = _dialect(target_name, dialect_name)
+    check_file(out, force=force)
+    engine = target(target_name).engine
+    found = rewrite(path, dialect, engine=engine, force=accept_difference)
+    write_file(found.model, out, force=force)
+    console.result(show_transcoded(console, found, path, out, nodes))
+
+
+def _dialect(target_name: str, dialect_name: str | None) -> Dialect:
+    from .dialects import dialect
+
+    return dialect(dialect_name or target(target_name).dialect)
 
 
 def _as_dict(bundle: Bundle) -> dict[str, object]:
@@ -49,7 +133,7 @@ def _as_dict(bundle: Bundle) -> dict[str, object]:
         "outputs": [spec.to_dict() for spec in bundle.outputs],
         "preprocessing": bundle.preprocessing.to_dict() if bundle.preprocessing else None,
         "labels": list(bundle.labels) if bundle.labels else None,
-        "variants": [vars(variant) for variant in bundle.variants],
+        "variants": [variant.to_dict() for variant in bundle.variants],
         "recipe": dict(bundle.recipe),
         "scores": dict(bundle.scores or {}),
         "measurements": dict(bundle.measurements or {}),

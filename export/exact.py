@@ -45,7 +45,7 @@ from .onnx_files import check_float_network
 _OLDEST_OPSET = 13  # per-axis DequantizeLinear came with it
 _RAISED_OPSET = 18
 _RELATIVE_TOLERANCE = 1e-3
-_SIZES = (64, 224, 32, 320, 256, 1)  # tried in turn for free dimensions, until the model runs
+SIZES = (64, 224, 32, 320, 256, 1)  # tried in turn for free dimensions, until the model runs
 
 
 def tidy(
@@ -66,7 +66,7 @@ def tidy(
     """
     original = onnx.ModelProto()
     original.CopyFrom(model)
-    _initializers_are_not_inputs(original)
+    initializers_are_not_inputs(original)
     # Before 4 initializers had to be inputs; what came after 10 is nothing that a network needs.
     original.ir_version = min(max(original.ir_version, 4), IR_VERSION)
     check_float_network(original, source)
@@ -118,7 +118,8 @@ def with_opset(graph: Graph, opset: int, feeds: Mapping[str, Array]) -> Graph:
     return _proved(model, dict(feeds), wanted, graph.source)
 
 
-def _initializers_are_not_inputs(model: onnx.ModelProto) -> None:
+def initializers_are_not_inputs(model: onnx.ModelProto) -> None:
+    """Take initializers from the list of the graph's inputs, where old files have them, too."""
     constants = {tensor.name for tensor in model.graph.initializer}
     kept = [value for value in model.graph.input if value.name not in constants]
     del model.graph.input[:]
@@ -230,7 +231,7 @@ def _first_run(
         if example is not None:
             return dict(example), engine.run(example)
         told = ""
-        for size in _SIZES:
+        for size in SIZES:
             feeds = synthetic(inputs, size=size)
             try:
                 return feeds, engine.run(feeds)
@@ -241,7 +242,7 @@ def _first_run(
     raise InputError(
         "E_SHAPE",
         f"{source} has free dimensions and runs with none of the sizes "
-        f"{', '.join(map(str, _SIZES))}: {told}",
+        f"{', '.join(map(str, SIZES))}: {told}",
         mend="Export it with the sizes that it is meant for.",
         path=source,
     )

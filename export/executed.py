@@ -19,7 +19,7 @@ UNTOLD = "nothing that can be told"
 _COMPUTING = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _ENDINGS = ("WithoutBiases", "DequantizationMultiply", "DequantizationSubtract")
-_INT8 = ("u8", "i8")
+INT8 = ("u8", "i8")
 
 
 class Rewritten(Protocol):
@@ -102,12 +102,15 @@ class InOpenVino:
 
     def kernel_of(self, unit: Unit) -> tuple[str, bool]:
         """As the protocol says."""
-        names = dict.fromkeys((unit.node, unit.raw, unit.output))
-        homes = [home for name in names for home in self._homes.get(name, [])]
-        if unit.op_type in _WEIGHTED:
+        best = self.home_of((unit.node, unit.raw, unit.output), unit.op_type)
+        return (UNTOLD, False) if best is None else (told(best), best.precision in INT8)
+
+    def home_of(self, names: Iterable[str], op_type: str) -> Executed | None:
+        """What a node became, by its own name and those of what it gives; INT8 before others."""
+        homes = [home for name in dict.fromkeys(names) for home in self._homes.get(name, [])]
+        if op_type in _WEIGHTED:
             homes = [home for home in homes if home.kind in _COMPUTING]
-        best = next((home for home in homes if home.precision in _INT8), next(iter(homes), None))
-        return (UNTOLD, False) if best is None else (_told(best), best.precision in _INT8)
+        return next((home for home in homes if home.precision in INT8), next(iter(homes), None))
 
     def kernels(self) -> dict[str, int]:
         """As the protocol says."""
@@ -134,6 +137,7 @@ def _plain(origin: str) -> str:
     return origin
 
 
-def _told(node: Executed) -> str:
-    told = f"{node.kind} {node.precision}"
-    return told if node.primitive.startswith("undef") else f"{told} ({node.primitive})"
+def told(node: Executed) -> str:
+    """How a node that OpenVINO executes is called to people."""
+    name = f"{node.kind} {node.precision}"
+    return name if node.primitive.startswith("undef") else f"{name} ({node.primitive})"

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 
 from ..runtime.engines.onnxruntime import optimized_model
-from ..runtime.errors import EdgepressError
+from ..runtime.errors import EdgepressError, EngineError
 from .exact import synthetic
 from .executed import is_int8_kernel
 from .graph import Graph, name_nodes, opset_of, specs
@@ -44,7 +44,7 @@ def inspect_onnx(path: str) -> dict[str, Any]:
     try:
         rewritten = onnx.load_model_from_string(optimized_model(data, "all"))
         kernels = dict(Counter(node.op_type for node in rewritten.graph.node).most_common())
-    except EdgepressError:  # told by "kernels": the file is looked at, not run
+    except EngineError:  # told by "kernels": the file is looked at, not run
         kernels = None
     given = kernels or {}
     return {

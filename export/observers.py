@@ -15,6 +15,7 @@ from ..runtime.tensors import Array
 _BINS = 8192
 _LEVELS = 256  # of the quantizer that a range is chosen for
 _TAIL = 1e-4  # share of the values that the percentile method leaves out at each end
+_SHRINK = (np.linspace(1.0, 0.9, 11), np.linspace(0.88, 0.3, 30))  # ends that are tried
 _SAMPLES = 65_536  # a picture's values that the histogram takes; the extremes see all of them
 
 
@@ -115,7 +116,7 @@ def clip_range(observer: Observer, method: str) -> tuple[float, float]:
             max(low, min(0.0, float(centres[first]))),
             min(high, max(0.0, float(centres[last]))),
         )
-    shrink = np.concatenate([np.linspace(1.0, 0.9, 11), np.linspace(0.88, 0.3, 30)])
+    shrink = np.concatenate(_SHRINK)
 
     def best(ranges: list[tuple[float, float]]) -> float:
         errors = [_squared_error(centres, weights, *ends) for ends in ranges]
@@ -130,6 +131,35 @@ def clip_range(observer: Observer, method: str) -> tuple[float, float]:
             if at_low == before:
                 break
     return low * at_low, high * at_high
+
+
+def clip_magnitude(observer: Observer, method: str) -> float:
+    """The largest magnitude to be represented, by codes that are symmetric around zero.
+
+    Args:
+        observer: What was seen.
+        method: As for :func:`clip_range`.
+    """
+    largest = max(abs(observer.minimum), abs(observer.maximum))
+    if method == "minmax" or largest == 0:
+        return largest
+    centres, weights = observer.histogram()
+    if method == "percentile":
+        order = np.argsort(np.abs(centres))
+        total = np.cumsum(weights[order])
+        last = min(int(np.searchsorted(total, 1 - _TAIL)), len(centres) - 1)
+        return min(largest, abs(float(centres[order[last]])))
+    ends = [largest * shrink for shrink in np.concatenate(_SHRINK)]
+    errors = [_symmetric_error(centres, weights, end) for end in ends]
+    return float(ends[int(np.argmin(errors))])
+
+
+def _symmetric_error(
+    centres: NDArray[np.float64], weights: NDArray[np.float64], end: float
+) -> float:
+    scale = max(end / (_LEVELS // 2 - 1), 1e-38)
+    code = np.clip(np.rint(centres / scale), 1 - _LEVELS // 2, _LEVELS // 2 - 1)
+    return float(weights @ (centres - code * scale) ** 2)
 
 
 def _squared_error(

@@ -11,7 +11,6 @@ from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 from ..runtime.errors import InputError
-from .graph import attribute
 
 _LIMIT_BYTES = 2**31 - 1
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinear", "QGemm")
@@ -84,16 +83,7 @@ def check_float_network(model: onnx.ModelProto, source: str) -> None:
             ``E_NAN`` for weights that are not finite.
     """
     _check_no_control_flow(model, source)
-    checker = cast("Any", onnx.checker)
-    try:
-        checker.check_model(model)
-    except (onnx.checker.ValidationError, ValueError) as error:
-        raise InputError(
-            "E_MODEL",
-            f"{source} is not a valid ONNX model: {str(error).splitlines()[0]}",
-            mend="Export it again.",
-            path=source,
-        ) from error
+    check_valid(model, source)
     if any(is_quantized(node) for node in model.graph.node):
         raise InputError(
             "E_MODEL",
@@ -120,18 +110,40 @@ def check_float_network(model: onnx.ModelProto, source: str) -> None:
             )
 
 
+def check_valid(model: onnx.ModelProto, source: str) -> None:
+    """Refuse what ONNX's checker refuses.
+
+    Raises:
+        InputError: ``E_MODEL``.
+    """
+    checker = cast("Any", onnx.checker)
+    try:
+        checker.check_model(model)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise InputError(
+            "E_MODEL",
+            f"{source} is not a valid ONNX model: {str(error).splitlines()[0]}",
+            mend="Export it again.",
+            path=source,
+        ) from error
+
+
 def is_quantized(node: onnx.NodeProto) -> bool:
     """Whether a node makes, reads or computes on INT8 codes."""
     return node.op_type.startswith(_QUANTIZED) or "Integer" in node.op_type
 
 
 def constant_tensors(model: onnx.ModelProto) -> list[tuple[str, onnx.TensorProto]]:
-    """Initializers and the values of Constant nodes, by name."""
+    """Initializers and what Constant nodes hold, by name; strings and sparse tensors left out."""
     found = [(tensor.name, tensor) for tensor in model.graph.initializer]
     for node in model.graph.node:
-        value = attribute(node, "value") if node.op_type == "Constant" else None
-        if isinstance(value, onnx.TensorProto):
-            found.append((node.output[0], value))
+        for item in node.attribute if node.op_type == "Constant" else ():
+            if item.type == onnx.AttributeProto.TENSOR:
+                found.append((node.output[0], item.t))
+            elif item.name.startswith(("value_float", "value_int")):
+                kind = np.float32 if item.name.startswith("value_float") else np.int64
+                value = np.asarray(onnx.helper.get_attribute_value(item), kind)
+                found.append((node.output[0], numpy_helper.from_array(value)))
     return found
 
 

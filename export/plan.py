@@ -11,6 +11,7 @@ import onnx
 
 from ..runtime.errors import InputError
 from .dialects import Dialect
+from .dialects.residual import skip_inputs
 from .graph import Graph, Walk, attribute, is_standard
 from .ranges import Ranges
 
@@ -113,6 +114,8 @@ def plan_int8(
         else _why_not(node, walk, ranges, dialect)
         for node in model.graph.node
     }
+    if dialect.at_inputs:
+        _only_residual(walk, ranges, dialect, refused)
     feeding = _feed_weights(model, walk, dialect, refused)
     chosen: dict[str, Choice] = {}
     for node in model.graph.node:
@@ -129,6 +132,20 @@ def plan_int8(
         else:
             chosen[node.name] = Choice("float32", reason)
     return PrecisionPlan(chosen)
+
+
+def _only_residual(
+    walk: Walk, ranges: Ranges, dialect: Dialect, refused: dict[str, str | None]
+) -> None:
+    """Refuse additions that are no skip connection around an INT8 convolution."""
+    nodes = walk.model.graph.node
+    convolutions = {n.name for n in nodes if n.op_type == "Conv" and refused[n.name] is None}
+    skips = skip_inputs(walk, ranges.elements, convolutions)
+    for node in nodes:
+        if node.op_type in dialect.elementwise and node.name not in skips:
+            refused[node.name] = refused[node.name] or (
+                f"{dialect.name} adds in INT8 only a skip connection to a convolution's result"
+            )
 
 
 _UNNAMED = Choice("float32", "the precision plan does not name it")
@@ -167,10 +184,12 @@ def _why_not(node: onnx.NodeProto, walk: Walk, ranges: Ranges, dialect: Dialect)
         return f"{dialect.name} has no INT8 kernel for {node.op_type}"
     activations = list(node.input)
     if node.op_type in dialect.weighted:
-        reason = _why_not_weights(node, walk)
+        reason = why_not_weights(node, walk)
         if reason is not None:
             return reason
-        activations = activations[:1]
+        activations = [] if dialect.weight_only else activations[:1]
+        if _channels(node, walk) < dialect.least_channels:
+            return f"it reads fewer than {dialect.least_channels} channels"
     if any(not name or name in walk.constants for name in activations):
         return "one of its inputs is a constant"
     tail = walk.folded_activation(node)
@@ -180,7 +199,16 @@ def _why_not(node: onnx.NodeProto, walk: Walk, ranges: Ranges, dialect: Dialect)
     return None
 
 
-def _why_not_weights(node: onnx.NodeProto, walk: Walk) -> str | None:
+def _channels(node: onnx.NodeProto, walk: Walk) -> int:
+    """Over how many channels, or columns, the weights of ``node`` run."""
+    shape = tuple(walk.constants[node.input[1]].dims)
+    if node.op_type == "Conv":
+        return shape[1] * attribute(node, "group", 1)
+    return shape[1] if attribute(node, "transB", 0) else shape[0]
+
+
+def why_not_weights(node: onnx.NodeProto, walk: Walk) -> str | None:
+    """Why the weights or bias of a node do not fit INT8 kernels; ``None`` where they do."""
     weights = node.input[1]
     bias = node.input[2] if len(node.input) > 2 else ""
     if weights not in walk.constants:

@@ -18,7 +18,7 @@ from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ..runtime.errors import InputError
 from ..runtime.tensors import Array, Arrays
 from .graph import Graph, Walk, give_out, rows
-from .observers import Observer, clip_range
+from .observers import Observer, clip_magnitude, clip_range
 
 METHODS = ("mse", "minmax", "percentile")
 _MEMORY_BYTES = 192 * 2**20  # of activations held at once
@@ -35,6 +35,7 @@ class TensorRange:
         minimum: Least value seen.
         maximum: Largest value seen.
         elements: Values in one picture's share of the tensor.
+        magnitude: Largest magnitude that shall be represented where codes are symmetric around 0.
     """
 
     low: float
@@ -42,6 +43,7 @@ class TensorRange:
     minimum: float
     maximum: float
     elements: int
+    magnitude: float
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,11 @@ class Ranges:
     method: str
     pictures: int
     tensors: Mapping[str, TensorRange]
+
+    @property
+    def elements(self) -> dict[str, int]:
+        """Values that each tensor holds for one picture."""
+        return {name: seen.elements for name, seen in self.tensors.items()}
 
 
 Batches: TypeAlias = Callable[[int], Iterable[Arrays]]
@@ -117,7 +124,12 @@ def calibrate(
         if observer.finite:
             low, high = clip_range(observer, method)
             tensors[name] = TensorRange(
-                low, high, observer.minimum, observer.maximum, max(1, share[name])
+                low,
+                high,
+                observer.minimum,
+                observer.maximum,
+                max(1, share[name]),
+                clip_magnitude(observer, method),
             )
         elif name in outputs:
             raise InputError(

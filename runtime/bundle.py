@@ -116,16 +116,17 @@ class Bundle:
         chosen = variant if isinstance(variant, Variant) else self.variant(variant)
         return self.files[chosen.file]
 
-    def golden(self) -> tuple[Arrays, Arrays]:
-        """Golden inputs and the outputs that belong to them, by name.
+    def golden(self, variant: Variant | str | None = None) -> tuple[Arrays, Arrays]:
+        """Golden inputs and the outputs that a variant gives for them, by name.
 
         Raises:
             BundleError: ``E_ARCHIVE`` where they cannot be read, ``E_MANIFEST`` where they are not
                 what ``inputs`` and ``outputs`` declare.
         """
-        golden = self.manifest.golden
+        chosen = variant if isinstance(variant, Variant) else self.variant(variant)
+        golden, expected = self.manifest.golden, chosen.golden or self.manifest.golden
         inputs = _arrays(self.files[golden.inputs], golden.inputs, self.inputs)
-        outputs = _arrays(self.files[golden.outputs], golden.outputs, self.outputs)
+        outputs = _arrays(self.files[expected.outputs], expected.outputs, self.outputs)
         return inputs, outputs
 
 

@@ -9,12 +9,14 @@ from pathlib import Path
 import click
 
 from .bundle import Bundle
+from .choosing import missing
+from .combining import combine as combined
 from .console import Console, report_errors
 from .doctor import examine
 from .engines import ENGINE_NAMES
 from .errors import EngineError, InputError
 from .prediction import Prediction
-from .seal import write_zip
+from .seal import check_out, write_files, write_zip
 from .session import Session
 from .target import TARGET_NAMES, target
 
@@ -25,7 +27,18 @@ _threads = click.option(
     "--threads", type=click.IntRange(0, 1024), default=0, help="Threads; 0: the engine chooses."
 )
 _variant = click.option(
-    "--variant", default=None, help="Which model of the bundle; its first by default."
+    "--variant",
+    default=None,
+    help="Which model of the bundle; by default the first that this machine suits.",
+)
+_fastest = click.option(
+    "--fastest", is_flag=True, help="Time the models that suit and take the quickest."
+)
+_cache = click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Folder that remembers what was quickest here; without it nothing is written.",
 )
 
 
@@ -34,6 +47,8 @@ _variant = click.option(
 @click.argument("pictures", nargs=-1, required=True, type=click.Path())
 @click.option("--top", type=click.IntRange(1, 100_000), default=5, help="Classes to show.")
 @_variant
+@_fastest
+@_cache
 @_threads
 @report_errors
 def predict(
@@ -42,6 +57,8 @@ def predict(
     pictures: tuple[str, ...],
     top: int,
     variant: str | None,
+    fastest: bool,
+    cache: Path | None,
     threads: int,
 ) -> None:
     """Run BUNDLE on PICTURES.
@@ -50,7 +67,9 @@ def predict(
     shapes and ranges of its outputs (with --json also the values, up to 4,096 an output).
     """
     found: list[dict[str, object]] = []
-    with Session.open(bundle, threads=threads, variant=variant) as session:
+    with Session.open(
+        bundle, threads=threads, variant=variant, fastest=fastest, cache=cache
+    ) as session:
         with console.progress() as report:
             for done, prediction in enumerate(session.predict_many(pictures), start=1):
                 found.append(_told(pictures[done - 1], prediction, top))
@@ -96,7 +115,12 @@ def verify(console: Console, bundle: str) -> None:
     opened = Bundle.open(bundle)
     rows: list[tuple[str, ...]] = []
     variants: list[dict[str, object]] = []
+    absent: dict[str, str] = {}
     for variant in opened.variants:
+        why = missing(variant)
+        if why is not None and len(opened.variants) > 1:
+            absent[variant.name] = why
+            continue
         with Session.open(opened, variant=variant.name) as session:
             tests = [vars(test) for test in session.selftest]
             variants.append({"name": variant.name, "file": variant.file, "selftest": tests})
@@ -109,6 +133,8 @@ def verify(console: Console, bundle: str) -> None:
         f"{bundle} is whole: {count} files, {opened.size_bytes:,} bytes, all as they were made."
     )
     console.table(("variant", "output", ">largest difference", ">cosine"), rows)
+    for name, why in absent.items():
+        console.say(f"not proved: the variant '{name}', since {why}")
     console.say(
         "The hashes guard against accident, not against malice: whoever can write the files"
     )
@@ -121,6 +147,7 @@ def verify(console: Console, bundle: str) -> None:
             "size_bytes": opened.size_bytes,
             "format_version": opened.manifest.format_version,
             "variants": variants,
+            "not_proved": absent,
         }
     )
 
@@ -184,3 +211,30 @@ def pack(console: Console, bundle: str, out: Path, force: bool) -> None:
     size = out.stat().st_size
     console.say(f"{out}: {len(opened.files)} files, {size:,} bytes")
     console.result({"bundle": bundle, "out": str(out), "size_bytes": size})
+
+
+@click.command()
+@click.argument("bundles", nargs=-1, required=True, type=click.Path())
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write.")
+@click.option("--force", is_flag=True, help="Replace a bundle that is there.")
+@report_errors
+def combine(console: Console, bundles: tuple[str, ...], out: Path, force: bool) -> None:
+    """Join BUNDLES of one network, made for different targets, into one.
+
+    A session then takes the first variant that the machine suits, or the fastest where it is asked
+    to. The first bundle's first variant stays the default, and ``model.onnx``.
+    """
+    check_out(out, force=force)
+    files = combined([Bundle.open(path) for path in bundles])
+    write_files(files, out, force=force)
+    made = Bundle.open(out)
+    console.table(
+        ("variant", "engine", "dialect", "precision", ">bytes"),
+        [
+            (one.name, one.engine, one.dialect, one.precision, f"{len(made.model(one)):,}")
+            for one in made.variants
+        ],
+    )
+    console.say(f"Bundle: {out}, {made.size_bytes:,} bytes")
+    names = [one.name for one in made.variants]
+    console.result({"out": str(out), "variants": names, "size_bytes": made.size_bytes})

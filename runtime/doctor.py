@@ -39,7 +39,8 @@ class EngineReport:
         providers: What serves inside it.
         reason: Why it is not ok; empty when it is.
         mend: What can be done about it; may be empty.
-        installed: Whether it is there at all; an optional one need not be.
+        installed: Whether it is there at all, and the hardware that it is for; an optional one need
+            not be.
     """
 
     engine: str
@@ -96,7 +97,8 @@ def prove(engine: str) -> EngineReport:
     except MissingExtraError as error:
         return EngineReport(engine, False, reason="not installed", mend=error.mend, installed=False)
     except EngineError as error:
-        return EngineReport(engine, False, reason=error.message, mend=error.mend)
+        there = error.code != "E_DRIVER"  # without the hardware there is nothing to be broken
+        return EngineReport(engine, False, reason=error.message, mend=error.mend, installed=there)
     providers: Any = facts.get("providers", [])
     return EngineReport(engine, True, str(facts.get("version")), tuple(providers))
 

@@ -31,6 +31,8 @@ class EngineOptions:
         provider: What inside the engine is to run it, e.g. ``CPUExecutionProvider``; ``None`` is
             the engine's plainest one.
         precision: What floats are computed in; an engine that cannot refuses.
+        cache: Folder where an engine that builds something keeps it for the next time; without one
+            nothing is written.
     """
 
     threads: int = 0
@@ -38,6 +40,7 @@ class EngineOptions:
     allow_fallback: bool = False
     provider: str | None = None
     precision: Precision = "f32"
+    cache: str | None = None
 
 
 class Engine(ABC):

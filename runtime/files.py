@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .errors import InputError
 
+_BLOCK = 2**16  # larger than what file systems give out at once
 _FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
@@ -90,9 +91,53 @@ def disk_room() -> Generator[None, None, None]:
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        raise InputError(
-            "E_WRITE",
-            f"a temporary file could not be written: {error.strerror}.",
-            mend="Make room on the disk of the temporary folder ($TMPDIR), or name another one.",
-            path=None if error.filename is None else str(error.filename),
-        ) from error
+        raise _no_room(error, path=error.filename) from error
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Generator[Path, None, None]:
+    """A private folder where the system keeps temporary files; it is removed in the end.
+
+    Raises:
+        InputError: ``E_WRITE`` where it cannot be made: the disk is full or may not be written.
+    """
+    import tempfile
+
+    try:
+        made = tempfile.TemporaryDirectory(prefix="edgepress-")
+    except OSError as error:
+        raise _no_room(error, folder=tempfile.tempdir, path=tempfile.tempdir) from error
+    with made as folder:
+        yield Path(folder)
+
+
+def check_room(path: Path) -> None:
+    """Ask the system why a library could not write ``path``: one more block tells a full disk.
+
+    Args:
+        path: In a `temporary_folder`; what the library left there, if anything, is added to.
+
+    Raises:
+        InputError: ``E_WRITE`` where the disk is full, or at a quota or a limit on the size of
+            files; nothing where there is room.
+    """
+    try:
+        with path.open("ab") as file:
+            file.write(bytes(_BLOCK))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno in _FULL:
+            folder = str(path.parent.parent)
+            raise _no_room(error, folder=folder, path=folder) from error
+
+
+def _no_room(error: OSError, *, folder: str | None = None, path: str | None) -> InputError:
+    """``folder`` is the temporary one, ``path`` what is at fault, as far as they are known."""
+    place = "" if folder is None else f" in '{folder}'"
+    return InputError(
+        "E_WRITE",
+        f"a temporary file could not be written{place}: {error.strerror or error}.",
+        mend="Make room on the disk of the temporary folder ($TMPDIR), or name another one.",
+        path=path,
+    )

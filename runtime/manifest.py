@@ -38,6 +38,27 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
+class Tolerance:
+    """How far an output may be from the golden one: largest difference, and smallest cosine."""
+
+    max_abs: float
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What one variant gives for the golden inputs, where that is not what the default one gives.
+
+    Attributes:
+        outputs: Path of an ``.npz`` with one array for each output.
+        tolerance: One for each output, by its name.
+    """
+
+    outputs: str
+    tolerance: Mapping[str, Tolerance]
+
+
+@dataclass(frozen=True)
 class Variant:
     """One model of a bundle, as one engine wants to read it.
 
@@ -48,6 +69,9 @@ class Variant:
         dialect: How that engine wants to read it, e.g. ``onnxruntime-x86-vnni``.
         precision: The narrowest type that carries the work, e.g. ``int8``.
         receipt: What that engine did with it when it was made.
+        golden: What it gives for the golden inputs; ``None`` for what the bundle's ``golden`` says.
+        made: Where it was made apart from the default one: its ``recipe``, ``scores``,
+            ``measurements``, ``notes`` and ``declined``, as a bundle of its own has them.
     """
 
     name: str
@@ -56,14 +80,18 @@ class Variant:
     dialect: str
     precision: str
     receipt: Mapping[str, object] = field(default_factory=dict[str, object])
+    golden: Expected | None = None
+    made: Mapping[str, object] | None = None
 
-
-@dataclass(frozen=True)
-class Tolerance:
-    """How far an output may be from the golden one: largest difference, and smallest cosine."""
-
-    max_abs: float
-    cosine: float
+    def to_dict(self) -> dict[str, object]:
+        """JSON form; what is ``None`` is left out."""
+        told = {key: value for key, value in vars(self).items() if value is not None}
+        if self.golden is not None:
+            told["golden"] = {
+                "outputs": self.golden.outputs,
+                "tolerance": _tolerances(self.golden.tolerance),
+            }
+        return told
 
 
 @dataclass(frozen=True)
@@ -144,12 +172,12 @@ class Manifest:
             "task": self.task,
             "preprocessing": self.preprocessing.to_dict() if self.preprocessing else None,
             "labels": self.labels,
-            "variants": [vars(variant) for variant in self.variants],
+            "variants": [variant.to_dict() for variant in self.variants],
             "golden": {
                 "inputs": golden.inputs,
                 "outputs": golden.outputs,
                 "synthetic": golden.synthetic,
-                "tolerance": {name: vars(one) for name, one in golden.tolerance.items()},
+                "tolerance": _tolerances(golden.tolerance),
             },
             "recipe": self.recipe,
             "scores": self.scores,
@@ -183,7 +211,6 @@ def parse_manifest(data: bytes) -> Manifest:
         raise wrong(f"format is not '{FORMAT}'")
     version = _check_version(read)
     golden = read.part("golden")
-    tolerances = golden.part("tolerance")
     try:
         given = read.optional_mapping("preprocessing")
         preprocessing = None if given is None else Preprocessing.from_dict(given, "preprocessing")
@@ -198,7 +225,7 @@ def parse_manifest(data: bytes) -> Manifest:
             golden.text("inputs"),
             golden.text("outputs"),
             golden.flag("synthetic"),
-            {name: _tolerance(tolerances.part(name)) for name in tolerances.values},
+            _read_tolerances(golden),
         ),
         preprocessing=preprocessing,
         labels=None if read.values.get("labels") is None else read.text("labels"),
@@ -251,6 +278,7 @@ def _check(manifest: Manifest) -> None:
     check_names([*paths, MANIFEST, MANIFEST_HASH])
     golden = manifest.golden
     needed = [MODEL, golden.inputs, golden.outputs, *(one.file for one in manifest.variants)]
+    needed += [one.golden.outputs for one in manifest.variants if one.golden is not None]
     needed += [manifest.labels] if manifest.labels is not None else []
     for path in needed:
         if path not in paths:
@@ -268,8 +296,10 @@ def _check(manifest: Manifest) -> None:
         if not names or len(set(names)) < len(names):
             raise wrong(f"{what} has no entry, or one name twice: {names}")
     outputs = {spec.name for spec in manifest.outputs}
-    if set(golden.tolerance) != outputs:
-        raise wrong(f"golden.tolerance is for {sorted(golden.tolerance)}, not {sorted(outputs)}")
+    for expected in (golden, *(one.golden for one in manifest.variants)):
+        if expected is not None and set(expected.tolerance) != outputs:
+            told = sorted(expected.tolerance)
+            raise wrong(f"golden.tolerance is for {told}, not {sorted(outputs)}")
 
 
 def _spec(read: Reader) -> TensorSpec:
@@ -288,7 +318,12 @@ def _spec(read: Reader) -> TensorSpec:
 
 def _variant(read: Reader) -> Variant:
     texts = [read.text(key) for key in ("name", "file", "engine", "dialect", "precision")]
-    return Variant(*texts, receipt=read.optional_mapping("receipt") or {})
+    golden = None
+    if read.values.get("golden") is not None:
+        part = read.part("golden")
+        golden = Expected(part.text("outputs"), _read_tolerances(part))
+    receipt = read.optional_mapping("receipt") or {}
+    return Variant(*texts, receipt=receipt, golden=golden, made=read.optional_mapping("made"))
 
 
 def _entry(read: Reader) -> FileEntry:
@@ -296,6 +331,15 @@ def _entry(read: Reader) -> FileEntry:
     if not _DIGEST.fullmatch(digest):
         read.fail("sha256", "64 lower-case hexadecimal digits")
     return FileEntry(read.text("path"), read.size("size_bytes"), digest)
+
+
+def _read_tolerances(read: Reader) -> dict[str, Tolerance]:
+    part = read.part("tolerance")
+    return {name: _tolerance(part.part(name)) for name in part.values}
+
+
+def _tolerances(by_name: Mapping[str, Tolerance]) -> dict[str, object]:
+    return {name: vars(one) for name, one in by_name.items()}
 
 
 def _tolerance(read: Reader) -> Tolerance:

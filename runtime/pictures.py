@@ -18,11 +18,12 @@ from __future__ import annotations
 import io
 import os
 import stat
+from importlib import import_module
 from typing import IO, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .errors import InputError
 
@@ -31,7 +32,17 @@ ChannelOrder: TypeAlias = Literal["RGB", "BGR", "GRAY"]
 Picture: TypeAlias = "NDArray[np.uint8]"
 
 MAX_PIXELS = 178_956_970
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "JPEG2000")
+_READERS = {
+    "JPEG": ("JpegImagePlugin", (".jpg", ".jpeg", ".jpe", ".jfif")),
+    "PNG": ("PngImagePlugin", (".png", ".apng")),
+    "BMP": ("BmpImagePlugin", (".bmp", ".dib")),
+    "GIF": ("GifImagePlugin", (".gif",)),
+    "PPM": ("PpmImagePlugin", (".ppm", ".pgm", ".pbm", ".pnm")),
+    "WEBP": ("WebPImagePlugin", (".webp",)),
+    "TIFF": ("TiffImagePlugin", (".tif", ".tiff")),
+    "JPEG2000": ("Jpeg2KImagePlugin", (".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c")),
+}
+FORMATS = tuple(_READERS)
 """What is decoded. Pillow knows more, some of which start other programs (EPS: Ghostscript)."""
 
 _ORIENTATION = 0x0112
@@ -87,7 +98,7 @@ def _decode(
     try:
         if isinstance(source, Image.Image):
             return _from_image(source, order, what, path)
-        with Image.open(source, formats=FORMATS) as image:
+        with _open(source) as image:
             return _from_image(image, order, what, path)
     except InputError:
         raise
@@ -95,6 +106,25 @@ def _decode(
         raise _too_large(what, path) from error
     except Exception as error:  # Pillow's plugins raise whatever their parsers run into
         raise _refused(what, f"cannot be decoded: {_reason(error)}", path) from error
+
+
+def _open(source: str | IO[bytes]) -> Image.Image:
+    """Open with one reader after another, the likeliest first.
+
+    Asked for several formats at once, Pillow imports all its forty readers if one of them is not
+    loaded yet; that takes longer than all else that opening a bundle does.
+    """
+    suffix = os.path.splitext(source)[1].lower() if isinstance(source, str) else ""
+    unknown = UnidentifiedImageError(f"Pillow reads none of {', '.join(FORMATS)}")
+    for name in sorted(FORMATS, key=lambda name: suffix not in _READERS[name][1]):
+        import_module(f"PIL.{_READERS[name][0]}")
+        if name not in Image.OPEN:
+            continue  # this Pillow was built without it
+        try:
+            return Image.open(source, formats=(name,))
+        except UnidentifiedImageError as error:
+            unknown = error
+    raise unknown
 
 
 def _from_image(

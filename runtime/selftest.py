@@ -67,7 +67,8 @@ def self_test(bundle: Bundle, variant: Variant, engine: Engine) -> tuple[SelfTes
     Raises:
         BundleError: ``E_SELFTEST`` where it does not run or an output is outside its tolerance.
     """
-    inputs, golden = bundle.golden()
+    inputs, golden = bundle.golden(variant)
+    tolerance = (variant.golden or bundle.manifest.golden).tolerance
     try:
         outputs = engine.run(inputs)
     except (InputError, EngineError) as error:
@@ -79,7 +80,7 @@ def self_test(bundle: Bundle, variant: Variant, engine: Engine) -> tuple[SelfTes
         ) from error
     found = tuple(_compare(name, outputs[name], golden[name]) for name in golden)
     for one in found:
-        allowed = bundle.manifest.golden.tolerance[one.output]
+        allowed = tolerance[one.output]
         if not _within(one, allowed):
             raise BundleError(
                 "E_SELFTEST",

@@ -9,6 +9,8 @@ from types import TracebackType
 import numpy as np
 
 from .bundle import Bundle
+from .choosing import Choice, choose
+from .choosing import fastest as find_fastest
 from .engine import Engine, EngineOptions
 from .engines import open_engine
 from .errors import BundleError, EngineError, InputError
@@ -51,6 +53,7 @@ class Session:
         self.outputs: tuple[TensorSpec, ...] = engine.outputs
         self.selftest = selftest
         self._engine = engine
+        self._choice = Choice(variant, "asked for")
         self._floats = [spec.name for spec in engine.inputs if spec.dtype.startswith("float")]
 
     @classmethod
@@ -61,6 +64,8 @@ class Session:
         threads: int = 0,
         engine: str | None = None,
         variant: str | None = None,
+        fastest: bool = False,
+        cache: str | os.PathLike[str] | None = None,
         allow_fallback: bool = False,
         selftest: bool = True,
     ) -> Session:
@@ -69,14 +74,18 @@ class Session:
         Args:
             source: A bundle's folder or zip, or one that is open already.
             threads: Threads for one inference; 0 leaves the choice to the engine.
-            engine: The engine to run on; by default the one that the variant was made for.
-            variant: Name of the variant; by default the bundle's first.
+            engine: The engine to run on; by default that of the variant.
+            variant: Name of the variant; by default the first whose engine is here and whose
+                dialect suits this processor (`facts` tells which, and what was passed over).
+            fastest: Time the variants that suit, a second or two, and take the quickest.
+            cache: A folder that remembers what was quickest; without it nothing is written.
             allow_fallback: Whether another provider than the engine's own may serve; `facts` tells.
             selftest: Whether to run the golden inputs. Leave it out only where the same bundle
                 was proved on the same machine before.
 
         Raises:
-            InputError: ``E_FILE`` or ``E_VARIANT`` for what is not there.
+            InputError: ``E_FILE`` or ``E_VARIANT`` for what is not there, ``E_USAGE`` for a
+                ``variant`` and ``fastest`` together.
             EngineError: ``E_ENGINE``, ``E_PROVIDER``, or ``E_DIALECT`` where the engine cannot
                 serve.
             BundleError: Where the bundle is damaged or refused: ``E_HASH`` and the other codes of
@@ -85,7 +94,8 @@ class Session:
                 gives other numbers than when it was made.
         """
         bundle = source if isinstance(source, Bundle) else Bundle.open(source)
-        chosen = bundle.variant(variant)
+        choice = _choice(bundle, variant, engine, fastest, threads, cache)
+        chosen = choice.variant
         name = engine or chosen.engine
         if name != chosen.engine:
             raise EngineError(
@@ -94,7 +104,11 @@ class Session:
                 f"the engine {name} was asked for.",
                 mend="Choose a variant for that engine, or leave the engine to the bundle.",
             )
-        options = EngineOptions(threads=threads, allow_fallback=allow_fallback)
+        options = EngineOptions(
+            threads=threads,
+            allow_fallback=allow_fallback,
+            precision="bf16" if chosen.precision == "bfloat16" else "f32",
+        )
         running = open_engine(name)(bundle.model(chosen), options)
         try:
             running.__enter__()
@@ -110,7 +124,9 @@ class Session:
         except BaseException:
             running.__exit__(None, None, None)
             raise
-        return cls(bundle, chosen, running, found)
+        session = cls(bundle, chosen, running, found)
+        session._choice = choice
+        return session
 
     def __enter__(self) -> Session:
         return self
@@ -128,8 +144,16 @@ class Session:
         self._engine.__exit__(None, None, None)
 
     def facts(self) -> dict[str, object]:
-        """What serves: engine, version, providers, threads, whether it fell back; the variant."""
-        return {**self._engine.facts(), "variant": self.variant.name}
+        """What serves: engine, version, providers, threads, whether it fell back; the variant.
+
+        ``chosen`` tells why that variant, ``passed_over`` what was looked at beside it.
+        """
+        return {
+            **self._engine.facts(),
+            "variant": self.variant.name,
+            "chosen": self._choice.reason,
+            "passed_over": dict(self._choice.passed_over),
+        }
 
     def run(self, feeds: Mapping[str, Array]) -> Arrays:
         """Run the model once.
@@ -219,6 +243,27 @@ class Session:
         for index in range(len(rows)):
             one = outputs if len(filled) == 1 else _row(outputs, index)
             yield Prediction(one, self.bundle.task, self.bundle.labels)
+
+
+def _choice(
+    bundle: Bundle,
+    variant: str | None,
+    engine: str | None,
+    measured: bool,
+    threads: int,
+    cache: str | os.PathLike[str] | None,
+) -> Choice:
+    if variant is not None and measured:
+        raise InputError(
+            "E_USAGE",
+            f"the variant '{variant}' and the fastest one were asked for.",
+            mend="Ask for one of the two.",
+        )
+    if variant is not None:
+        return Choice(bundle.variant(variant), "asked for")
+    if not measured:
+        return choose(bundle, engine)
+    return find_fastest(bundle, threads=threads, engine=engine, cache=cache)
 
 
 def _row(outputs: Arrays, index: int) -> Arrays:

@@ -28,7 +28,7 @@ class Target:
     channel_multiple: int
 
 
-TARGET_NAMES = ("onnxruntime-cpu", "openvino-cpu")
+TARGET_NAMES = ("onnxruntime-cpu", "openvino-cpu", "tensorrt", "tensorrt-rtx")
 
 
 def target(name: str) -> Target:
@@ -45,6 +45,8 @@ def target(name: str) -> Target:
         )
     if name == "openvino-cpu":
         return Target(name, "openvino", openvino_dialect(), ("int8", "float32"), 8)
+    if name in ("tensorrt", "tensorrt-rtx"):
+        return Target(name, name, name, ("int8", "float16", "float32"), 8)
     return Target(name, "onnxruntime", onnxruntime_dialect(), ("int8", "float32"), 8)
 
 
@@ -66,6 +68,32 @@ def openvino_dialect() -> str:
     There OpenVINO's kernels add pairs of products in 16 bits as ONNX Runtime's do.
     """
     return "openvino" if _is_arm() or _has_vnni() else "openvino-half"
+
+
+def serves(dialect: str) -> bool:
+    """Whether this processor is one that a dialect was made for.
+
+    The careful x86 dialects run right on every x86 processor, and as well as any where there is no
+    VNNI. A dialect that does not depend on the processor, or is not known, is no reason against.
+    """
+    wanted = {
+        "onnxruntime-x86-vnni": not _is_arm() and _has_vnni(),
+        "onnxruntime-x86": not _is_arm(),
+        "onnxruntime-arm": _is_arm(),
+        "openvino": _is_arm() or _has_vnni(),
+    }
+    return wanted.get(dialect, True)
+
+
+def processor() -> str:
+    """Kind and model of the processor at hand, as far as the system tells."""
+    told = platform.processor()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{platform.machine()} {models[0] if models else told}".strip()
 
 
 def _is_arm() -> bool:

@@ -415,6 +415,7 @@ def test_a_comparison_that_does_not_settle_is_reported_and_ends_with_four(
     one_round = Preset("quick", 0.0, 1, 0.0, 1, 1.0)
     monkeypatch.setitem(PRESETS, "quick", one_round)
     monkeypatch.setattr("edgepress.benchmarks.comparison.UNSETTLED", -1.0)
+    monkeypatch.setattr("edgepress.benchmarks.comparison.SIGNIFICANCE", 0.0)
     path = tmp_path / "a.onnx"
     path.write_bytes(chain(40))
     status, output, errors = bench(path, "--against", path, "--json")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -83,6 +85,42 @@ def test_bad_files_end_the_command_with_status_2(tmp_path: Path) -> None:
         done = runner.invoke(inspect, [str(tmp_path / name)])
         assert done.exit_code == 2
         assert "Traceback" not in done.output
+
+
+def run_inspect(path: Path, before: str) -> subprocess.CompletedProcess[str]:
+    """``edgepress inspect`` as a child in which ``before`` ran first."""
+    script = f"{before}\nfrom edgepress.__main__ import main\nmain()"
+    return subprocess.run(
+        [sys.executable, "-c", script, "inspect", str(path), "--json"],
+        env={**os.environ, "TMPDIR": str(path.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_without_onnx_the_extra_is_named(tiny_classifier: GraphBytes, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.onnx"
+    path.write_bytes(tiny_classifier())
+    done = run_inspect(path, "import sys; sys.modules['onnx'] = None")
+    assert done.returncode == 2, done.stderr
+    error = json.loads(done.stdout)["error"]
+    assert error["code"] == "E_EXTRA"
+    assert error["mend"] == "Install it with: pip install 'edgepress[export]'"
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
+def test_a_full_disk_is_not_taken_for_a_file_that_does_not_run(
+    tiny_classifier: GraphBytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "tiny.onnx"
+    path.write_bytes(tiny_classifier())
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, 1_000))"
+    done = run_inspect(path, full)
+    assert done.returncode == 2, done.stderr
+    assert json.loads(done.stdout)["error"]["code"] == "E_WRITE"
+    assert [one.name for one in tmp_path.iterdir()] == ["tiny.onnx"]
 
 
 @pytest.mark.parametrize(

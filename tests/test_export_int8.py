@@ -554,7 +554,9 @@ def test_corrected_layers_have_the_means_of_float32(speech: Dialect) -> None:
         graph, plain, batches, largest_tensor=2048, on_progress=told.append
     )
     layers = [unit for unit in plain.units if unit.bias]
-    assert len(told) == len(shifts) == len(layers) == 7
+    # one has too few channels for TensorRT, whose RTX edition quantizes matrix products alone
+    wanted = {"tensorrt": 6, "tensorrt-rtx": 1}.get(speech.name, 7)
+    assert len(told) == len(shifts) == len(layers) == wanted
     _, left = correct_biases(graph, corrected, batches, largest_tensor=2048)
     assert max(shifts.values()) > 1e-3
     assert max(left.values()) < 1e-3, "channel means are back to a thousandth"

@@ -39,8 +39,10 @@ NOT_ON_DEVICES = {
 BORDERS = {  # the rest: one file each, any file
     "onnxruntime": "runtime/engines/onnxruntime.py",
     "openvino": "runtime/engines/openvino.py",
+    "tensorrt": "runtime/engines/tensorrt.py",
+    "tensorrt_rtx": "runtime/engines/tensorrt_rtx.py",
 }
-ONE_BORDER = ("nncf", "onnxruntime", "onnxscript", "openvino", "safetensors", "torch_pruning")
+ONE_BORDER = (*BORDERS, "nncf", "onnxscript", "safetensors", "torch_pruning")
 TERMINAL = ("click", "rich")
 LONGEST = 400
 

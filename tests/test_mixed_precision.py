@@ -24,17 +24,15 @@ from edgepress.compress.trade import Decision, borders_ms, decide, noise_of, pre
 from edgepress.export.blame import Blame, NodeBlame, TensorBlame
 from edgepress.export.damage import Damage, measure_damage
 from edgepress.export.dialects import dialect
-from edgepress.export.dialects.layout import lay_out
 from edgepress.export.dialects.qdq import write_qdq
 from edgepress.export.exact import tidy
 from edgepress.export.graph import Graph, Walk
 from edgepress.export.measuring import Whole, attach, measure_times
+from edgepress.export.node_times import Border, border_of, profile_graphs
 from edgepress.export.plan import Choice, PrecisionPlan, plan_int8
 from edgepress.export.ranges import calibrate
 from edgepress.export.receipt import count_macs
-from edgepress.export.timing import Border, border_of, profile_graphs
 from edgepress.runtime import EngineError, EngineOptions, InputError
-from edgepress.runtime.engines.kernels import kernel_times
 from edgepress.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from edgepress.runtime.target import target
 from edgepress.runtime.tensors import Array, Arrays
@@ -111,8 +109,7 @@ def whole_of(graph: Graph, spoken: str = X86) -> Whole:
 
 
 def damage_of(whole: Whole, **options: Any) -> Damage:
-    walk = Walk(whole.graph.proto())
-    layout = lay_out(walk, whole.ranges, whole.plan, whole.dialect)
+    layout = whole.layout(Walk(whole.graph.proto()))
     weighted = [unit.node for unit in whole.quantized.units if unit.op_type in ("Conv", "Gemm")]
     feeds = list(pictures()(4))[:2]
     return measure_damage(whole.graph, layout, whole.dialect, weighted, feeds, **options)
@@ -165,8 +162,7 @@ def test_damage_opens_no_more_graphs_than_it_may() -> None:
 
 def test_a_network_without_int8_layers_has_no_damage() -> None:
     whole = whole_of(network())
-    walk = Walk(whole.graph.proto())
-    layout = lay_out(walk, whole.ranges, PrecisionPlan({}), whole.dialect)
+    layout = replace(whole, plan=PrecisionPlan({})).layout(Walk(whole.graph.proto()))
     found = measure_damage(whole.graph, layout, whole.dialect, [], pictures()(4))
     assert found.places == {}
     assert found.whole == (0.0,)
@@ -192,18 +188,11 @@ def test_every_kernel_is_told_back_to_the_network(engine: str) -> None:
         assert len({name for name in made_of if name.startswith("Conv")}) == 4
 
 
-def test_engines_without_a_profiler_say_so(tiny_classifier: Callable[..., bytes]) -> None:
+def test_engines_without_a_profiler_say_so() -> None:
+    graph = network()
     with pytest.raises(EngineError) as caught:
-        kernel_times("null", tiny_classifier(), {})
+        profile_graphs("null", graph, [graph.model], {"x": np.zeros((1, 3, 32, 32), np.float32)})
     assert caught.value.code == "E_ENGINE"
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_profile_of_what_is_no_model_is_refused(engine: str) -> None:
-    needs(engine)
-    with pytest.raises(EngineError) as caught:
-        kernel_times(engine, b"nonsense", {})
-    assert caught.value.code == "E_BACKEND"
 
 
 def test_the_price_of_a_border_is_a_line_that_never_falls() -> None:

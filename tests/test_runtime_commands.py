@@ -175,7 +175,9 @@ def test_bad_input_ends_with_one_clear_error(
 
 def test_doctor_shows_each_engine(edgepress: Run) -> None:
     found = told(edgepress("doctor", "--json"))
-    assert [one["engine"] for one in found["engines"]] == ["onnxruntime", "openvino", "null"]
+    assert [one["engine"] for one in found["engines"]] == [
+        *("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "null")
+    ]
     assert all(one["ok"] is one["installed"] for one in found["engines"])
     assert {one["engine"] for one in found["engines"] if one["ok"]} >= {"onnxruntime", "null"}
     done = edgepress("doctor")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from onnx import TensorProto, helper
 
 from edgepress.runtime import EngineError, EngineOptions, InputError, TensorSpec, open_engine
 from edgepress.runtime.doctor import examine
-from edgepress.runtime.engines import ENGINE_NAMES
+from edgepress.runtime.engines import ENGINE_NAMES, import_backend
 from edgepress.runtime.engines.onnxruntime import optimized_model
 
 RNG = np.random.default_rng(0)
@@ -35,6 +36,7 @@ def graph(nodes: list[Any], inputs: list[tuple[Any, ...]], outputs: list[tuple[A
 
 
 def test_runs_like_a_bare_session(tiny_classifier: Callable[..., bytes]) -> None:
+    import_backend("onnxruntime")  # a bare import sends telemetry
     import onnxruntime
 
     model = tiny_classifier()
@@ -225,6 +227,51 @@ def test_the_optimized_graph_is_given_and_nothing_stays(
     with pytest.raises(EngineError) as caught:
         optimized_model(b"no model", level)
     assert caught.value.code == "E_BACKEND"
+    assert list(tmp_path.iterdir()) == []
+
+
+FULL = """
+import resource, sys
+from edgepress.runtime import EdgepressError
+from edgepress.runtime.engines.onnxruntime import optimized_model
+model = open(sys.argv[1], "rb").read()
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, 1_000))
+try:
+    optimized_model(model, "all")
+except EdgepressError as error:
+    print(error.code, error.path, error, sep="\\n")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
+def test_a_full_temporary_folder_is_named_and_nothing_stays(
+    tiny_classifier: Callable[..., bytes], tmp_path: Path
+) -> None:
+    """As a limit on the size of files, which the optimized graph meets."""
+    folder, model = tmp_path / "work", tmp_path / "net.onnx"
+    folder.mkdir()
+    model.write_bytes(tiny_classifier())
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, model],
+        env={**os.environ, "TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    code, path, message, mend = done.stdout.splitlines()
+    assert (code, path) == ("E_WRITE", str(folder)), done.stderr
+    assert f"in '{folder}': File too large." in message
+    assert "$TMPDIR" in mend
+    assert list(folder.iterdir()) == []
+
+
+def test_no_temporary_folder_is_told(
+    tiny_classifier: Callable[..., bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    with pytest.raises(InputError, match="No such file") as caught:
+        optimized_model(tiny_classifier(), "all")
+    assert (caught.value.code, caught.value.path) == ("E_WRITE", str(tmp_path / "gone"))
     assert list(tmp_path.iterdir()) == []
 
 

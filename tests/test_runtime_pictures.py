@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -207,3 +209,19 @@ def test_what_is_no_picture_is_refused(kind: str, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_other_values_are_refused(source: Any) -> None:
     refused(source)
+
+
+def test_only_the_reader_that_is_needed_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (3, 2)).save(path)
+    code = (
+        "import sys; from edgepress.runtime import read_picture; "
+        "read_picture(sys.argv[1]); "
+        "print(*(m for m in sys.modules if m.endswith('ImagePlugin')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, check=True
+    )
+    loaded = done.stdout.split()
+    assert "PIL.PngImagePlugin" in loaded
+    assert not {"PIL.WebPImagePlugin", "PIL.TiffImagePlugin", "PIL.EpsImagePlugin"} & set(loaded)

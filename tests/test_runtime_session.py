@@ -25,6 +25,7 @@ from edgepress.runtime import (
     TensorSpec,
     open_engine,
 )
+from edgepress.runtime.engines import import_backend
 from edgepress.runtime.manifest import Golden, Manifest, Tolerance, Variant
 from edgepress.runtime.npz import write_npz
 from edgepress.runtime.seal import seal, write_files
@@ -388,6 +389,7 @@ def test_probabilities_stay_as_they_are() -> None:
 @pytest.mark.serial
 def test_a_session_adds_little_to_a_run(make: Make) -> None:
     """Median over interleaved runs: at most 3 % or 20 us, with room for a noisy machine (3x)."""
+    import_backend("onnxruntime")  # a bare import sends telemetry
     import onnxruntime
 
     path = make()

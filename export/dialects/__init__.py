@@ -30,6 +30,12 @@ class Dialect:
             that these stand for, where the engine carries the scale through by itself.
         splits_dequantizers: Whether the engine gives each reader of a dequantized tensor a
             dequantizer of its own, so that they no longer share the tensor that they read.
+        symmetric: Whether every zero point is 0.
+        float_bias: Whether biases stay floats, or become int32 codes.
+        at_inputs: Whether codes are made at the inputs of INT8 nodes only, for an engine that moves
+            quantizers to where it wants them; every other node reads the float tensor.
+        weight_only: Whether weights alone become codes.
+        least_channels: A convolution over fewer channels than these stays in float.
     """
 
     name: str
@@ -42,11 +48,21 @@ class Dialect:
     seized: frozenset[str]
     moves_codes: bool = True
     splits_dequantizers: bool = False
+    symmetric: bool = False
+    float_bias: bool = False
+    at_inputs: bool = False
+    weight_only: bool = False
+    least_channels: int = 1
 
     @property
     def lowest(self) -> int:
         """The lowest code of an activation; the zero point of everything behind a ReLU."""
         return 0 if self.activation == "uint8" else -128
+
+    @property
+    def codes(self) -> tuple[int, int]:
+        """The lowest and the highest code of an activation."""
+        return self.lowest, self.lowest + 255
 
 
 def _onnxruntime(name: str, activation: str, weight_limit: int) -> Dialect:
@@ -107,6 +123,40 @@ def _openvino(name: str, weight_limit: int) -> Dialect:
     )
 
 
+def _tensorrt() -> Dialect:
+    # NVIDIA, "Working with quantized types": symmetric; the inputs of layers with weights, and of
+    # a residual addition the skip connection; neither outputs nor biases. The builder moves
+    # quantizers through what only moves values, so that nothing has to be written there. A
+    # convolution of a picture's few channels wants padding to 4 or 32 of them, and TensorRT 10.16
+    # was seen to have no INT8 kernel for one that is fused with its pooling: it stays in float.
+    return Dialect(
+        "tensorrt",
+        "int8",
+        127,
+        weighted=frozenset({"Conv", "Gemm", "MatMul"}),
+        elementwise=frozenset({"Add"}),
+        moving=frozenset(),
+        free_output=frozenset({"Conv", "Gemm", "MatMul", "Add"}),
+        seized=frozenset(),
+        symmetric=True,
+        float_bias=True,
+        at_inputs=True,
+        least_channels=4,
+    )
+
+
+def _tensorrt_rtx() -> Dialect:
+    # NVIDIA's support matrix of TensorRT-RTX 1.0 and 1.1 names INT8 for the weights of matrix
+    # products alone ("INT8 WoQ GEMM"); convolutions have none. It buys size: promise no speed.
+    return replace(
+        _tensorrt(),
+        name="tensorrt-rtx",
+        weighted=frozenset({"Gemm", "MatMul"}),
+        elementwise=frozenset[str](),
+        weight_only=True,
+    )
+
+
 DIALECTS = {
     d.name: d
     for d in (
@@ -115,6 +165,8 @@ DIALECTS = {
         _onnxruntime("onnxruntime-arm", "int8", 127),
         _openvino("openvino", 127),
         _openvino("openvino-half", 63),
+        _tensorrt(),
+        _tensorrt_rtx(),
     )
 }
 

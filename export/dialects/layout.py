@@ -5,7 +5,9 @@ A pure decision on the float32 graph; :mod:`edgepress.export.dialects.qdq` write
 
 from __future__ import annotations
 
+from collections.abc import Callable, Container, Mapping, Set
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -14,7 +16,10 @@ from ..graph import Walk, attribute, clip_bounds, is_standard
 from ..plan import PrecisionPlan
 from ..ranges import Ranges
 from . import Dialect
-from .quantizers import PerTensor, activation_quantizer
+from .quantizers import PerTensor, activation_quantizer, symmetric_quantizer
+from .residual import skip_inputs
+
+_Reads: TypeAlias = dict[str, frozenset[str]]
 
 
 @dataclass(frozen=True)
@@ -26,65 +31,130 @@ class Layout:
         absorbed: The ReLU or Clip that a node's output quantizer does the work of, by node name.
         moving: Names of nodes that move codes.
         coded: Tensors that exist as codes only: INT8 kernels give them, or codes were moved.
+        reads: Tensors that an INT8 node reads as codes, by node name.
+        rounded: Tensors that float32 nodes, too, read as their codes say.
     """
 
     quantizers: dict[str, PerTensor]
     absorbed: dict[str, onnx.NodeProto]
     moving: frozenset[str]
     coded: frozenset[str]
+    reads: dict[str, frozenset[str]]
+    rounded: frozenset[str] = frozenset()
+
+    @property
+    def read_as_codes(self) -> frozenset[str]:
+        """Tensors that everything reads as their codes say."""
+        return self.coded | self.rounded
 
 
-def activations(node: onnx.NodeProto, dialect: Dialect) -> list[str]:
-    """The inputs of an INT8 node that are read as codes; the rest are weights."""
-    return [node.input[0]] if node.op_type in dialect.weighted else list(node.input)
+def _reads(
+    walk: Walk, elements: Mapping[str, int], plan: PrecisionPlan, dialect: Dialect
+) -> _Reads:
+    """The inputs of INT8 nodes that are read as codes, by node name; the rest are weights."""
+    int8 = [node for node in walk.model.graph.node if plan.is_int8(node)]
+    if dialect.weight_only:
+        return {node.name: frozenset[str]() for node in int8}
+    found: _Reads = {}
+    for node in int8:
+        weighted = node.op_type in dialect.weighted
+        found[node.name] = frozenset([node.input[0]] if weighted else node.input)
+    if dialect.at_inputs:
+        convolutions = {node.name for node in int8 if node.op_type == "Conv"}
+        for name, skip in skip_inputs(walk, elements, convolutions).items():
+            if name in found:
+                found[name] = frozenset([skip])
+    return found
 
 
-def lay_out(walk: Walk, ranges: Ranges, plan: PrecisionPlan, dialect: Dialect) -> Layout:
+Choose: TypeAlias = Callable[[str, "tuple[float, float] | None"], PerTensor]
+"""The quantizer of a tensor, given the bounds of the activation function it shall absorb."""
+
+
+def from_ranges(ranges: Ranges, dialect: Dialect) -> Choose:
+    """Quantizers as calibration's ranges tell them."""
+
+    def choose(name: str, clip: tuple[float, float] | None) -> PerTensor:
+        seen = ranges.tensors[name]
+        if dialect.symmetric:
+            return symmetric_quantizer(seen.magnitude)
+        return activation_quantizer(seen.low, seen.high, dialect, clip)
+
+    return choose
+
+
+def lay_out(
+    walk: Walk,
+    known: Container[str],
+    plan: PrecisionPlan,
+    dialect: Dialect,
+    choose: Choose,
+    *,
+    keep: Set[str] = frozenset(),
+    elements: Mapping[str, int] | None = None,
+) -> Layout:
     """Decide which tensors become codes.
 
     The inputs of every INT8 node do, and its output unless it may give float32 and no INT8 node
-    reads it. What only moves values between two of them carries its input's scale along.
+    reads it. What only moves values between two of them carries its input's scale along. A dialect
+    that wants codes at the inputs only gets no others.
+
+    Args:
+        walk: The float32 graph.
+        known: Tensors that may become codes.
+        plan: Which nodes are INT8.
+        dialect: What the engine fuses.
+        choose: The quantizer of each.
+        keep: Tensors that become codes even where no INT8 node needs it, and that everything reads
+            as the codes say.
+        elements: Values that each tensor holds, by which a dialect that wants codes at the inputs
+            tells a residual addition.
     """
     nodes = list(walk.model.graph.node)
     int8 = [node for node in nodes if plan.is_int8(node)]
+    reads = _reads(walk, elements or {}, plan, dialect)
+    wanted: set[str] = {name for node in int8 for name in reads[node.name]}
+    if dialect.at_inputs:
+        made = {name: choose(name, None) for name in sorted(wanted)}
+        return Layout(made, {}, frozenset(), frozenset(), reads)
     tails = {node.name: walk.folded_activation(node) for node in int8}
     gives = {
         node.name: tail.output[0] if (tail := tails[node.name]) is not None else node.output[0]
         for node in int8
     }
-    wanted: set[str] = {name for node in int8 for name in activations(node, dialect)}
-    moving = _moves(walk, ranges, plan, dialect, wanted, set(gives.values()))
-    wanted |= {gives[node.name] for node in int8 if node.op_type not in dialect.free_output}
+    moving = _moves(walk, known, plan, dialect, wanted, set(gives.values()))
+    wanted |= {
+        gives[node.name]
+        for node in int8
+        if node.op_type not in dialect.free_output or gives[node.name] in keep
+    }
     absorbed: dict[str, onnx.NodeProto] = {}
     quantizers: dict[str, PerTensor] = {}
     coded: set[str] = set()
     for node in nodes:
         if node.name in moving:
-            given = quantizers.get(node.input[0]) or _quantizer(node.input[0], ranges, dialect)
+            given = quantizers.get(node.input[0]) or choose(node.input[0], None)
             quantizers.update(dict.fromkeys([node.input[0], *node.output], given))
             coded.update(node.output)
         elif node.name in gives and gives[node.name] in wanted:
             tail, output = tails[node.name], gives[node.name]
             clip = clip_bounds(tail, walk) if tail is not None else None
-            quantizers[output] = _quantizer(output, ranges, dialect, clip)
+            quantizers[output] = choose(output, clip)
             coded.add(output)
             if tail is not None:
                 absorbed[node.name] = tail
-    for name in wanted - quantizers.keys():
-        quantizers[name] = _quantizer(name, ranges, dialect)
-    return Layout(quantizers, absorbed, frozenset(moving), frozenset(coded))
-
-
-def _quantizer(
-    name: str, ranges: Ranges, dialect: Dialect, clip: tuple[float, float] | None = None
-) -> PerTensor:
-    seen = ranges.tensors[name]
-    return activation_quantizer(seen.low, seen.high, dialect, clip)
+    rounded = {name for name in keep if name in walk.producer or name in walk.input_names}
+    rounded -= {tail.input[0] for tail in absorbed.values()}
+    for name in (wanted | rounded) - quantizers.keys():
+        quantizers[name] = choose(name, None)
+    return Layout(
+        quantizers, absorbed, frozenset(moving), frozenset(coded), reads, frozenset(rounded)
+    )
 
 
 def _moves(
     walk: Walk,
-    ranges: Ranges,
+    known: Container[str],
     plan: PrecisionPlan,
     dialect: Dialect,
     wanted: set[str],
@@ -94,7 +164,7 @@ def _moves(
 
     Args:
         walk: The float32 graph.
-        ranges: Tensors that may become codes.
+        known: Tensors that may become codes.
         plan: Which nodes are INT8.
         dialect: Which operators can move codes.
         wanted: Tensors that INT8 nodes read; what is found to be wanted besides is added.
@@ -102,7 +172,7 @@ def _moves(
     """
     demanded, movable = set(wanted), set[str]()
     for node in reversed(walk.model.graph.node):
-        if any(name in demanded for name in node.output) and _can_move(node, walk, ranges, dialect):
+        if any(name in demanded for name in node.output) and _can_move(node, walk, known, dialect):
             movable.add(node.name)
             demanded.add(node.input[0])
     moving: set[str] = set()
@@ -121,7 +191,7 @@ def _moves(
     return moving
 
 
-def _can_move(node: onnx.NodeProto, walk: Walk, ranges: Ranges, dialect: Dialect) -> bool:
+def _can_move(node: onnx.NodeProto, walk: Walk, known: Container[str], dialect: Dialect) -> bool:
     if not is_standard(node) or node.op_type not in dialect.moving:
         return False
     if node.op_type == "Resize" and (
@@ -133,7 +203,7 @@ def _can_move(node: onnx.NodeProto, walk: Walk, ranges: Ranges, dialect: Dialect
         return False
     if node.op_type == "Pad" and not _pads_with_zero(node, walk):
         return False
-    return all(name in ranges.tensors for name in [node.input[0], *node.output])
+    return all(name in known for name in [node.input[0], *node.output])
 
 
 def _pads_with_zero(node: onnx.NodeProto, walk: Walk) -> bool:

@@ -9,7 +9,9 @@ the quantizers around it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 import onnx
@@ -20,8 +22,8 @@ from ..graph import Graph, Walk, all_names, attribute, fresh, serialize
 from ..plan import PrecisionPlan
 from ..ranges import Ranges
 from . import Dialect
-from .layout import activations, lay_out
-from .quantizers import PerTensor, bias_codes, weight_quantizer
+from .layout import Layout, from_ranges, lay_out
+from .quantizers import PerChannel, PerTensor, bias_codes, weight_quantizer
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Unit:
         output: The tensor that the engine's INT8 kernel gives: codes, or float32 where it gives
             that straight out.
         raw: The tensor that the node itself gives, before the ReLU and the quantizer.
-        bias: The initializer of its int32 bias; empty for a unit that has none.
-        bias_scale: float32, the scale of each of the bias's codes; ``None`` without a bias.
+        bias: The initializer of its bias, int32 codes or floats; empty for a unit that has none.
+        bias_scale: float32, the scale of each of the bias's codes; ``None`` where it has none.
     """
 
     node: str
@@ -55,12 +57,14 @@ class Quantized:
         units: What was written in INT8, in the order of the graph.
         moved: Nodes that only move codes.
         absorbed: Activation functions that a quantizer does the work of: name, and the unit's.
+        codes: By tensor of the float32 graph, the tensor that holds its codes.
     """
 
     model: bytes
     units: tuple[Unit, ...]
     moved: tuple[str, ...]
     absorbed: Mapping[str, str]
+    codes: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def write_qdq(
@@ -81,22 +85,54 @@ def write_qdq(
         weight_method: How weights' scales are chosen; see
             :func:`~edgepress.export.dialects.quantizers.weight_quantizer`.
     """
-    return _Writer(graph, ranges, plan, dialect, weight_method).write()
+    layout = lay_out(
+        Walk(graph.proto()),
+        ranges.tensors,
+        plan,
+        dialect,
+        from_ranges(ranges, dialect),
+        elements=ranges.elements,
+    )
+    pack = partial(weight_quantizer, method=weight_method)
+    return write_layout(graph, layout, plan, dialect, pack)
+
+
+class Pack(Protocol):
+    """Quantizes weights: the weights, their axis of output channels, largest code, bias, scale."""
+
+    def __call__(  # noqa: D102
+        self,
+        weights: Array,
+        axis: int,
+        limit: int,
+        *,
+        bias: Array | None = None,
+        input_scale: float = 1.0,
+    ) -> PerChannel: ...
+
+
+def write_layout(
+    graph: Graph, layout: Layout, plan: PrecisionPlan, dialect: Dialect, pack: Pack
+) -> Quantized:
+    """Write ``graph`` with quantizers that were decided on already.
+
+    Args:
+        graph: The float32 network.
+        layout: Which tensors become codes.
+        plan: Which nodes are INT8.
+        dialect: For which engine.
+        pack: Quantizes the weights of one node.
+    """
+    return _Writer(graph, layout, plan, dialect, pack).write()
 
 
 class _Writer:
     def __init__(
-        self,
-        graph: Graph,
-        ranges: Ranges,
-        plan: PrecisionPlan,
-        dialect: Dialect,
-        weight_method: str,
+        self, graph: Graph, layout: Layout, plan: PrecisionPlan, dialect: Dialect, pack: Pack
     ) -> None:
         self.source = graph.proto()
         self.walk = Walk(self.source)
-        self.layout = lay_out(self.walk, ranges, plan, dialect)
-        self.plan, self.dialect, self.method = plan, dialect, weight_method
+        self.layout, self.plan, self.dialect, self.pack = layout, plan, dialect, pack
         self.names = all_names(self.source)
         self.codes: dict[str, str] = {}  # tensor -> its codes
         self.floats: dict[str, str] = {}  # tensor -> its dequantized codes
@@ -129,7 +165,9 @@ class _Writer:
         del model.graph.node[:], model.graph.initializer[:]
         model.graph.node.extend(self.nodes)
         model.graph.initializer.extend([tensor for tensor in constants if tensor.name in used])
-        return Quantized(serialize(model), tuple(self.units), tuple(moved), absorbed)
+        return Quantized(
+            serialize(model), tuple(self.units), tuple(moved), absorbed, dict(self.codes)
+        )
 
     def _drop_unread(self) -> None:
         """Dequantizers behind codes that are only moved or only read as codes."""
@@ -159,15 +197,37 @@ class _Writer:
     def _zero_point(self, name: str, quantizer: PerTensor) -> str:
         return self._constant(name, np.array(quantizer.zero_point, self.dialect.activation))
 
-    def _quantize(self, name: str, source: str) -> None:
-        """Codes of the tensor ``name`` from the floats ``source``, and what they stand for."""
-        parameters = self._parameters(name, self.layout.quantizers[name])
-        self.codes[name] = fresh(self.names, f"{name}_codes")
-        self._add("QuantizeLinear", [source, *parameters], self.codes[name])
+    def _quantize(self, name: str, source: str) -> str:
+        """Codes of the tensor ``name`` from the floats ``source``, and what they stand for.
+
+        Returns:
+            The codes as the quantizer gives them, before any that may not occur are clipped.
+        """
+        quantizer = self.layout.quantizers[name]
+        parameters = self._parameters(name, quantizer)
+        made = self.codes[name] = fresh(self.names, f"{name}_codes")
+        ends = quantizer.ends or self.dialect.codes
+        if ends == self.dialect.codes:
+            self._add("QuantizeLinear", [source, *parameters], made)
+        elif self.dialect.moves_codes:
+            made = fresh(self.names, f"{name}_unclipped")
+            self._add("QuantizeLinear", [source, *parameters], made)
+            self._clip(made, np.array(ends, self.dialect.activation), self.codes[name])
+        else:
+            clipped = fresh(self.names, f"{name}_clipped")
+            values = (np.array(ends) - quantizer.zero_point) * np.float64(quantizer.scale)
+            self._clip(source, values.astype(np.float32), clipped)
+            self._add("QuantizeLinear", [clipped, *parameters], made)
         self._dequantize(name, parameters)
+        return made
+
+    def _clip(self, source: str, ends: Array, output: str) -> None:
+        bounds = [self._constant(f"{output}_end", end) for end in ends]
+        self._add("Clip", [source, *bounds], output)
 
     def _dequantize(self, name: str, parameters: list[str]) -> None:
-        gives_out = name in self.layout.coded and name in self.walk.output_names
+        made = name in self.layout.read_as_codes and name not in self.walk.input_names
+        gives_out = made and name in self.walk.output_names
         back = name if gives_out else fresh(self.names, f"{name}_dequantized")
         self._add("DequantizeLinear", [self.codes[name], *parameters], back)
         self.floats[name] = back
@@ -180,16 +240,22 @@ class _Writer:
         tail = self.layout.absorbed.get(node.name)
         out = node.output[0] if tail is None else tail.output[0]
         copy = _copy(node)
-        for i, name in enumerate(activations(node, self.dialect)):
-            copy.input[i] = self.floats[name]
+        reads = self.layout.reads[node.name]
+        for i, name in enumerate(node.input):
+            if name in reads:
+                copy.input[i] = self.floats[name]
         bias, bias_scale = "", None
         if node.op_type in self.dialect.weighted:
             bias, bias_scale = self._weights(node, copy)
         if out not in self.layout.coded:
             self.nodes.append(copy)
             self.units.append(Unit(node.name, node.op_type, out, out, bias, bias_scale))
+            if out in self.layout.quantizers:
+                self._quantize(out, out)
             return
         last = self._before_quantizer(out)
+        if self.layout.quantizers[out].ends is not None:
+            tail = None  # the quantizer does all of it
         raw = last if tail is None else node.output[0]
         copy.output[0] = raw
         self.nodes.append(copy)
@@ -197,9 +263,8 @@ class _Writer:
             tail = _copy(tail)
             tail.output[0] = last
             self.nodes.append(tail)
-        self._quantize(out, last)
-        unit = Unit(node.name, node.op_type, self.codes[out], raw, bias, bias_scale)
-        self.units.append(unit)
+        codes = self._quantize(out, last)
+        self.units.append(Unit(node.name, node.op_type, codes, raw, bias, bias_scale))
 
     def _weights(self, node: onnx.NodeProto, copy: onnx.NodeProto) -> tuple[str, Array | None]:
         """Quantize weights and bias of ``node``, and let ``copy`` read them."""
@@ -213,11 +278,12 @@ class _Writer:
         has_bias = len(node.input) > 2 and bool(node.input[2])
         if has_bias:
             bias += self.walk.constant(node.input[2]).reshape(-1)
-        scale_in = float(self.layout.quantizers[node.input[0]].scale)
         limit = self.dialect.weight_limit
-        packed = weight_quantizer(
-            weights, axis, limit, method=self.method, bias=bias, input_scale=scale_in
-        )
+        if self.dialect.float_bias:
+            packed = self.pack(weights, axis, limit)
+        else:
+            scale_in = float(self.layout.quantizers[node.input[0]].scale)
+            packed = self.pack(weights, axis, limit, bias=bias, input_scale=scale_in)
         key = (stem, packed.codes.tobytes(), packed.scale.tobytes())
         if key not in self.packed:  # layers that share weights go on sharing them
             self.packed[key] = [
@@ -229,6 +295,12 @@ class _Writer:
         self._add("DequantizeLinear", self.packed[key], copy.input[1], axis)
         if node.op_type == "MatMul":
             return "", None
+        if self.dialect.float_bias:
+            stem = node.input[2] if has_bias else f"{node.output[0]}_bias"
+            del copy.input[2:]
+            copy.input.append(self._constant(f"{stem}_float", bias))
+            return copy.input[2], None
+        scale_in = float(self.layout.quantizers[node.input[0]].scale)
         bias_scale = (scale_in * packed.scale.astype(np.float64)).astype(np.float32)
         stem = node.input[2] if has_bias else f"{node.output[0]}_bias"
         parts = [
@@ -267,13 +339,16 @@ class _Writer:
     def _float(self, node: onnx.NodeProto) -> None:
         copy, apart = _copy(node), self._is_seized(node)
         for i, name in enumerate(node.input):
-            if name in self.layout.coded:  # elsewhere the float32 tensor itself is there to be read
+            # Elsewhere the float32 tensor itself is there to be read.
+            if name in self.layout.read_as_codes:
                 alone = not apart and not self._is_shared(name)
                 copy.input[i] = self.floats[name] if alone else self._apart(name)
         self.nodes.append(copy)
-        for name in node.output:
+        for i, name in enumerate(node.output):
+            if name in self.layout.rounded:
+                copy.output[i] = self._before_quantizer(name)
             if name in self.layout.quantizers:
-                self._quantize(name, name)
+                self._quantize(name, copy.output[i])
 
     def _is_seized(self, node: onnx.NodeProto) -> bool:
         """Whether the engine would run a node in INT8 that the plan leaves in float32."""
@@ -284,7 +359,7 @@ class _Writer:
             return False  # these are seized between quantizers only
         elif node.op_type == "Where":
             data = data[1:]
-        return node.op_type in self.dialect.seized and self.layout.coded.issuperset(data)
+        return node.op_type in self.dialect.seized and self.layout.read_as_codes.issuperset(data)
 
     def _is_shared(self, name: str) -> bool:
         """Whether two nodes read the floats of a coded tensor and the engine would make them twice.

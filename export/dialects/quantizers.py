@@ -13,15 +13,25 @@ BIAS_LIMIT = 2**31 - 1
 """Largest magnitude of a bias's code."""
 
 _LEVELS = 255  # steps between the lowest and the highest code
+_SYMMETRIC_LEVELS = 127  # steps between zero and the highest code, where codes are symmetric
 _SMALLEST_SCALE = 1e-18  # below it a product of two scales leaves float32's normal range
 
 
 @dataclass(frozen=True)
 class PerTensor:
-    """One scale and zero point for a whole activation: ``x ~ (q - zero_point) * scale``."""
+    """One scale and zero point for a whole activation: ``x ~ (q - zero_point) * scale``.
+
+    Attributes:
+        scale: The step.
+        zero_point: The code of 0.
+        ends: The first and the last code that may occur, where those do all that an activation
+            function in front did, which then need not be written; ``None`` where the type's own
+            ends are meant and such a function stays.
+    """
 
     scale: np.float32
     zero_point: int
+    ends: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,17 @@ def activation_quantizer(
         scale = np.nextafter(np.float32(min(bounds)), np.float32(0), dtype=np.float32)
         scale = max(scale, np.float32(_SMALLEST_SCALE))
     return PerTensor(scale, zero + dialect.lowest)
+
+
+def symmetric_quantizer(magnitude: float) -> PerTensor:
+    """The quantizer of an activation whose codes are -127 to 127 and whose zero point is 0.
+
+    Args:
+        magnitude: Largest magnitude that is represented; 0 for a tensor of nothing but zeros, for
+            which any scale will do.
+    """
+    scale = magnitude / _SYMMETRIC_LEVELS
+    return PerTensor(np.float32(scale if scale >= _SMALLEST_SCALE else 1.0), 0)
 
 
 def weight_quantizer(

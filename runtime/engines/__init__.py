@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..engine import Engine
 from ..errors import EngineError
 
-__all__ = ["ENGINE_NAMES", "import_backend", "open_engine"]
+__all__ = ["ENGINE_NAMES", "import_backend", "load_backend", "open_engine"]
 
-ENGINE_NAMES = ("onnxruntime", "openvino", "null")
+ENGINE_NAMES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "null")
 
 
 def open_engine(name: str) -> type[Engine]:
@@ -24,6 +26,14 @@ def open_engine(name: str) -> type[Engine]:
         from .openvino import OpenVinoEngine
 
         return OpenVinoEngine
+    if name == "tensorrt":
+        from .tensorrt import TensorRtEngine
+
+        return TensorRtEngine
+    if name == "tensorrt-rtx":
+        from .tensorrt_rtx import TensorRtRtxEngine
+
+        return TensorRtRtxEngine
     if name == "null":
         from .null import NullEngine
 
@@ -53,4 +63,24 @@ def import_backend(name: str) -> str | None:
         from .openvino import backend_version as openvino_version
 
         return openvino_version()
+    if name in ("tensorrt", "tensorrt-rtx"):
+        return str(load_backend(name).__version__)
     return None
+
+
+def load_backend(name: str) -> Any:
+    """The module that ``tensorrt`` or ``tensorrt-rtx`` stands on.
+
+    Raises:
+        EngineError: ``E_BACKEND`` where it cannot be imported, ``E_ENGINE`` for another engine.
+        MissingExtraError: Where it is not installed.
+    """
+    if name == "tensorrt":
+        from .tensorrt import load as load_tensorrt
+
+        return load_tensorrt()
+    if name == "tensorrt-rtx":
+        from .tensorrt_rtx import load as load_tensorrt_rtx
+
+        return load_tensorrt_rtx()
+    raise EngineError("E_ENGINE", f"the engine '{name}' builds nothing.", mend="tensorrt does.")

@@ -21,13 +21,11 @@ import numpy as np
 
 from ..engine import Engine, EngineOptions, Precision
 from ..errors import EngineError, MissingExtraError
-from ..tensors import Array, Arrays, TensorSpec
-from .kernels import KernelTime
+from ..tensors import Array, Arrays, TensorSpec, check_arrays
 from .symbols import free_names
 
 CPU = "CPU"
 _TELEMETRY = "openvino_telemetry"
-_NOT_LOOKED_AT = 2  # inferences in which kernels are chosen and built
 _DTYPES = {
     "f32": "float32",
     "f64": "float64",
@@ -135,12 +133,18 @@ class Executed:
             inference decides it.
         origins: Names of what it was made of: the graph's nodes, or the outputs that they give,
             with OpenVINO's own endings.
+        name: Its own name.
+        reads: Names of the nodes that it reads from.
+        median_ms: What it took; 0 where it was not timed, or not run.
     """
 
     kind: str
     precision: str
     primitive: str
     origins: tuple[str, ...]
+    name: str = ""
+    reads: tuple[str, ...] = ()
+    median_ms: float = 0.0
 
 
 def executed_graph(model: bytes, options: EngineOptions | None = None) -> tuple[Executed, ...]:
@@ -155,58 +159,64 @@ def executed_graph(model: bytes, options: EngineOptions | None = None) -> tuple[
         MissingExtraError: Where OpenVINO is not installed.
     """
     ov = _backend()
-    compiled = _compile(ov, _core(ov), model, CPU, options or EngineOptions())
+    return _executed(_compile(ov, _core(ov), model, CPU, options or EngineOptions()), {})
+
+
+def executed_times(
+    model: bytes, feeds: Mapping[str, Array], *, runs: int = 20, threads: int = 1
+) -> tuple[Executed, ...]:
+    """As :func:`executed_graph`, with the median time of each node over ``runs`` on the CPU.
+
+    Args:
+        model: An ONNX model.
+        feeds: Inputs by name.
+        runs: How often; one more goes before and does not count.
+        threads: Threads for one inference.
+
+    Raises:
+        InputError: ``E_INPUT`` where the feeds are not what the graph takes.
+        EngineError: ``E_BACKEND`` where it cannot be read or run.
+        MissingExtraError: Where OpenVINO is not installed.
+    """
+    ov = _backend()
+    options, timed = EngineOptions(threads=threads), {"PERF_COUNT": True}
+    compiled = _compile(ov, _core(ov), model, CPU, options, timed)
+    request, took = compiled.create_infer_request(), dict[str, list[float]]()
+    inputs = _specs(compiled.inputs, "input", free_names(model))
+    check_arrays(inputs, feeds)
+    try:
+        for run in range(runs + 1):
+            request.infer([feeds[spec.name] for spec in inputs])
+            for part in request.get_profiling_info() if run else ():
+                took.setdefault(str(part.node_name), []).append(part.real_time.total_seconds())
+    except Exception as error:  # RuntimeError, and what the bindings raise besides
+        raise EngineError(
+            "E_BACKEND",
+            f"OpenVINO failed while running: {_reason(error)}",
+            mend="Check that the sizes of the inputs suit the graph.",
+        ) from error
+    return _executed(compiled, {name: 1e3 * float(np.median(s)) for name, s in took.items()})
+
+
+def _executed(compiled: Any, times_ms: Mapping[str, float]) -> tuple[Executed, ...]:
     found: list[Executed] = []
     for node in compiled.get_runtime_model().get_ordered_ops():
         told = {str(key): str(value.astype(str)) for key, value in node.get_rt_info().items()}
         names = tuple(name for name in told.get("originalLayersNames", "").split(",") if name)
+        name = str(node.get_friendly_name())
+        sources = (port.get_source_output().get_node() for port in node.inputs())
         found.append(
             Executed(
                 told.get("layerType", ""),
                 told.get("runtimePrecision", ""),
                 told.get("primitiveType", ""),
                 names,
+                name,
+                tuple(str(source.get_friendly_name()) for source in sources),
+                times_ms.get(name, 0.0),
             )
         )
     return tuple(found)
-
-
-def profile(
-    model: bytes, feeds: Mapping[str, Array], threads: int, runs: int
-) -> tuple[KernelTime, ...]:
-    """What each kernel takes on the CPU, from OpenVINO's performance counters.
-
-    See :func:`edgepress.runtime.engines.kernels.kernel_times`.
-    """
-    ov = _backend()
-    options, counted = EngineOptions(threads=threads), {"PERF_COUNT": True}
-    compiled = _compile(ov, _core(ov), model, CPU, options, counted)
-    origins: dict[str, tuple[str, ...]] = {}
-    for node in compiled.get_runtime_model().get_ordered_ops():
-        rt_info = node.get_rt_info()
-        told = (
-            str(rt_info["originalLayersNames"].astype(str))
-            if ("originalLayersNames" in rt_info)
-            else ""
-        )
-        origins[str(node.get_friendly_name())] = tuple(n for n in told.split(",") if n)
-    request, seen = compiled.create_infer_request(), dict[tuple[str, str], list[float]]()
-    try:
-        for run in range(runs + _NOT_LOOKED_AT):
-            request.infer({port: feeds[_name(port, "input")] for port in compiled.inputs})
-            for one in request.get_profiling_info() if run >= _NOT_LOOKED_AT else ():
-                key = (str(one.node_type), str(one.node_name))
-                seen.setdefault(key, []).append(one.real_time.total_seconds() * 1000)
-    except Exception as error:  # RuntimeError, and what the bindings raise besides
-        raise EngineError(
-            "E_BACKEND",
-            f"OpenVINO failed while its counters ran: {_reason(error)}",
-            mend="Check that the sizes of the inputs suit the graph.",
-        ) from error
-    return tuple(
-        KernelTime(kind, name, origins.get(name, ()), min(found))
-        for (kind, name), found in seen.items()
-    )
 
 
 def has_bf16() -> bool:

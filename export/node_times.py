@@ -19,8 +19,9 @@ import onnx
 
 from ..runtime.engine import EngineOptions
 from ..runtime.engines import open_engine
-from ..runtime.engines.kernels import KernelTime, kernel_times
-from ..runtime.engines.onnxruntime import optimized_model
+from ..runtime.engines.onnxruntime import kernel_times, optimized_model
+from ..runtime.engines.openvino import executed_times
+from ..runtime.errors import EngineError
 from ..runtime.tensors import Arrays
 from .graph import Graph, Walk
 
@@ -33,10 +34,28 @@ _CONVERTING = frozenset(  # kernels that only change type or layout, in both eng
     {"QuantizeLinear", "DequantizeLinear", "ReorderInput", "ReorderOutput", "Reorder", "Convert"}
     | {"FakeQuantize", "Transpose", "Sum"}
 )
-ROUNDS = 3
+ROUNDS = 4
 """How often each graph is profiled, in turn with the others."""
 
+_RUNS = 8  # of a profile
 _WALL_RUNS = 15
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """One kernel of a graph as an engine runs it, in one form for all engines.
+
+    Attributes:
+        kind: The engine's own word for it, e.g. ``QLinearConv``, ``Convolution``.
+        name: Its name in the engine's rewritten graph.
+        origins: Names of the nodes or tensors that it was made of, where the engine tells them.
+        ms: What it takes.
+    """
+
+    kind: str
+    name: str
+    origins: tuple[str, ...]
+    ms: float
 
 
 @dataclass(frozen=True)
@@ -117,6 +136,20 @@ def kernels_ms(
     return [sum(one.ms for one in kernels) for kernels in seen]
 
 
+def _timed(engine: str, model: bytes, feeds: Arrays, threads: int) -> list[KernelTime]:
+    if engine == "onnxruntime":
+        seen = kernel_times(model, feeds, runs=_RUNS, threads=threads)
+        return [KernelTime(one.kernel, one.node, (), one.median_ms) for one in seen]
+    if engine == "openvino":
+        executed = executed_times(model, feeds, runs=_RUNS, threads=threads)
+        return [KernelTime(one.kind, one.name, one.origins, one.median_ms) for one in executed]
+    raise EngineError(
+        "E_ENGINE",
+        f"the engine '{engine}' tells no times of its kernels.",
+        mend="Engines that do: onnxruntime, openvino.",
+    )
+
+
 def _kernels(
     engine: str,
     models: Sequence[bytes],
@@ -127,7 +160,7 @@ def _kernels(
     seen: list[dict[str, KernelTime]] = [{} for _ in models]
     for _ in range(ROUNDS):
         for kernels, model in zip(seen, models, strict=True):
-            for one in kernel_times(engine, model, feeds, threads=threads):
+            for one in _timed(engine, model, feeds, threads):
                 before = kernels.get(one.name)
                 if before is None or one.ms < before.ms:
                     kernels[one.name] = one

@@ -1,0 +1,392 @@
+"""Pruning: measure, decide, apply. What comes out is a plain module, to train back with any loop.
+
+What it does: finds the channels and residual blocks that can leave, what each is worth, and what
+the network costs at every width; solves for the least damage within the bounds; cuts a copy.
+When it is exact: only where nothing but dead channels leaves.
+When it refuses: bounds below what the smallest legal network reaches; networks whose channels
+cannot be followed; too few pictures.
+Source: dependencies by Torch-Pruning (Fang et al. 2023, "DepGraph"), worth as
+:mod:`edgepress.compress.importance`, choice as :mod:`edgepress.compress.selection`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from torch import nn
+
+from ..benchmarks.images import Images
+from ..export.capture import evaluating, input_names, run_module, tensors
+from ..runtime.errors import InputError
+from ..runtime.preprocessing import Preprocessing
+from ..runtime.target import target as target_of
+from ..runtime.tensors import Arrays
+from .backbone import Backbone
+from .costs import Choice, Frame, macs_cost, parameters_cost
+from .damage import damages, widths_of
+from .gates import Outputs
+from .groups import Structure, step_of
+from .history import History, Pruned, Step, apply_step
+from .importance import Scores, method
+from .material import Data
+from .passes import Progress
+from .selection import Bound, choose
+from .structure import TIME_LIMIT_S, structure_of
+from .subject import Model, first_rows, open_model
+
+PICTURES = 256
+_FEWEST = 8
+_BATCH = 64
+_BATCH_BYTES = 2**26
+_BYTES = {"float32": 4, "int8": 1}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far to prune; at least one of them is given.
+
+    Attributes:
+        max_latency_ratio: Latency on the target, as a share of the whole network's in the same
+            precision.
+        max_macs_ratio: Multiply-adds, as a share of the whole network's.
+        max_size_mb: Size of the weights in the precision that ships, in 10**6 bytes.
+    """
+
+    max_latency_ratio: float | None = None
+    max_macs_ratio: float | None = None
+    max_size_mb: float | None = None
+
+    def check(self) -> None:
+        """Refuse limits that are none.
+
+        Raises:
+            InputError: ``E_USAGE`` where none is given, or one is not above 0 (ratios: below 1).
+        """
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if not given:
+            raise InputError(
+                "E_USAGE",
+                "pruning was not told how far to go.",
+                mend="Give --max-latency-ratio, --max-macs-ratio or --max-size-mb.",
+            )
+        for name, value in given.items():
+            most = math.inf if name == "max_size_mb" else 1.0
+            if not (math.isfinite(value) and 0 < value <= most):
+                raise InputError(
+                    "E_USAGE",
+                    f"{name} is {value}.",
+                    mend="Give a number above 0" + (", at most 1." if most == 1 else "."),
+                )
+
+
+def prune(
+    model: Model,
+    data: Data,
+    *,
+    max_latency_ratio: float | None = None,
+    max_macs_ratio: float | None = None,
+    max_size_mb: float | None = None,
+    weights: str | None = None,
+    preprocessing: Preprocessing | str | Path | None = None,
+    target: str = "onnxruntime-cpu",
+    precision: str = "float32",
+    keep: Sequence[str] = (),
+    blocks: bool = True,
+    importance: str = "fisher",
+    outputs: Outputs | None = None,
+    pictures: int = PICTURES,
+    seed: int = 0,
+    time_limit_s: float = TIME_LIMIT_S,
+    progress: Progress | None = None,
+) -> Pruned:
+    """Cut a trained network down to a bound, and give back a plain module to train.
+
+    Args:
+        model: A torch module (left as it is), a :class:`~edgepress.compress.backbone.Backbone`, or
+            a factory's name as :func:`~edgepress.compress.compress` takes it; not an ONNX file.
+        data: Pictures, labelled or not: anything that
+            :meth:`~edgepress.benchmarks.images.Images.of` takes.
+        max_latency_ratio: See :class:`Limits`.
+        max_macs_ratio: See :class:`Limits`.
+        max_size_mb: See :class:`Limits`.
+        weights: File of the weights, where ``model`` names a factory.
+        preprocessing: How pictures reach the network.
+        target: What it shall run on; its table of latencies is measured there.
+        precision: What will ship, ``float32`` or ``int8``: the table is measured in it.
+        keep: Names of modules that stay whole.
+        blocks: Whether whole residual blocks may leave.
+        importance: ``fisher``, ``magnitude`` or ``activation``.
+        outputs: ``logits`` for class scores, ``features`` for embeddings and everything else; by
+            default ``logits`` where the pictures have labels.
+        pictures: How many are looked at, at most.
+        seed: Of their choice and of what the importance draws.
+        time_limit_s: For following the network's channels.
+        progress: Told how far the work is.
+
+    Raises:
+        InputError: For anything that was handed over and cannot be used.
+        BoundError: ``E_BOUND`` for a bound below what the smallest legal network reaches.
+    """
+    limits = Limits(max_latency_ratio, max_macs_ratio, max_size_mb)
+    limits.check()
+    backbone = open_torch(model, weights)
+    images = Images.of(data)
+    given = (
+        Preprocessing.from_toml(preprocessing)
+        if isinstance(preprocessing, (str, Path))
+        else preprocessing
+    )
+    batches = sample(backbone.module, images, given or backbone.preprocessing, pictures, seed)
+    settings = Settings(
+        limits, target, precision, tuple(keep), blocks, importance, seed, time_limit_s
+    )
+    kind: Outputs = outputs or ("logits" if images.labelled else "features")
+    return prune_backbone(backbone, batches, kind, settings, progress or _silent)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What :func:`prune` was asked for, less the network and the pictures.
+
+    Attributes:
+        limits: How far to go.
+        target: What it shall run on.
+        precision: What will ship.
+        keep: Names of modules that stay whole.
+        blocks: Whether whole residual blocks may leave.
+        importance: How channels are scored.
+        seed: Of everything random.
+        time_limit_s: For following the network's channels.
+    """
+
+    limits: Limits
+    target: str = "onnxruntime-cpu"
+    precision: str = "float32"
+    keep: tuple[str, ...] = ()
+    blocks: bool = True
+    importance: str = "fisher"
+    seed: int = 0
+    time_limit_s: float = TIME_LIMIT_S
+
+
+def prune_backbone(
+    backbone: Backbone,
+    batches: Sequence[Arrays],
+    outputs: Outputs,
+    settings: Settings,
+    progress: Progress,
+) -> Pruned:
+    """As :func:`prune`, for a network and pictures that are open already.
+
+    Args:
+        backbone: The network; its module is left as it is.
+        batches: Pictures by input name, the first with at least two.
+        outputs: What the network gives.
+        settings: What is asked for.
+        progress: Told how far the work is.
+
+    Raises:
+        InputError: As :func:`prune`.
+        BoundError: As :func:`prune`.
+    """
+    score = method(settings.importance)
+    multiple = target_of(settings.target).channel_multiple
+    module = backbone.module
+    example = {name: array[:2] for name, array in batches[0].items()}
+    structure = structure_of(
+        module,
+        example,
+        keep=settings.keep,
+        time_limit_s=settings.time_limit_s,
+        progress=progress,
+    )
+    if not structure.groups and not (settings.blocks and structure.blocks):
+        raise InputError(
+            "E_PRUNE",
+            f"nothing in {backbone.name} can be pruned: {_reasons(structure)}.",
+            mend="See edgepress inspect MODEL --prunable; keep fewer modules.",
+        )
+    frame = Frame(structure)
+    widths = [widths_of(group, multiple) for group in structure.groups]
+    bounds = _bounds(module, frame, settings)
+    feeds = [tensors(batch) for batch in batches]
+    with evaluating(module):
+        progress("scoring channels", 0, None)
+        scores = score(module, structure.groups, feeds, outputs, settings.seed)
+        _check_scores(structure, scores)
+        damage = damages(module, structure, feeds, scores, widths, outputs, progress)
+    progress("choosing widths", 0, None)
+    choice = choose(frame, widths, damage, bounds, blocks=settings.blocks)
+    step = cut_by(structure, scores, choice)
+    student = copy.deepcopy(module).eval()
+    apply_step(student, step)
+    run_module(student, example)
+    report = {
+        **_report(frame, choice, bounds, settings),
+        "pictures": sum(next(iter(batch.values())).shape[0] for batch in batches),
+        "outputs": outputs,
+        "damage_measured_on_pictures": damage.pictures,
+        "damage_expected": _expected(structure, widths, damage.groups, damage.blocks, choice),
+        "notes": list(structure.notes),
+    }
+    history = History(backbone.history.steps, backbone.history.factory or backbone.name)
+    return Pruned(student, history.then(step), report)
+
+
+def cut_by(structure: Structure, scores: Scores, choice: Choice) -> Step:
+    """The step that takes the weakest atoms of each group and the blocks of a choice out."""
+    removed = {
+        group: group.weakest(list(score), kept)
+        for group, score, kept in zip(structure.groups, scores, choice.kept, strict=True)
+        if kept < group.width
+    }
+    pairs = zip(structure.blocks, choice.skipped, strict=True)
+    return step_of(removed, [block.name for block, gone in pairs if gone])
+
+
+def open_torch(model: Model, weights: str | None) -> Backbone:
+    """The network that the user named, as a torch module.
+
+    Raises:
+        InputError: ``E_USAGE`` for an ONNX file; what opening it raises.
+    """
+    opened = open_model(model, weights)
+    if not isinstance(opened, Backbone):
+        raise InputError(
+            "E_USAGE",
+            f"{opened.source} is an ONNX file; pruning and training need the torch network.",
+            mend="Give path/to/file.py:factory with --weights, or a torch.nn.Module.",
+        )
+    return opened
+
+
+def sample(
+    module: nn.Module,
+    images: Images,
+    preprocessing: Preprocessing | None,
+    count: int,
+    seed: int,
+) -> list[Arrays]:
+    """Some pictures, drawn by seed, in batches that take no more than 64 MiB.
+
+    Raises:
+        InputError: ``E_DATA`` for too few of them.
+    """
+    if min(len(images), count) < _FEWEST:
+        raise InputError(
+            "E_DATA",
+            f"{min(len(images), count)} pictures are too few to tell what a channel is worth.",
+            mend=f"Give {_FEWEST} or more; labels are not needed.",
+            path=images.source,
+        )
+    order = np.random.default_rng(seed).permutation(len(images))[:count]
+    some = images.take(order)
+    specs = some.specs(input_names(module))
+    row = first_rows(some, specs, preprocessing, 1)
+    size = sum(array.nbytes for array in row.values())
+    batch = int(np.clip(_BATCH_BYTES // max(1, size), 2, _BATCH))
+    found = [one.inputs for one in some.batches(specs, preprocessing, batch)]
+    return [one for one in found if next(iter(one.values())).shape[0] > 1]
+
+
+def _bounds(module: nn.Module, frame: Frame, settings: Settings) -> list[Bound]:
+    """The limits as bounds over the layers."""
+    limits, whole, bounds = settings.limits, frame.whole, list[Bound]()
+    if limits.max_macs_ratio is not None:
+        total = frame.total(macs_cost, whole)
+        bounds.append(Bound("multiply-adds", macs_cost, limits.max_macs_ratio * total))
+    if limits.max_size_mb is not None:
+        each = _BYTES[settings.precision]
+        held = sum(parameter.numel() for parameter in module.parameters())
+        rest = (held - frame.total(parameters_cost, whole)) * each
+
+        def size(layer: Any, ins: int, outs: int) -> float:
+            return parameters_cost(layer, ins, outs) * each
+
+        bounds.append(Bound("size in bytes", size, limits.max_size_mb * 1e6, rest))
+    return bounds
+
+
+def _check_scores(structure: Structure, scores: Scores) -> None:
+    for group, score in zip(structure.groups, scores, strict=True):
+        if not np.isfinite(score).all():
+            raise InputError(
+                "E_NAN",
+                f"the importance of the channels of '{group.name}' is not finite.",
+                mend="The network's outputs or their derivatives overflow on these pictures: check "
+                "weights and preprocessing.",
+                path=group.name,
+            )
+
+
+def _report(
+    frame: Frame, choice: Choice, bounds: Sequence[Bound], settings: Settings
+) -> dict[str, object]:
+    structure, whole = frame.structure, frame.whole
+    names = [block.name for block in structure.blocks]
+    gone = [name for name, out in zip(names, choice.skipped, strict=True) if out]
+    cut = [
+        {"group": group.name, "width": group.width, "kept": kept}
+        for group, kept in zip(structure.groups, choice.kept, strict=True)
+        if not any(group.name.startswith(name + ".") for name in gone)
+    ]
+    return {
+        "limits": {k: v for k, v in vars(settings.limits).items() if v is not None},
+        "target": settings.target,
+        "precision": settings.precision,
+        "importance": settings.importance,
+        "keep": list(settings.keep),
+        "macs": {
+            "original": int(frame.total(macs_cost, whole)),
+            "result": int(frame.total(macs_cost, choice)),
+        },
+        "bounds": [
+            {
+                "name": bound.name,
+                "limit": bound.limit,
+                "original": bound.of(frame, whole),
+                "result": bound.of(frame, choice),
+            }
+            for bound in bounds
+        ],
+        "groups": cut,
+        "blocks_removed": gone,
+        "left_whole": [vars(one) for one in structure.refused],
+    }
+
+
+def _expected(
+    structure: Structure,
+    widths: Sequence[Sequence[int]],
+    by_width: Sequence[Sequence[float]],
+    by_block: Sequence[float],
+    choice: Choice,
+) -> float:
+    total = sum(cost for cost, out in zip(by_block, choice.skipped, strict=True) if out)
+    gone = [b for b, out in zip(structure.blocks, choice.skipped, strict=True) if out]
+    parts = zip(structure.groups, widths, by_width, choice.kept, strict=True)
+    for group, each, costs, kept in parts:
+        if not any(block.holds(group.name) for block in gone):
+            total += costs[list(each).index(kept)]
+    return total
+
+
+def _reasons(structure: Structure) -> str:
+    told = [f"'{one.name}': {one.reason}" for one in structure.refused[:4]]
+    return "; ".join(told) or "it has no convolutions or matrix products"
+
+
+def _silent(stage: str, done: int, total: int | None) -> None:
+    del stage, done, total
+
+
+def widths_in(report: Mapping[str, object]) -> dict[str, tuple[int, int]]:
+    """``(kept, whole)`` by group, from a report."""
+    held = cast("list[dict[str, Any]]", report["groups"])
+    return {one["group"]: (one["kept"], one["width"]) for one in held}

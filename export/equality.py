@@ -1,0 +1,263 @@
+"""How far a transcoded file lies from the one it was made from, in quantization steps.
+
+Layer by layer: every INT8 layer of the new file is given the values that the given file has at its
+inputs, and what it makes of them is compared with the given file's, so that the rounding of one
+layer does not hide in, or add to, that of the next. And from end to end, where roundings do add up.
+
+The given file runs unoptimized in ONNX Runtime, which is what its operators say, and the only way
+in which that runs some files. The new one runs in the INT8 kernels of the engine that it is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from ..runtime.engine import EngineOptions
+from ..runtime.engines import open_engine
+from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
+from ..runtime.errors import EngineError
+from ..runtime.tensors import Array, Arrays, TensorSpec
+from .codes import Codes
+from .dialects.qdq import Quantized
+from .exact import SIZES, synthetic
+from .graph import IR_VERSION, Walk, all_names, fresh, give_out
+
+_BATCH = 2
+
+
+@dataclass(frozen=True)
+class Equality:
+    """How far two files lie apart on random inputs.
+
+    Attributes:
+        layer_steps: The largest difference of any layer's output, given that layer's inputs, in
+            steps of the coarsest quantizer that it reads or writes.
+        worst_tensor: Where that was; empty where nothing could be compared.
+        output_steps: The largest difference of an output from end to end, in its quantizer's steps,
+            or in 255ths of its range where it has none.
+        output_cosine: The least cosine of an output, from end to end.
+        unclipped_share: Share of values that the given file clipped at the end of their channel's
+            codes, and that the new one, with one scale for all channels, represents.
+        layers: How many layers were compared.
+    """
+
+    layer_steps: float
+    worst_tensor: str
+    output_steps: float
+    output_cosine: float
+    unclipped_share: float
+    layers: int
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON form."""
+        return vars(self)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known of the given file.
+
+    Attributes:
+        model: The file.
+        codes: Its quantizers, by tensor of the float32 graph.
+        views: Where each of those tensors is in the file.
+        shares: What channels were divided by, by tensor.
+        filled: Quantizers that the file does not have; beyond their ends nothing matters to what
+            reads the tensor, which the layers behind it prove.
+        widened: Tensors whose channels had scales of their own that became one.
+    """
+
+    model: onnx.ModelProto
+    codes: Mapping[str, Codes]
+    views: Mapping[str, str]
+    shares: Mapping[str, Array]
+    filled: Mapping[str, Codes]
+    widened: frozenset[str]
+
+
+def compare_layers(
+    truth: Truth, quantized: Quantized, inputs: tuple[TensorSpec, ...], engine: str
+) -> Equality:
+    """Compare the file with what was made of it.
+
+    Args:
+        truth: The given file.
+        quantized: The new one.
+        inputs: The network's inputs.
+        engine: What runs the new one.
+
+    Raises:
+        EngineError: ``E_BACKEND`` where one of them does not run.
+        MissingExtraError: Where the engine is not installed.
+    """
+    feeds = _feeds(truth, inputs)
+    names = [name for name in quantized.codes if name in truth.views]
+    outputs = [value.name for value in truth.model.graph.output]
+    seen = _run_given(truth, [truth.views[name] for name in names], feeds)
+    values = {name: _value(truth, name, seen) for name in names}
+    layers, unclipped, total = dict[str, float](), 0, 0
+    cut = _cut(quantized, {name: value.ndim for name, value in values.items()})
+    given: Arrays = dict(feeds)
+    for name, tensor in cut.forced.items():
+        meaning = cut.meaning[name]
+        given[tensor] = meaning.encode(values[name]).astype(meaning.kind)
+    with open_engine(engine)(cut.model, EngineOptions()) as parts:
+        ran = parts.run({spec.name: given[spec.name] for spec in parts.inputs})
+    for name in names:
+        mine = cut.meaning[name].decode(ran[quantized.codes[name]])
+        apart = np.abs(mine - values[name]) / _step(truth, name, cut)
+        free = _clipped(truth, name, seen, mine, values[name])
+        unclipped, total = unclipped + int(free.sum()), total + free.size
+        layers[name] = float(apart[~free].max(initial=0.0))
+    with open_engine(engine)(quantized.model, EngineOptions()) as new:
+        whole = new.run(feeds)
+    end, cosine = 0.0, 1.0
+    for name in outputs:
+        left, right = seen[name].astype(np.float64), whole[name].astype(np.float64)
+        scale = float(truth.codes[name].scale.max()) if name in truth.codes else 0.0
+        step = scale or float(np.ptp(left)) / 255 or 1.0
+        end = max(end, float(np.abs(left - right).max(initial=0.0)) / step)
+        norms = float(np.linalg.norm(left) * np.linalg.norm(right))
+        cosine = min(cosine, float((left * right).sum()) / norms if norms else 1.0)
+        if name not in layers and name in ran:  # float layers at the end, given their inputs
+            layers[name] = float(np.abs(left - ran[name]).max(initial=0.0)) / step
+    worst = max(layers, key=lambda name: layers[name], default="")
+    share = unclipped / max(1, total)
+    return Equality(layers.get(worst, 0.0), worst, end, cosine, share, len(layers))
+
+
+def _feeds(truth: Truth, inputs: tuple[TensorSpec, ...]) -> Arrays:
+    """Random inputs that fill the range of an input's quantizer, where it has one."""
+    told: EngineError | None = None
+    for size in SIZES:
+        feeds = synthetic(inputs, batch=_BATCH, size=size)
+        for name, codes in truth.codes.items():
+            if name in feeds and feeds[name].dtype == np.float32:
+                middle, reach = (codes.high + codes.low) / 2, (codes.high - codes.low) / 2
+                feeds[name] = np.clip(
+                    middle + feeds[name] * np.float32(reach / 2.5), codes.low, codes.high
+                ).astype(np.float32)
+        try:
+            _run_given(truth, [], feeds)
+        except EngineError as error:
+            told = error
+            continue
+        return feeds
+    raise told or EngineError("E_BACKEND", "the given file runs with no size of its inputs.")
+
+
+def _run_given(truth: Truth, tensors: list[str], feeds: Arrays) -> Arrays:
+    model = onnx.ModelProto()
+    model.CopyFrom(truth.model)
+    model.ir_version = min(max(model.ir_version, 4), IR_VERSION)
+    give_out(model, [name for name in tensors if name not in feeds])
+    with OnnxRuntimeEngine(model.SerializeToString(), EngineOptions(optimize="none")) as engine:
+        return {**feeds, **engine.run(feeds)}
+
+
+def _value(truth: Truth, name: str, seen: Arrays) -> Array:
+    """What the given file has at a tensor, as its readers see it, in the new file's scale."""
+    value = seen[truth.views[name]]
+    if name in truth.codes and np.issubdtype(value.dtype, np.integer):
+        value = truth.codes[name].decode(value)
+    value = value.astype(np.float32)
+    if name in truth.filled:
+        value = np.clip(value, truth.filled[name].low, truth.filled[name].high)
+    if name in truth.shares:
+        value = value / truth.shares[name].reshape([1, -1] + [1] * (value.ndim - 2))
+    return value
+
+
+def _clipped(truth: Truth, name: str, seen: Arrays, mine: Array, value: Array) -> Array:
+    """Where a channel's code ends its range, and the one scale that it got goes on beyond it."""
+    given = seen[truth.views[name]]
+    if name not in truth.widened or not np.issubdtype(given.dtype, np.integer):
+        return np.zeros(value.shape, bool)
+    codes = truth.codes[name]
+    above = (given == codes.highest) & (mine > value)
+    return above | ((given == codes.lowest) & (mine < value))
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """The new file with its layers cut apart: what read codes now takes them in.
+
+    Attributes:
+        model: Its bytes.
+        forced: By tensor of the float32 graph, the input that takes its codes.
+        meaning: What the codes of each tensor mean.
+        reads: The tensors that the layer that gives a tensor reads.
+    """
+
+    model: bytes
+    forced: dict[str, str]
+    meaning: dict[str, Codes]
+    reads: dict[str, set[str]]
+
+
+def _cut(quantized: Quantized, ranks: Mapping[str, int]) -> _Layers:
+    model = onnx.load_model_from_string(quantized.model)
+    walk, taken = Walk(model), all_names(model)
+    owners = {quantized.codes[name]: name for name in ranks}
+    meaning = {name: _meaning(walk, quantized.codes[name]) for name in ranks}
+    reads = {name: _reads(walk, quantized.codes[name], owners) for name in ranks}
+    forced: dict[str, str] = {}
+    for name, rank in ranks.items():
+        tensor = quantized.codes[name]
+        readers = walk.consumers.get(tensor, [])
+        if not readers:
+            continue
+        forced[name] = fresh(taken, f"{tensor}_given")
+        for node in readers:
+            for i, read in enumerate(node.input):
+                if read == tensor:
+                    node.input[i] = forced[name]
+        kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(meaning[name].kind))
+        shape = [f"{forced[name]}_{i}" for i in range(rank)]
+        model.graph.input.append(onnx.helper.make_tensor_value_info(forced[name], kind, shape))
+    give_out(model, [quantized.codes[name] for name in ranks])
+    return _Layers(model.SerializeToString(), forced, meaning, reads)
+
+
+def _meaning(walk: Walk, tensor: str) -> Codes:
+    """What codes of the new file mean: its quantizer, or that of what they were moved from."""
+    node = walk.producer[tensor]
+    while node.op_type != "QuantizeLinear":
+        readers = walk.consumers.get(node.output[0], [])
+        reader = next((one for one in readers if one.op_type == "DequantizeLinear"), None)
+        node = walk.producer[node.input[0]] if reader is None else reader
+        if reader is not None:
+            break
+    scale = numpy_helper.to_array(walk.constants[node.input[1]])
+    zero = numpy_helper.to_array(walk.constants[node.input[2]])
+    low, high = (0, 255) if zero.dtype == np.uint8 else (-128, 127)
+    return Codes(scale, zero.astype(np.int64), zero.dtype.name, low, high)
+
+
+def _reads(walk: Walk, tensor: str, owners: Mapping[str, str]) -> set[str]:
+    """The tensors whose codes the layer that gives ``tensor`` reads."""
+    found: set[str] = set()
+    todo = [walk.producer[tensor]]
+    while todo:
+        for name in todo.pop().input:
+            if name in owners:
+                found.add(owners[name])
+            elif name in walk.producer:
+                todo.append(walk.producer[name])
+    return found
+
+
+def _step(truth: Truth, name: str, layers: _Layers) -> float:
+    """The step to measure a layer's output in: the coarsest that it reads or writes."""
+    steps = [float(layers.meaning[name].scale)]
+    if name in truth.codes and name not in truth.shares:
+        steps.append(float(truth.codes[name].scale.max()))
+    steps += [
+        float(layers.meaning[read].scale) for read in layers.reads[name] if read in truth.filled
+    ]
+    return max(steps)

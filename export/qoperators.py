@@ -1,0 +1,74 @@
+"""Operators that compute on codes (the QOperator form), and what each computes between floats.
+
+Source: ONNX operators QLinearConv and QLinearMatMul; ONNX Runtime's contrib operators (domain
+com.microsoft) for the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+
+from .graph import attribute
+
+_OWN = ("channels_last", "opset")  # attributes of these forms alone
+
+
+@dataclass(frozen=True)
+class QOperator:
+    """Where an operator's inputs stand.
+
+    Attributes:
+        equal: The float operator.
+        operands: Places of the codes; scale and zero point follow each.
+        result: Place of the result's scale; its zero point follows.
+        bias: Place of the int32 bias; beyond the inputs for operators without one.
+    """
+
+    equal: str
+    operands: tuple[int, ...]
+    result: int
+    bias: int = 99
+
+    def operands_of(self, node: onnx.NodeProto) -> tuple[int, ...]:
+        """As :attr:`operands`, or every third where a node may have any number."""
+        return self.operands or tuple(range(self.result + 2, len(node.input), 3))
+
+    def weight_axis(self, node: onnx.NodeProto) -> int:
+        """Axis of the output channels of weights with a scale for each."""
+        if self.equal == "Conv" or (self.equal == "Gemm" and attribute(node, "transB", 0)):
+            return 0
+        return 1
+
+
+QOPERATORS = {
+    "QGemm": QOperator("Gemm", (0, 3), 7, 6),
+    "QLinearAdd": QOperator("Add", (0, 3), 6),
+    "QLinearAveragePool": QOperator("AveragePool", (0,), 3),
+    "QLinearConcat": QOperator("Concat", (), 0),
+    "QLinearConv": QOperator("Conv", (0, 3), 6, 8),
+    "QLinearGlobalAveragePool": QOperator("GlobalAveragePool", (0,), 3),
+    "QLinearLeakyRelu": QOperator("LeakyRelu", (0,), 3),
+    "QLinearMatMul": QOperator("MatMul", (0, 3), 6),
+    "QLinearMul": QOperator("Mul", (0, 3), 6),
+    "QLinearSigmoid": QOperator("Sigmoid", (0,), 3),
+    "QLinearSoftmax": QOperator("Softmax", (0,), 3),
+}
+
+
+def why_not_plain(node: onnx.NodeProto) -> str | None:
+    """Why a node has no equal between floats; ``None`` where it has one."""
+    if attribute(node, "channels_last", 0):
+        return "reads its channels last"
+    if node.op_type == "QLinearSoftmax" and attribute(node, "opset", 13) < 13:
+        return "is the Softmax of an opset before 13"
+    return None
+
+
+def plain_equal(node: onnx.NodeProto, inputs: list[str], output: str) -> onnx.NodeProto:
+    """The float node that computes what ``node`` does on codes."""
+    equal = QOPERATORS[node.op_type].equal
+    plain = onnx.helper.make_node(equal, inputs, [output], name=node.name)
+    plain.attribute.extend([item for item in node.attribute if item.name not in _OWN])
+    return plain

@@ -1,0 +1,186 @@
+"""Why an INT8 file is slow: what fell out of INT8 in an engine, by which rule, at what cost.
+
+The file is rewritten by the engine as it would be when it runs; what has quantized inputs in the
+file and is no INT8 kernel there has fallen out. Its cost is the time of its kernel and of the
+quantizers around it, from the engine's own profiler on this machine.
+
+Source: the selectors of onnxruntime/core/optimizer/qdq_transformer, 1.23 to 1.31.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..runtime.errors import InputError
+from .dialects import Dialect
+from .fusion_rules import RULES, Finding, Rules
+from .graph import IR_VERSION, name_nodes
+from .onnx_files import is_quantized, read_onnx
+from .timed import Timed, timed
+
+
+@dataclass(frozen=True)
+class Fallen:
+    """One node that has quantized inputs and runs in float.
+
+    Attributes:
+        node: Its name.
+        op_type: Its operator.
+        findings: Every rule that it breaks, the first that keeps it out of INT8 first.
+        kernel: What it runs as.
+        kernel_ms: What that takes.
+        quantizers_ms: What the quantizers around it take.
+    """
+
+    node: str
+    op_type: str
+    findings: tuple[Finding, ...]
+    kernel: str
+    kernel_ms: float
+    quantizers_ms: float
+
+    @property
+    def cost_ms(self) -> float:
+        """Its own time and that of the quantizers around it."""
+        return self.kernel_ms + self.quantizers_ms
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON form."""
+        return {
+            "node": self.node,
+            "op_type": self.op_type,
+            "rule": self.findings[0].rule,
+            "why": self.findings[0].why,
+            "also": [vars(finding) for finding in self.findings[1:]],
+            "kernel": self.kernel,
+            "kernel_ms": self.kernel_ms,
+            "quantizers_ms": self.quantizers_ms,
+            "cost_ms": self.cost_ms,
+        }
+
+
+@dataclass(frozen=True)
+class Slowness:
+    """Where the time of an INT8 file goes.
+
+    Attributes:
+        engine: What the engine is called.
+        runs: Whether it runs it optimized; the times are of the unoptimized graph else.
+        error: What it said where it does not.
+        total_ms: Sum of all kernels.
+        int8_ms: Sum of the INT8 kernels.
+        int8_nodes: How many nodes are INT8 kernels.
+        fallen: What is not, dearest first.
+        by_rule: Cost by the first rule broken, dearest first; stray quantizers among them.
+        counts: Nodes by the first rule broken.
+    """
+
+    engine: str
+    runs: bool
+    error: str
+    total_ms: float
+    int8_ms: float
+    int8_nodes: int
+    fallen: tuple[Fallen, ...]
+    by_rule: Mapping[str, float]
+    counts: Mapping[str, int]
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON form."""
+        return {
+            "engine": self.engine,
+            "runs_optimized": self.runs,
+            "error": self.error or None,
+            "total_ms": self.total_ms,
+            "int8_ms": self.int8_ms,
+            "int8_nodes": self.int8_nodes,
+            "rules": [
+                {
+                    "rule": rule,
+                    "nodes": self.counts.get(rule, 0),
+                    "cost_ms": cost,
+                    "share": cost / self.total_ms if self.total_ms else 0.0,
+                    "transcode": RULES[rule],
+                }
+                for rule, cost in self.by_rule.items()
+            ],
+            "fallen": [node.to_dict() for node in self.fallen],
+        }
+
+
+def why_slow(
+    path: str,
+    dialect: Dialect,
+    *,
+    engine: str = "onnxruntime",
+    runs: int = 20,
+    threads: int = 1,
+) -> Slowness:
+    """Find what fell out of INT8 in a file, why, and what it costs here.
+
+    Args:
+        path: An ONNX file with quantizers.
+        dialect: What the engine fuses on this machine.
+        engine: Which engine.
+        runs: Over how many runs the median of each kernel is taken.
+        threads: Threads for one inference.
+
+    Raises:
+        InputError: As :func:`~edgepress.export.onnx_files.read_onnx`; ``E_MODEL`` for a file
+            without quantizers.
+        EngineError: ``E_BACKEND`` where the engine runs it in no way; ``E_ENGINE``.
+        MissingExtraError: Where the engine is not installed.
+    """
+    model = read_onnx(path)
+    if not any(is_quantized(node) for node in model.graph.node):
+        raise InputError(
+            "E_MODEL",
+            f"'{path}' has no quantizers: it is no INT8 file, so that nothing fell out of INT8.",
+            mend="Give an INT8 file; 'edgepress bench' tells how fast a float32 one is.",
+            path=path,
+        )
+    name_nodes(model)
+    model.ir_version = min(max(model.ir_version, 4), IR_VERSION)
+    seen = timed(engine, model, runs=runs, threads=threads)
+    rules = Rules(model, dialect, engine)
+    fallen: list[Fallen] = []
+    accounted: set[str] = set()
+    for node in model.graph.node:
+        home = seen.home_of(node) if rules.has_quantized_inputs(node) else None
+        if home is None or home.int8:
+            continue
+        around = seen.quantizers_around(home) - accounted
+        own = 0.0 if home.name in accounted else home.median_ms  # two may have become one kernel
+        accounted |= around | {home.name}
+        costs = sum(seen.kernels[name].median_ms for name in around)
+        fallen.append(Fallen(node.name, node.op_type, rules.findings(node), home.told, own, costs))
+    return _told(tuple(fallen), seen, accounted)
+
+
+def _told(fallen: tuple[Fallen, ...], seen: Timed, accounted: set[str]) -> Slowness:
+    costs: dict[str, float] = defaultdict(float)
+    counts: dict[str, int] = defaultdict(int)
+    for node in fallen:
+        costs[node.findings[0].rule] += node.cost_ms
+        counts[node.findings[0].rule] += 1
+    kernels = list(seen.kernels.values())
+    int8 = [kernel for kernel in kernels if kernel.int8]
+    used = {name for kernel in int8 for name in seen.quantizers_around(kernel)}
+    left = [k for k in kernels if k.quantizes and k.name not in accounted | used]
+    for rule, found in (("stray quantizers", left), ("float16", [k for k in kernels if k.halves])):
+        if found:
+            costs[rule] = sum(kernel.median_ms for kernel in found)
+            counts[rule] = len(found)
+    return Slowness(
+        seen.title,
+        not seen.error,
+        seen.error,
+        sum(kernel.median_ms for kernel in kernels),
+        sum(kernel.median_ms for kernel in int8),
+        len(int8),
+        tuple(sorted(fallen, key=lambda node: -node.cost_ms)),
+        dict(sorted(costs.items(), key=lambda pair: -pair[1])),
+        dict(counts),
+    )

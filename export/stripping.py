@@ -1,0 +1,394 @@
+"""Read an INT8 file that anybody's tool made: the float32 network in it, and its quantizers.
+
+What it does: every QuantizeLinear and DequantizeLinear is taken out; what they said is kept by the
+name of the float32 tensor that they stood on, and quantized weights and biases become float32
+constants that lie exactly on their grid. Codes that are moved or clipped between two quantizers are
+followed; QLinearConv, QLinearMatMul, QLinearAdd and QGemm become what they compute. float16 becomes
+float32.
+
+When it refuses: scales that are computed while running, types other than 8 bits, operators that
+compute on codes and are none of those above, codes that go in or come out of the network.
+
+Source: ONNX operators QuantizeLinear and DequantizeLinear, versions 10 to 23; quantize_static,
+NNCF 3.4, ModelOpt 0.47 and torch's exporter for where they put them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from ..runtime.errors import InputError
+from ..runtime.tensors import Array
+from .codes import Codes
+from .exact import initializers_are_not_inputs
+from .graph import all_names, attribute, fresh, name_nodes
+from .onnx_files import check_valid, constant_tensors
+from .qoperators import QOPERATORS, plain_equal, why_not_plain
+from .ranges import element_types
+
+_RANGES = {"int8": (-128, 127), "uint8": (0, 255)}
+_MOVES = frozenset(
+    {
+        "Concat",
+        "DepthToSpace",
+        "Flatten",
+        "Gather",
+        "Identity",
+        "MaxPool",
+        "Pad",
+        "Reshape",
+        "Resize",
+        "Slice",
+        "SpaceToDepth",
+        "Split",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
+_GIVE_QDQ = "Give the Q/DQ form of the network (quant_format=QDQ in quantize_static)."
+_GIVE_FLOATS = "Let the file take float32 and quantize inside."
+_SHAPES_WEIGHTS = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten")
+
+
+@dataclass(frozen=True)
+class Stripped:
+    """An INT8 file taken apart.
+
+    Attributes:
+        model: The float32 network.
+        codes: By name of a float32 tensor, the quantizer that stood on it.
+        views: By name of a float32 tensor, the tensor of the given file with its values: codes
+            where ``codes`` names it, else floats.
+        weights: Constants of ``model`` that were quantized.
+        notes: What was odd, in words.
+    """
+
+    model: onnx.ModelProto
+    codes: dict[str, Codes]
+    views: dict[str, str]
+    weights: set[str]
+    notes: list[str] = field(default_factory=list[str])
+
+
+def strip(model: onnx.ModelProto, path: str) -> Stripped:
+    """Take the quantizers out of a model.
+
+    Args:
+        model: The model; its nodes are named and constants leave its inputs, otherwise it is left
+            as it is.
+        path: What messages call it.
+
+    Raises:
+        InputError: ``E_MODEL`` where nothing is quantized, or where codes go in or come out;
+            ``E_OP`` for what cannot be taken apart.
+    """
+    check_valid(model, path)
+    initializers_are_not_inputs(model)
+    name_nodes(model)
+    return _Stripper(model, path).strip()
+
+
+class _Stripper:
+    def __init__(self, model: onnx.ModelProto, path: str) -> None:
+        self.given, self.path = model, path
+        self.constants = {
+            name: _to_float32(numpy_helper.to_array(t)) for name, t in constant_tensors(model)
+        }
+        self.taken, self.kinds = all_names(model), element_types(model)
+        self.alias: dict[str, str] = {}  # a dequantized tensor -> the float tensor it stands for
+        self.coded: dict[str, tuple[str, Codes]] = {}  # codes -> the float tensor, what they mean
+        self.found = Stripped(onnx.ModelProto(), {}, {}, set())
+        self.nodes: list[onnx.NodeProto] = []
+        self.quantizers = 0
+
+    def strip(self) -> Stripped:
+        for value in [*self.given.graph.input, *self.given.graph.output]:
+            if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16:
+                raise InputError(
+                    "E_MODEL",
+                    f"'{self.path}' takes or gives float16 ('{value.name}').",
+                    mend="Keep float32 inputs and outputs when exporting.",
+                    path=value.name,
+                )
+        for node in self.given.graph.node:
+            if node.op_type == "QuantizeLinear":
+                self._quantize(node)
+            elif node.op_type == "DequantizeLinear":
+                self._dequantize(node)
+            elif node.op_type in QOPERATORS:
+                self._qoperator(node)
+            elif node.op_type != "Constant":
+                self._other(node)
+        if not self.quantizers:
+            raise InputError(
+                "E_MODEL",
+                f"'{self.path}' has no quantizers: it is no INT8 file.",
+                mend="Give a file with QuantizeLinear and DequantizeLinear; "
+                "'edgepress compress' makes one from a float32 network.",
+                path=self.path,
+            )
+        self._outputs()
+        self._assemble()
+        return self.found
+
+    def _refuse(self, message: str, mend: str, name: str) -> InputError:
+        return InputError("E_OP", f"'{self.path}': {message}", mend=mend, path=name)
+
+    def _codes(
+        self, node: onnx.NodeProto, inputs: list[str], kind: str = "", *, dead: bool = False
+    ) -> Codes:
+        """What scale and zero point say, from the names of the two constants.
+
+        ``dead`` allows scales of 0: a channel of weights that are all 0 may have one.
+        """
+        scale_name, zero_name = [*inputs, ""][:2]
+        scale = self.constants.get(scale_name)
+        zero = self.constants.get(zero_name) if zero_name else None
+        if scale is None or (zero_name and zero is None):
+            raise self._refuse(
+                f"the scale of '{node.name}' is computed while it runs.",
+                "Quantize statically, with calibration: there is no scale to keep otherwise.",
+                node.name,
+            )
+        if zero is not None:
+            kind = zero.dtype.name
+        kind = kind or _declared_kind(node)
+        if kind not in (*_RANGES, "int32") or attribute(node, "block_size", 0):
+            raise self._refuse(
+                f"'{node.name}' quantizes to {kind}{' in blocks' if kind in _RANGES else ''}; "
+                "int8 and uint8, a scale for a tensor or a channel, can be rewritten.",
+                "Quantize to 8 bits.",
+                node.name,
+            )
+        lowest = 0.0 if dead else np.finfo(np.float32).smallest_subnormal
+        if not (np.isfinite(scale).all() and (scale >= lowest).all()):
+            raise self._refuse(
+                f"a scale of '{node.name}' is not positive and finite.",
+                "Quantize again; such codes stand for nothing.",
+                node.name,
+            )
+        zero = np.zeros(scale.shape, np.int64) if zero is None else zero.astype(np.int64)
+        scale, zero = (a.reshape(-1) if a.size > 1 else a.reshape(()) for a in (scale, zero))
+        low, high = _RANGES.get(kind, (-(2**31), 2**31 - 1))
+        axis = int(attribute(node, "axis", 1))
+        return Codes(scale.astype(np.float32), zero, kind, low, high, axis)
+
+    def _quantize(self, node: onnx.NodeProto) -> None:
+        source, out = node.input[0], node.output[0]
+        codes = self._codes(node, list(node.input[1:]))
+        self.quantizers += 1
+        if source in self.constants:
+            self.constants[out] = codes.encode(self.constants[source])
+        else:
+            name = self.alias.get(source, source)
+            self.coded[out] = (name, codes)
+            self._stands_on(name, codes, out)
+
+    def _stands_on(self, name: str, codes: Codes, view: str) -> None:
+        """Remember a quantizer; of two different ones on one tensor, the wider."""
+        before = self.found.codes.get(name)
+        if before is not None and not before.same(codes):
+            self.found.notes.append(f"'{name}' has two different quantizers; the wider is kept")
+            if before.high - before.low >= codes.high - codes.low:
+                return
+        self.found.codes[name], self.found.views[name] = codes, view
+
+    def _dequantize(self, node: onnx.NodeProto) -> None:
+        source, out = node.input[0], node.output[0]
+        constant = source in self.constants
+        codes = self._codes(node, list(node.input[1:]), self._kind_of(source), dead=constant)
+        self.quantizers += 1
+        if constant:
+            self.constants[out] = codes.decode(self.constants[source])
+            self.found.weights.add(out)
+            return
+        if source not in self.coded:
+            raise InputError(
+                "E_MODEL",
+                f"'{self.path}' takes codes in: '{source}' is dequantized but never quantized.",
+                mend=_GIVE_FLOATS,
+                path=source,
+            )
+        name, meant = self.coded[source]
+        if not codes.same(meant):
+            raise self._refuse(
+                f"'{node.name}' reads codes at another scale than they were written at.",
+                "Such a pair multiplies; export the network without that trick.",
+                node.name,
+            )
+        self.alias[out] = name
+
+    def _kind_of(self, name: str) -> str:
+        if name in self.coded:
+            return self.coded[name][1].kind
+        return self.constants[name].dtype.name if name in self.constants else ""
+
+    def _qoperator(self, node: onnx.NodeProto) -> None:
+        """An operator on codes: what it computes, between floats."""
+        shape, inputs = QOPERATORS[node.op_type], list[str]()
+        reason = why_not_plain(node)
+        if reason is not None:
+            raise self._refuse(f"'{node.name}' ({node.op_type}) {reason}.", _GIVE_QDQ, node.name)
+        operands = shape.operands_of(node)
+        for at in operands:
+            name = node.input[at]
+            codes = self._codes(node, list(node.input[at + 1 : at + 3]))
+            if name in self.coded:
+                inputs.append(self.coded[name][0])
+            elif name in self.constants:
+                if codes.per_channel:
+                    codes = replace(codes, axis=shape.weight_axis(node))
+                value = codes.decode(self.constants[name])
+                inputs.append(self._constant(f"{name}_float", value))
+                self.found.weights.add(inputs[-1])
+            else:
+                raise self._refuse(
+                    f"'{node.name}' reads codes that come in.", _GIVE_FLOATS, node.name
+                )
+        if len(node.input) > shape.bias and node.input[shape.bias]:
+            scales = [self.constants[node.input[at + 1]].reshape(-1) for at in operands]
+            bias = self.constants[node.input[shape.bias]].astype(np.float64)
+            name = f"{node.input[shape.bias]}_float"
+            value = (bias * scales[0] * scales[1]).astype(np.float32)
+            inputs.append(self._constant(name, value))
+        out = node.output[0]
+        self.nodes.append(plain_equal(node, inputs, out))
+        self.quantizers += 1
+        codes = self._codes(node, list(node.input[shape.result : shape.result + 2]))
+        self.coded[out] = (out, codes)
+        self._stands_on(out, codes, out)
+
+    def _constant(self, name: str, value: Array) -> str:
+        name = fresh(self.taken, name)
+        self.constants[name] = value
+        return name
+
+    def _other(self, node: onnx.NodeProto) -> None:
+        reads = [name for name in node.input if name in self.coded]
+        integer_kernel = node.op_type.startswith(("QLinear", "Dynamic")) or (
+            "Integer" in node.op_type or node.op_type == "QGemm"
+        )
+        if reads and node.op_type == "Clip" and self._clip_codes(node):
+            return
+        if reads and node.op_type in _MOVES:
+            self._move(node)
+            return
+        if reads or integer_kernel:
+            raise self._refuse(
+                f"'{node.name}' ({node.op_type}) computes on codes, which cannot be taken apart.",
+                _GIVE_QDQ,
+                node.name,
+            )
+        if self._casts_float(node):
+            return
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        for i, name in enumerate(node.input):
+            copy.input[i] = self.alias.get(name, name)
+        if node.op_type == "Cast" and attribute(node, "to") == onnx.TensorProto.FLOAT16:
+            del copy.attribute[:]
+            copy.attribute.append(onnx.helper.make_attribute("to", onnx.TensorProto.FLOAT))
+        if node.op_type in _SHAPES_WEIGHTS and node.input[0] in self.found.weights:
+            self.found.weights.update(node.output)
+        self.nodes.append(copy)
+
+    def _casts_float(self, node: onnx.NodeProto) -> bool:
+        """Whether a node casts floats to floats: all are float32 here, so that it is left out."""
+        floats = (onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT)
+        if node.op_type != "Cast" or attribute(node, "to") not in floats:
+            return False
+        source, out = node.input[0], node.output[0]
+        if source in self.constants or self.kinds.get(source) not in floats:
+            return False
+        self.alias[out] = self.alias.get(source, source)
+        return True
+
+    def _clip_codes(self, node: onnx.NodeProto) -> bool:
+        """Clip on codes, which torch writes for a fake quantizer of fewer than 256 levels."""
+        bounds = [self.constants.get(name) for name in node.input[1:]]
+        if len(bounds) != 2 or bounds[0] is None or bounds[1] is None:
+            return False
+        name, codes = self.coded[node.input[0]]
+        low, high = int(bounds[0].item()), int(bounds[1].item())
+        fewer = replace(codes, lowest=low, highest=high)
+        self.coded[node.output[0]] = (name, fewer)
+        self.found.codes[name], self.found.views[name] = fewer, node.output[0]
+        return True
+
+    def _move(self, node: onnx.NodeProto) -> None:
+        """Codes that are moved: the floats that they stand for are moved alike."""
+        codes = self.coded[node.input[0]][1] if node.input[0] in self.coded else None
+        read = [self.coded[n][1] for n in node.input if n in self.coded]
+        if codes is None or codes.per_channel or not all(codes.same(one) for one in read):
+            raise self._refuse(
+                f"'{node.name}' ({node.op_type}) moves codes of different scales.",
+                "Give the Q/DQ form of the network.",
+                node.name,
+            )
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        for i, name in enumerate(node.input):
+            copy.input[i] = self.coded[name][0] if name in self.coded else name
+        if node.op_type == "Pad" and len(node.input) > 2 and node.input[2]:
+            value = codes.decode(self.constants[node.input[2]])
+            copy.input[2] = self._constant(f"{node.input[2]}_float", value)
+        self.nodes.append(copy)
+        for name in node.output:
+            self.coded[name] = (name, codes)
+            self._stands_on(name, codes, name)
+
+    def _outputs(self) -> None:
+        """Give the float tensors that the network gives out the names it gives them out under."""
+        outputs = [value.name for value in self.given.graph.output]
+        for name in outputs:
+            if name in self.coded:
+                raise InputError(
+                    "E_MODEL",
+                    f"'{self.path}' gives codes out: '{name}'.",
+                    mend="Let it end with a DequantizeLinear.",
+                    path=name,
+                )
+            source = self.alias.get(name)
+            if source is None:
+                continue
+            if source in outputs or source in {value.name for value in self.given.graph.input}:
+                self.nodes.append(onnx.helper.make_node("Identity", [source], [name]))
+                continue
+            for node in self.nodes:
+                for names in (node.input, node.output):
+                    for i, used in enumerate(names):
+                        if used == source:
+                            names[i] = name
+            for table in (self.found.codes, self.found.views):
+                if source in table:
+                    table[name] = table.pop(source)  # pyright: ignore[reportArgumentType]
+            self.alias = {k: name if v == source else v for k, v in self.alias.items()}
+
+    def _assemble(self) -> None:
+        model = self.found.model
+        model.CopyFrom(self.given)
+        del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
+        model.graph.node.extend(self.nodes)
+        used = {name for node in self.nodes for name in node.input}
+        used |= {value.name for value in model.graph.output}
+        for name, value in self.constants.items():
+            if name in used:
+                model.graph.initializer.append(numpy_helper.from_array(value, name))
+        for name in {n for node in self.nodes for n in node.output} - self.found.views.keys():
+            self.found.views[name] = name
+
+
+def _to_float32(value: Array) -> Array:
+    return value.astype(np.float32) if value.dtype == np.float16 else value
+
+
+def _declared_kind(node: onnx.NodeProto) -> str:
+    declared = int(attribute(node, "output_dtype", 0))
+    if not declared:
+        return "uint8"
+    return str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(declared)).name)

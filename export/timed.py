@@ -1,0 +1,215 @@
+"""What every kernel of a file takes in an engine, and which of them a node of the file became."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeVar
+
+import onnx
+
+from ..runtime.engines.onnxruntime import KernelTime, kernel_times, optimized_model
+from ..runtime.engines.openvino import Executed, executed_times
+from ..runtime.errors import EngineError
+from ..runtime.tensors import Arrays
+from .exact import SIZES, synthetic
+from .executed import INT8, InOpenVino, is_int8_kernel, told
+from .graph import Walk, specs
+
+_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+_HALVES = ("Div", "Round", "Mul", "Add", "Clip")  # a quantizer of float16 is made of these
+_IDLE = ("Const", "Input", "Output")
+_CHANGES = ("FakeQuantize", "Reorder", "Convert")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel that ran.
+
+    Attributes:
+        name: Its name in the engine's graph.
+        told: How it is called to people.
+        int8: Whether it computes on INT8 codes.
+        quantizes: Whether it makes codes of floats, or floats of codes, and no more.
+        halves: Whether it is there because of float16.
+        median_ms: Median over the runs.
+    """
+
+    name: str
+    told: str
+    int8: bool
+    quantizes: bool
+    halves: bool
+    median_ms: float
+
+
+class Timed(Protocol):
+    """The kernels of a file, timed."""
+
+    @property
+    def title(self) -> str:
+        """What the engine is called to people."""
+        ...
+
+    @property
+    def error(self) -> str:
+        """Why the engine cannot run the file as it optimizes it; empty where it can."""
+        ...
+
+    @property
+    def kernels(self) -> Mapping[str, Kernel]:
+        """By name."""
+        ...
+
+    def home_of(self, node: onnx.NodeProto) -> Kernel | None:
+        """The kernel that a node of the file became; ``None`` where it was folded away."""
+        ...
+
+    def quantizers_around(self, kernel: Kernel) -> set[str]:
+        """Names of the quantizers that write for or read from a kernel."""
+        ...
+
+
+def timed(engine: str, model: onnx.ModelProto, *, runs: int, threads: int) -> Timed:
+    """Time the kernels of a file; its nodes have names of their own.
+
+    Raises:
+        EngineError: ``E_BACKEND`` where the engine runs it in no way; ``E_ENGINE`` for an engine
+            that cannot be looked into.
+        MissingExtraError: Where the engine is not installed.
+    """
+    if engine == "onnxruntime":
+        return _InOnnxRuntime.of(model, runs, threads)
+    if engine == "openvino":
+        data = model.SerializeToString()
+        seen = _fitting(model, lambda f: executed_times(data, f, runs=runs, threads=threads))
+        return _InOpenVino(seen)
+    raise EngineError(
+        "E_ENGINE",
+        f"the engine '{engine}' does not tell what its kernels take.",
+        mend="Engines that do: onnxruntime, openvino.",
+    )
+
+
+T = TypeVar("T")
+
+
+def _fitting(model: onnx.ModelProto, run: Callable[[Arrays], T]) -> T:
+    """What ``run`` gives for the first size of free dimensions that fits."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = specs(value for value in model.graph.input if value.name not in constants)
+    failure: EngineError | None = None
+    for size in SIZES:
+        try:
+            return run(synthetic(inputs, batch=1, size=size))
+        except EngineError as error:
+            failure = failure or error
+            if not any(isinstance(d, str) for spec in inputs for d in spec.shape[1:]):
+                break
+    raise failure or EngineError("E_BACKEND", "the file runs with no size of its inputs.")
+
+
+@dataclass(frozen=True)
+class _InOnnxRuntime:
+    """From the graph that ONNX Runtime writes out when it has optimized, and its profiler."""
+
+    walk: Walk
+    kernels: dict[str, Kernel]
+    error: str
+    title: str = "ONNX Runtime"
+    _names: dict[str, onnx.NodeProto] = field(default_factory=dict[str, onnx.NodeProto])
+
+    def __post_init__(self) -> None:
+        self._names.update((node.name, node) for node in self.walk.model.graph.node)
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto, runs: int, threads: int) -> _InOnnxRuntime:
+        """Optimized, and where it does not run so, as it stands in the file."""
+        data, error = model.SerializeToString(), ""
+
+        def take(feeds: Arrays, level: Literal["all", "none"]) -> list[KernelTime]:
+            return kernel_times(data, feeds, runs=runs, threads=threads, optimize=level)
+
+        try:
+            times = _fitting(model, lambda feeds: take(feeds, "all"))
+            made = onnx.load_model_from_string(optimized_model(data, "all"))
+        except EngineError as failure:
+            error, made = failure.message, model
+            times = _fitting(model, lambda feeds: take(feeds, "none"))
+        given = {node.name for node in model.graph.node}
+        kernels: dict[str, Kernel] = {}
+        for time in times:
+            halves = time.kernel == "Cast" or (time.kernel in _HALVES and time.node not in given)
+            kernels[time.node] = Kernel(
+                time.node,
+                time.kernel,
+                is_int8_kernel(time.kernel),
+                time.kernel in _QUANTIZERS,
+                halves,
+                time.median_ms,
+            )
+        return cls(Walk(made), kernels, error)
+
+    def home_of(self, node: onnx.NodeProto) -> Kernel | None:
+        """As the protocol says."""
+        made = [self._names.get(node.name + suffix) for suffix in ("", "_nchwc")]
+        made += [self.walk.producer.get(name) for name in node.output]
+        home = next((one for one in made if one is not None), None)
+        if home is None:
+            return None
+        unseen = Kernel(home.name, home.op_type, is_int8_kernel(home.op_type), False, False, 0.0)
+        return self.kernels.get(home.name, unseen)
+
+    def quantizers_around(self, kernel: Kernel) -> set[str]:
+        """As the protocol says, through what only reorders."""
+        found, node = set[str](), self._names[kernel.name]
+        for name in node.input:
+            maker = self.walk.producer.get(name)
+            if maker is not None and maker.op_type in ("ReorderInput", "Transpose"):
+                maker = self.walk.producer.get(maker.input[0])
+            if maker is not None and maker.op_type in _QUANTIZERS:
+                found.add(maker.name)
+        todo = list(node.output)
+        while todo:
+            for reader in self.walk.consumers.get(todo.pop(), []):
+                if reader.op_type in _QUANTIZERS:
+                    found.add(reader.name)
+                elif reader.op_type in ("ReorderOutput", "Relu", "Clip", "Transpose"):
+                    todo.extend(reader.output)
+        return found & self.kernels.keys()
+
+
+@dataclass(frozen=True)
+class _InOpenVino:
+    """From the graph that OpenVINO executes, with its performance counters."""
+
+    nodes: tuple[Executed, ...]
+    kernels: dict[str, Kernel] = field(default_factory=dict[str, Kernel])
+    title: str = "OpenVINO"
+    error: str = ""
+
+    def __post_init__(self) -> None:
+        for one in self.nodes:
+            if one.kind not in _IDLE:
+                changes = one.kind in _CHANGES
+                int8 = one.precision in INT8 and not changes
+                self.kernels[one.name] = Kernel(
+                    one.name, told(one), int8, changes, False, one.median_ms
+                )
+
+    def home_of(self, node: onnx.NodeProto) -> Kernel | None:
+        """As the protocol says."""
+        home = InOpenVino(self.nodes).home_of([node.name, *node.output], node.op_type)
+        return None if home is None else self.kernels.get(home.name)
+
+    def quantizers_around(self, kernel: Kernel) -> set[str]:
+        """As the protocol says, through one another."""
+        found, todo = set[str](), [kernel.name]
+        reads = {one.name: one.reads for one in self.nodes}
+        while todo:
+            at = todo.pop()
+            near = set(reads[at]) | {n for n, from_ in reads.items() if at in from_}
+            near = {n for n in near - found if n in self.kernels and self.kernels[n].quantizes}
+            found |= near
+            todo += near
+        return found

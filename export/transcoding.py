@@ -1,0 +1,313 @@
+"""Transcode: the scales that a file has, written in the dialect of the engine that will run it.
+
+What it does: the file is taken apart (:mod:`.stripping`), each quantizer gets the form that the
+dialect fuses, and the graph is written anew by :mod:`.dialects.qdq`. No data, no recalibration.
+
+- int8 activations become uint8 where the dialect wants them, and back: the same scale, the zero
+  point moved by 128.
+- Behind a ReLU or Clip the zero point becomes the lowest code and the scale stays. A symmetric int8
+  quantizer there only ever used its codes 0 to 127, and these stay what they were; the codes above
+  them are clipped, so that what saturated goes on to saturate at the same value.
+- An output without a quantizer gets one from what reads it (:mod:`.filling`). Where nothing tells
+  one, the node stays float32.
+- Scales for each channel of an activation go into the weights on both sides where only depthwise
+  convolutions read it (exact), else they become one scale with the widest range.
+- Weights keep their codes; only where the dialect cannot hold them are they quantized again.
+
+When it is exact: to within a quantization step at every layer, given the same inputs of that layer;
+:mod:`.equality` proves it on random inputs before anything is written.
+
+When it refuses: as :mod:`.stripping` and :mod:`.exact`; ``E_BOUND`` where the proof fails.
+
+Source: ONNX Runtime's qdq_transformer (selectors and ClipQuantFusion), 1.23 to 1.31; folding of
+scales into neighbouring weights as in Nagel et al. 2019 (arXiv:1906.04721, section 4.1).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import onnx
+
+from ..runtime.errors import BoundError
+from ..runtime.tensors import Array
+from .channel_scales import fold_channel_scales, widest
+from .codes import Codes
+from .dialects import Dialect
+from .dialects.layout import lay_out
+from .dialects.qdq import Quantized, write_layout
+from .dialects.quantizers import PerTensor
+from .equality import Equality, Truth, compare_layers
+from .exact import tidy
+from .filling import Telling
+from .graph import Graph, Walk, is_standard
+from .kept_codes import keep_codes, on_grid
+from .onnx_files import read_onnx
+from .plan import Choice, PrecisionPlan, why_not_weights
+from .stripping import Stripped, strip
+
+LARGEST_STEPS = 1.01
+"""How far a layer may lie from the given file's, in steps: one, and float32's own rounding."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What was changed at one node or tensor, and why."""
+
+    where: str
+    rule: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Transcoded:
+    """A file written anew.
+
+    Attributes:
+        model: Its bytes.
+        dialect: Name of the dialect.
+        changes: What is different from the given file.
+        kept_float: Nodes with quantized inputs that stay float32.
+        equality: How far its layers lie from those of the given file.
+        int8_nodes: How many nodes were written in INT8.
+    """
+
+    model: bytes
+    dialect: str
+    changes: tuple[Change, ...]
+    kept_float: tuple[Change, ...]
+    equality: Equality
+    int8_nodes: int
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON form, without the bytes."""
+        return {
+            "dialect": self.dialect,
+            "int8_nodes": self.int8_nodes,
+            "changes": [vars(change) for change in self.changes],
+            "changes_by_rule": dict(Counter(change.rule for change in self.changes)),
+            "kept_float": [vars(change) for change in self.kept_float],
+            "equality": self.equality.to_dict(),
+        }
+
+
+def transcode(
+    path: str, dialect: Dialect, *, engine: str = "onnxruntime", force: bool = False
+) -> Transcoded:
+    """Write the INT8 file ``path`` in a dialect; nothing is written to disk.
+
+    Args:
+        path: An ONNX file with quantizers.
+        dialect: How it shall be written.
+        engine: What runs it, and proves it here.
+        force: Give the result where a layer lies more than a step from the given file's, too.
+
+    Raises:
+        InputError: Where the file cannot be read or taken apart.
+        BoundError: ``E_BOUND`` where a layer lies more than a step from the given file's.
+        EngineError: ``E_BACKEND`` where one of the two files does not run; ``E_ENGINE``.
+        MissingExtraError: Where the engine is not installed.
+    """
+    given = read_onnx(path)
+    stripped = strip(given, path)
+    original = dict(stripped.codes)
+    decided = _Decision(stripped, dialect)
+    folded = decided.fold()
+    graph = tidy(stripped.model, source=path)
+    quantized = decided.write(graph)
+    filled = {name: decided.known[name] for name in decided.filled}
+    widened = frozenset(decided.widened)
+    truth = Truth(given, original, stripped.views, folded, filled, widened)
+    equality = compare_layers(truth, quantized, graph.inputs, engine)
+    result = Transcoded(
+        quantized.model,
+        dialect.name,
+        tuple(decided.changes),
+        tuple(decided.kept),
+        equality,
+        len(quantized.units),
+    )
+    if equality.layer_steps > LARGEST_STEPS and not force:
+        raise BoundError(
+            "E_BOUND",
+            f"'{path}' in the dialect {dialect.name} would differ from the given file by "
+            f"{equality.layer_steps:.2f} steps at '{equality.worst_tensor}'; one is allowed.",
+            mend="Nothing was written. Choose another --dialect, or take it as it is with "
+            "--accept-difference.",
+            path=path,
+        )
+    return result
+
+
+@dataclass
+class _Decision:
+    stripped: Stripped
+    dialect: Dialect
+    changes: list[Change] = field(default_factory=list[Change])
+    kept: list[Change] = field(default_factory=list[Change])
+    filled: set[str] = field(default_factory=set[str])
+    widened: set[str] = field(default_factory=set[str])
+
+    @property
+    def known(self) -> dict[str, Codes]:
+        """By tensor name, the given file's quantizers and those filled in."""
+        return self.stripped.codes
+
+    def fold(self) -> dict[str, Array]:
+        """Make every scale one for its whole tensor.
+
+        Returns:
+            By tensor, what its channels were divided by.
+        """
+        folded = fold_channel_scales(self.stripped)
+        for name in folded:
+            self._note(name, "per-channel activation", "its scales went into the weights around it")
+        for name, codes in list(self.known.items()):
+            if codes.per_channel:
+                self.widened.add(name)
+                self.known[name] = widest(codes)
+                self._note(
+                    name, "per-channel activation", "one scale for the tensor, the widest range"
+                )
+        walk = Walk(self.stripped.model)
+        for node in reversed(self.stripped.model.graph.node):  # before moves are folded away
+            if node.op_type in self.dialect.moving and node.output[0] in self.known:
+                source = node.input[0]
+                if source not in walk.constants and source not in self.known:
+                    self._fill(source, self.known[node.output[0]], node.name)
+        for node in self.stripped.model.graph.node:
+            if node.op_type in self.dialect.moving and node.input[0] in self.known:
+                for name in set(node.output) - self.known.keys():
+                    self.known[name] = self.known[node.input[0]]
+                    self.filled.add(name)
+        return folded
+
+    def write(self, graph: Graph) -> Quantized:
+        """The graph in the dialect."""
+        walk = Walk(graph.proto())
+        plan = self._plan(walk)
+        tails = {
+            tail.output[0]: node.output[0]
+            for node in walk.model.graph.node
+            if plan.is_int8(node) and (tail := walk.folded_activation(node)) is not None
+        }
+        layout = lay_out(
+            walk,
+            self.known,
+            plan,
+            self.dialect,
+            partial(self._quantizer, tails),
+            keep=self.known.keys() - self.filled,
+        )
+        again = {w for w in self.stripped.weights if w in walk.constants} & {
+            node.input[1]
+            for node in walk.model.graph.node
+            if plan.is_int8(node)
+            and node.op_type in self.dialect.weighted
+            and not on_grid(walk, node, self.dialect.weight_limit)
+        }
+        for name in sorted(again):
+            self._note(
+                name, "weights", f"quantized again: codes end at {self.dialect.weight_limit}"
+            )
+        return write_layout(graph, layout, plan, self.dialect, keep_codes)
+
+    def _plan(self, walk: Walk) -> PrecisionPlan:
+        choices: dict[str, Choice] = {}
+        for node in walk.model.graph.node:
+            reason = self._why_float(node, walk)
+            if reason is None:
+                choices[node.name] = Choice("int8", "quantized in the given file")
+                continue
+            choices[node.name] = Choice("float32", reason)
+            computes = node.op_type not in self.dialect.moving | {"Relu", "Clip", "Identity"}
+            if computes and any(name in self.known for name in node.input):
+                self.kept.append(Change(node.name, "kept in float32", reason))
+        return PrecisionPlan(choices)
+
+    def _why_float(self, node: onnx.NodeProto, walk: Walk) -> str | None:
+        weighted = node.op_type in self.dialect.weighted
+        if not is_standard(node) or not (weighted or node.op_type in self.dialect.elementwise):
+            return f"{self.dialect.name} has no INT8 kernel for {node.op_type}"
+        if weighted:
+            reason = why_not_weights(node, walk)
+            if reason is not None:
+                return reason
+            if not (node.input[1] in self.stripped.weights or on_grid(walk, node, 127)):
+                return "the given file has its weights in float32"
+        inputs = list(node.input[:1]) if weighted else list(node.input)
+        if any(not name or name in walk.constants for name in inputs):
+            return "one of its inputs is a constant"
+        if not any(name in self.known for name in inputs):
+            return "none of its inputs is quantized in the given file"
+        tail = walk.folded_activation(node)
+        output = tail.output[0] if tail is not None else node.output[0]
+        if tail is not None and output not in self.known and node.output[0] in self.known:
+            self.known[output] = self.known[node.output[0]]  # on a grid, rounding and ReLU commute
+            self.filled.add(output)
+        needed = inputs if node.op_type in self.dialect.free_output else [*inputs, output]
+        for name in needed:
+            if name not in self.known and not self._fill_from_readers(name, walk, node.name):
+                return f"nothing in the given file tells a scale for '{name}'"
+        return None
+
+    def _fill_from_readers(self, name: str, walk: Walk, node: str) -> bool:
+        found = Telling(walk, self.known, self.filled, self.dialect.moving).codes_for(name)
+        if found is None:
+            return False
+        self._fill(name, found, node)
+        return True
+
+    def _fill(self, name: str, codes: Codes, because: str) -> None:
+        self.known[name] = codes
+        self.filled.add(name)
+        self._note(
+            name,
+            "missing output quantizer",
+            f"filled in at '{because}' with the scale {float(codes.scale):.4g} of what reads it",
+        )
+
+    def _quantizer(
+        self, tails: Mapping[str, str], name: str, clip: tuple[float, float] | None
+    ) -> PerTensor:
+        """The quantizer of a tensor in the dialect, from the given file's."""
+        codes = self.known[name]
+        if codes.kind == "int8" and self.dialect.activation == "uint8":
+            self._note(name, "int8 activation", "uint8: the same scale, zero point + 128")
+        scale, zero = float(codes.scale), int(codes.zero)
+        first, last = codes.lowest - zero, codes.highest - zero  # in steps from 0
+        before = after = zero + (128 if codes.kind == "int8" else 0)
+        absorbs = clip is not None and name in tails
+        if clip is not None and absorbs:
+            first, last = max(first, _steps(clip[0], scale)), min(last, _steps(clip[1], scale))
+            if np.isfinite(clip[0]):
+                after = -first
+        if after != before:
+            self._note(
+                name,
+                "zero point behind an activation function",
+                f"{before} of 0..255 became {after}, so that '{tails[name]}' can be absorbed",
+            )
+        ends = (first + after, last + after)
+        whole, were_whole = ends == (0, 255), codes.highest - codes.lowest == 255
+        if were_whole and not whole:
+            told = f"clipped at {ends[1]} of 0..255, where the given file's saturate"
+            self._note(name, "codes that end early", told)
+        lowest = self.dialect.lowest
+        used = (ends[0] + lowest, ends[1] + lowest)
+        exact = absorbs or not whole
+        return PerTensor(np.float32(scale), after + lowest, used if exact else None)
+
+    def _note(self, where: str, rule: str, what: str) -> None:
+        change = Change(where, rule, what)
+        if change not in self.changes:
+            self.changes.append(change)
+
+
+def _steps(bound: float, scale: float) -> int:
+    """The code, counted from that of 0, that a bound rounds to; far beyond any where it is none."""
+    return round(float(np.clip(bound / scale, -1e6, 1e6)))

@@ -1,0 +1,211 @@
+"""Which of a bundle's models runs here: by engine and processor, or by measuring once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .bundle import Bundle
+from .engines import import_backend
+from .errors import EngineError, InputError, MissingExtraError
+from .manifest import MANIFEST_HASH, Variant
+from .target import processor, serves
+
+_WARM_UP = 3
+_ROUNDS = 15
+_MOST_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A variant, and why it was taken.
+
+    Attributes:
+        variant: What runs.
+        reason: Why, in words.
+        passed_over: The variants before it and why they do not run here, by name; with a choice by
+            measurement, the medians in milliseconds of all that were measured.
+    """
+
+    variant: Variant
+    reason: str
+    passed_over: tuple[tuple[str, str], ...] = ()
+
+
+def choose(bundle: Bundle, engine: str | None = None) -> Choice:
+    """The first variant, in the bundle's order, whose engine is here and whose dialect suits.
+
+    A dialect that was made for another kind of processor is passed over as long as another variant
+    suits; where none does, the first whose engine is here is taken, and the self-test proves it.
+
+    Args:
+        bundle: What holds the variants.
+        engine: Only variants for this engine are looked at.
+
+    Raises:
+        EngineError: ``E_DIALECT`` where no variant is for ``engine``; ``E_ENGINE`` where no
+            variant's engine is here.
+        MissingExtraError: Where the only variant's engine is an extra that is not installed.
+    """
+    variants = _for_engine(bundle, engine)
+    if len(variants) == 1:
+        return Choice(variants[0], "the only one")
+    passed: list[tuple[str, str]] = []
+    unsuited: list[Variant] = []
+    for variant in variants:
+        why_not = missing(variant)
+        if why_not is None and serves(variant.dialect):
+            return Choice(variant, "the first that this machine suits", tuple(passed))
+        if why_not is None:
+            unsuited.append(variant)
+            why_not = f"{variant.dialect} is not the dialect of this processor"
+        passed.append((variant.name, why_not))
+    if unsuited:
+        return Choice(unsuited[0], "the first whose engine is here", tuple(passed))
+    raise EngineError(
+        "E_ENGINE",
+        "none of the bundle's engines is here: "
+        + "; ".join(f"{name}: {why}" for name, why in passed)
+        + ".",
+        mend="Install one of them, or make the bundle for an engine that is here.",
+    )
+
+
+def fastest(
+    bundle: Bundle,
+    *,
+    threads: int = 0,
+    engine: str | None = None,
+    cache: str | os.PathLike[str] | None = None,
+) -> Choice:
+    """The variant that is quickest here: all that suit are timed in turn on the golden inputs.
+
+    Args:
+        bundle: What holds the variants.
+        threads: Threads for one inference, as the session will have; 0 leaves it to the engines.
+        engine: Only variants for this engine are looked at.
+        cache: A folder that remembers the choice, made where it is not there; nothing is written
+            without it. What it holds is for this bundle, processor, number of threads and these
+            versions of the engines, and is not looked at for any other.
+
+    Raises:
+        EngineError: As `choose`; where a variant fails to run.
+        BundleError: ``E_SELFTEST`` where a variant gives other numbers here.
+        InputError: ``E_WRITE`` where the choice cannot be remembered.
+    """
+    variants = [
+        one for one in _for_engine(bundle, engine) if missing(one) is None and serves(one.dialect)
+    ]
+    if len(variants) < 2:
+        return choose(bundle, engine)
+    remembered = None if cache is None else _Memory(Path(cache), bundle, variants, threads)
+    found = remembered.read() if remembered else None
+    if found is not None:
+        return Choice(found, "the fastest when it was measured here")
+    medians = _timed(bundle, variants, threads)
+    best = min(variants, key=lambda one: medians[one.name])
+    if remembered:
+        remembered.write(best, medians)
+    told = tuple((name, f"{value:.3f} ms") for name, value in medians.items())
+    return Choice(best, "the fastest, measured just now", told)
+
+
+def _for_engine(bundle: Bundle, engine: str | None) -> tuple[Variant, ...]:
+    found = tuple(one for one in bundle.variants if engine is None or one.engine == engine)
+    if not found:
+        held = ", ".join(f"'{one.name}' for {one.engine}" for one in bundle.variants)
+        raise EngineError(
+            "E_DIALECT",
+            f"the bundle has {held}, the engine {engine} was asked for.",
+            mend="Choose one of those engines, or leave the choice to the bundle.",
+        )
+    return found
+
+
+def missing(variant: Variant) -> str | None:
+    """Why a variant's engine cannot be used here, in words; ``None`` where it can."""
+    try:
+        import_backend(variant.engine)
+    except MissingExtraError:
+        return f"the engine {variant.engine} is not installed"
+    except EngineError as error:
+        return f"the engine {variant.engine} is not usable: {error.message}"
+    return None
+
+
+def _timed(bundle: Bundle, variants: Sequence[Variant], threads: int) -> dict[str, float]:
+    """Median latency in milliseconds by name, rounds in turn so that a busy moment hits all."""
+    from .session import Session  # a session chooses, and choosing measures sessions
+
+    samples: dict[str, list[float]] = {one.name: [] for one in variants}
+    sessions: dict[str, Session] = {}
+    try:
+        for one in variants:
+            sessions[one.name] = Session.open(bundle, variant=one.name, threads=threads)
+        feeds = bundle.golden()[0]
+        for session in sessions.values():
+            for _ in range(_WARM_UP):
+                session.run(feeds)
+        started = time.perf_counter()
+        for done in range(_ROUNDS):
+            if done >= _WARM_UP and time.perf_counter() - started > _MOST_SECONDS * len(sessions):
+                break
+            for name, session in sessions.items():
+                before = time.perf_counter_ns()
+                session.run(feeds)
+                samples[name].append((time.perf_counter_ns() - before) / 1e6)
+    finally:
+        for session in sessions.values():
+            session.close()
+    return {name: sorted(values)[len(values) // 2] for name, values in samples.items()}
+
+
+class _Memory:
+    """One choice in a folder, under a key of all that it depends on."""
+
+    def __init__(
+        self, folder: Path, bundle: Bundle, variants: Sequence[Variant], threads: int
+    ) -> None:
+        self.variants = {one.name: one for one in variants}
+        engines = sorted({one.engine for one in variants})
+        depends = {
+            "bundle": bundle.files[MANIFEST_HASH].decode("ascii").strip(),
+            "variants": sorted(self.variants),
+            "engines": {name: import_backend(name) for name in engines},
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "threads": threads,
+            "python": sys.version_info[:2],
+        }
+        key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode("utf-8")).hexdigest()
+        self.path = folder / "choices" / f"{key}.json"
+
+    def read(self) -> Variant | None:
+        """What was chosen before; ``None`` where nothing was, or the file is damaged."""
+        try:
+            told: Any = json.loads(self.path.read_text(encoding="utf-8"))
+            return self.variants.get(str(told["variant"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write(self, best: Variant, medians: dict[str, float]) -> None:
+        from .files import write_file
+
+        told = {"variant": best.name, "median_ms": medians}
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                "E_WRITE",
+                f"'{self.path.parent}' cannot be made: {error.strerror or error}.",
+                mend="Name another cache folder.",
+                path=str(self.path.parent),
+            ) from error
+        write_file(json.dumps(told, indent=1).encode("utf-8"), self.path, force=True)

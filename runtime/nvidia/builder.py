@@ -1,0 +1,101 @@
+"""Build an engine in a child process, with a time limit, whatever the child does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..errors import EdgepressError, EngineError, InputError, MissingExtraError
+from .building import Built, check_model
+from .child import ANSWER, MODEL, PLAN, REQUEST, TIMING
+from .options import BuildOptions
+
+_START = "import sys; sys.path[:] = sys.argv[2:]; from {module} import main; sys.exit(main())"
+_KINDS: dict[str, type[EdgepressError]] = {"EngineError": EngineError, "InputError": InputError}
+
+
+def build_engine(
+    engine: str,
+    model: bytes,
+    options: BuildOptions,
+    *,
+    gpu: int = 0,
+    timing_cache: bytes | None = None,
+) -> Built:
+    """Build an engine for a model, in a process of its own.
+
+    Args:
+        engine: ``tensorrt`` or ``tensorrt-rtx``; the latter needs no GPU for it.
+        model: An ONNX model in the engine's dialect.
+        options: How.
+        gpu: On which GPU.
+        timing_cache: As :func:`edgepress.runtime.nvidia.building.build` takes it.
+
+    Raises:
+        EngineError: ``E_DRIVER`` without a driver, ``E_BACKEND`` where the model cannot be parsed
+            or built, or the builder crashed or took longer than ``options.time_limit_s``.
+        MissingExtraError: Where the engine is not installed.
+        InputError: ``E_MODEL`` for what is no ONNX file, ``E_SHAPE`` for a free size of which
+            nothing is known.
+    """
+    check_model(model)
+    request = {"engine": engine, "gpu": gpu, "options": options.to_dict()}
+    with tempfile.TemporaryDirectory(prefix="edgepress-") as name:
+        folder = Path(name)
+        (folder / REQUEST).write_text(json.dumps(request), encoding="utf-8")
+        (folder / MODEL).write_bytes(model)
+        if timing_cache is not None:
+            (folder / TIMING).write_bytes(timing_cache)
+        _run(engine, folder, options.time_limit_s)
+        answer: Any = json.loads((folder / ANSWER).read_text(encoding="utf-8"))
+        if "error" in answer:
+            raise _error(answer["error"], engine)
+        timing = folder / TIMING
+        measured = timing.read_bytes() if timing_cache is not None else b""
+        return Built((folder / PLAN).read_bytes(), measured, dict(answer["facts"]))
+
+
+def _run(engine: str, folder: Path, time_limit_s: float) -> None:
+    command = [sys.executable, "-c", _START.format(module=f"{__package__}.child"), str(folder)]
+    try:
+        child = subprocess.run(
+            [*command, *sys.path],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=time_limit_s,
+            env={**os.environ, "PYTHONSAFEPATH": "1"},
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise EngineError(
+            "E_BACKEND",
+            f"{engine} did not build the engine within {time_limit_s:g} s, and was ended.",
+            mend="Allow it more time, or a lower level of optimization.",
+        ) from error
+    if child.returncode == 0 and (folder / ANSWER).is_file():
+        return
+    how = f"ended with status {child.returncode}"
+    if child.returncode < 0:
+        how = f"crashed with signal {-child.returncode}"
+        with suppress(ValueError):
+            how = f"crashed with {signal.Signals(-child.returncode).name}"
+    last = child.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
+    raise EngineError(
+        "E_BACKEND",
+        f"the builder of {engine} {how} on this model" + (f": {last[0]}" if last else "."),
+        mend="The file may be damaged, or the machine out of memory.",
+    )
+
+
+def _error(told: Any, engine: str) -> EdgepressError:
+    if told["kind"] == "MissingExtraError":
+        return MissingExtraError(engine, engine, f"the engine {engine}")
+    kind = _KINDS.get(told["kind"], EngineError)
+    return kind(told["code"], told["message"], mend=told["mend"], path=told["path"])

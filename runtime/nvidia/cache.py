@@ -1,0 +1,183 @@
+"""Engines that were built, kept for the next time: a private folder, keyed by all that made them.
+
+An engine is native code. A cached one is taken only where its key, its bytes, its owner and its
+mode are as they were when it was written; anything else is built again.
+
+    FOLDER/engines/KEY.plan   the engine
+    FOLDER/engines/KEY.json   what it was made of, and the SHA-256 of its bytes
+    FOLDER/timing/KEY.cache   what the builder measured on this GPU
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import stat
+import sys
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+
+_LAYOUT = "1"  # of this folder; part of every key
+_FOLDERS = ("engines", "timing")
+_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+
+
+def default_folder() -> Path:
+    """Where edgepress keeps caches: ``$EDGEPRESS_CACHE``, else the platform's own place."""
+    given = os.environ.get("EDGEPRESS_CACHE")
+    if given:
+        return Path(given)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "edgepress"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "edgepress"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgepress"
+
+
+def key_of(made_of: Mapping[str, object]) -> str:
+    """The key of what was made of these: SHA-256 of their canonical JSON, in hex.
+
+    Args:
+        made_of: Everything that makes a difference, JSON values only.
+    """
+    text = json.dumps({"layout": _LAYOUT, **made_of}, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+class EngineCache:
+    """A folder of engines.
+
+    Args:
+        folder: Made, for this user alone, where it is not there.
+
+    Raises:
+        InputError: ``E_WRITE`` where it cannot be made; ``E_CACHE`` where it is somebody else's, or
+            others may write in it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            for name in _FOLDERS:
+                (folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                "E_WRITE",
+                f"the cache folder '{folder}' cannot be made: {error.strerror or error}.",
+                mend="Name another with --cache or $EDGEPRESS_CACHE.",
+                path=str(folder),
+            ) from error
+        for path in (folder, *(folder / name for name in _FOLDERS)):
+            if not _is_ours(path):
+                raise InputError(
+                    "E_CACHE",
+                    f"the cache folder '{path}' belongs to somebody else, or others may write in "
+                    "it; what lies there would be run as native code.",
+                    mend=f"Take it over (chmod 700 '{path}'), or name another with --cache.",
+                    path=str(path),
+                )
+
+    def find(self, made_of: Mapping[str, object]) -> bytes | None:
+        """The engine that was made of these, or ``None`` where none can be trusted."""
+        key = key_of(made_of)
+        plan, told = self._engine(key), self._told(key)
+        try:
+            if not (_is_ours(plan) and _is_ours(told)):
+                return None
+            facts: Any = json.loads(told.read_text(encoding="utf-8"))
+            data = plan.read_bytes()
+        except (OSError, ValueError):
+            return None
+        wanted = {"sha256": hashlib.sha256(data).hexdigest(), "made_of": _plain(made_of)}
+        return data if facts == wanted else None
+
+    def put(self, made_of: Mapping[str, object], plan: bytes) -> None:
+        """Keep an engine.
+
+        Raises:
+            InputError: ``E_WRITE`` where the disk is full or may not be written.
+        """
+        key = key_of(made_of)
+        told = {"sha256": hashlib.sha256(plan).hexdigest(), "made_of": _plain(made_of)}
+        _write(self._engine(key), plan)
+        _write(self._told(key), json.dumps(told, sort_keys=True, indent=1).encode("utf-8"))
+
+    def timing(self, device: Mapping[str, object]) -> bytes:
+        """What the builder measured on this GPU before; empty where nothing can be trusted."""
+        path = self.folder / "timing" / f"{key_of(device)}.cache"
+        try:
+            return path.read_bytes() if _is_ours(path) else b""
+        except OSError:
+            return b""
+
+    def put_timing(self, device: Mapping[str, object], measured: bytes) -> None:
+        """Keep what the builder measured. Raises as :meth:`put`."""
+        _write(self.folder / "timing" / f"{key_of(device)}.cache", measured)
+
+    @contextlib.contextmanager
+    def lock(self, made_of: Mapping[str, object]) -> Generator[None, None, None]:
+        """Let one process at a time build what is made of these; the others find its result."""
+        path = self.folder / "engines" / f"{key_of(made_of)}.lock"
+        with path.open("a+b") as file:
+            _lock(file)
+            yield  # closing the file gives the lock back, also where this process dies
+
+    def _engine(self, key: str) -> Path:
+        return self.folder / "engines" / f"{key}.plan"
+
+    def _told(self, key: str) -> Path:
+        return self.folder / "engines" / f"{key}.json"
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether only this user may have written it; Windows keeps users apart by their profiles."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    if stat.S_ISLNK(found.st_mode):
+        return False
+    if sys.platform == "win32":
+        return True
+    return found.st_uid == os.getuid() and not found.st_mode & _OTHERS
+
+
+def _write(path: Path, data: bytes) -> None:
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise InputError(
+            "E_WRITE",
+            f"'{path}' could not be written: {error.strerror or error}.",
+            mend="Is there room on the disk? The engine runs without a cache as well.",
+            path=str(path),
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _lock(file: Any) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _plain(values: Mapping[str, object]) -> Any:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(values))

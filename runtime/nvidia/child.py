@@ -1,0 +1,57 @@
+"""The process that builds engines: ``python -m edgepress.runtime.nvidia.child FOLDER``.
+
+A builder is native code that may crash on a model, or never end; what asks for an engine must live
+on. FOLDER holds ``request.json`` and ``model.onnx``; the answer is ``answer.json``, and beside it
+``engine.plan`` and ``timing.cache``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..engines import load_backend
+from ..errors import EdgepressError
+from .building import build
+from .driver import cuda
+from .options import BuildOptions
+
+REQUEST, ANSWER, MODEL = "request.json", "answer.json", "model.onnx"
+PLAN, TIMING = "engine.plan", "timing.cache"
+NEEDS_GPU = ("tensorrt",)
+"""Engines that time kernels while they are built."""
+
+
+def main() -> int:
+    """Answer the request in the folder named on the command line."""
+    folder = Path(sys.argv[1])
+    request: Any = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
+    try:
+        answer = _build(folder, request)
+    except EdgepressError as error:
+        fields = ("code", "message", "mend", "path")
+        told = {name: getattr(error, name) for name in fields}
+        answer = {"error": {"kind": type(error).__name__, **told}}
+    (folder / ANSWER).write_text(json.dumps(answer), encoding="utf-8")
+    return 0
+
+
+def _build(folder: Path, request: Any) -> dict[str, object]:
+    if request["engine"] in NEEDS_GPU:
+        driver = cuda()
+        driver.use(driver.retain(int(request["gpu"])))
+    trt = load_backend(request["engine"])
+    timing = folder / TIMING
+    measured = timing.read_bytes() if timing.is_file() else None
+    options = BuildOptions.from_dict(request["options"])
+    made = build(trt, (folder / MODEL).read_bytes(), options, measured)
+    (folder / PLAN).write_bytes(made.plan)
+    if measured is not None:
+        timing.write_bytes(made.timing_cache)
+    return {"facts": made.facts}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""An engine of NVIDIA's, on a GPU: built or found in the cache, then run.
+
+The order of things keeps what is native from crashing this process: the driver is asked first, then
+the module is imported, the engine is built in a child, and only what was built for exactly this
+GPU, driver and version is loaded here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from ..engine import Engine, EngineOptions
+from ..engines.symbols import free_names
+from ..errors import EngineError, InputError
+from ..tensors import Array, Arrays
+from .builder import build_engine
+from .building import spec_of
+from .cache import EngineCache
+from .driver import Cuda, Gpu, cuda
+from .execution import Execution
+from .options import BuildOptions
+
+_PROVIDER = re.compile(r"(GPU|DLA)(?::([0-9]{1,3}))?")
+
+
+class NvidiaEngine(Engine):
+    """Runs an ONNX graph in TensorRT or TensorRT-RTX, on a GPU or a DLA core.
+
+    ``options.provider`` is ``GPU`` (the default), ``GPU:1``, or ``DLA:0``; with ``options.cache``
+    an engine that was built is kept in that folder, and found there the next time.
+
+    Args:
+        model: An ONNX model in the engine's dialect: its types are those that are computed.
+        options: How to run it.
+        build: How to build it; ``None`` for the defaults.
+        cuda_graph: Whether to record the work of one inference and launch that: less work for the
+            processor where layers are small.
+    """
+
+    timing_caches = False
+    """Whether this engine times kernels while it is built, and can remember what it measured."""
+
+    def __init__(
+        self,
+        model: bytes,
+        options: EngineOptions | None = None,
+        build: BuildOptions | None = None,
+        *,
+        cuda_graph: bool = False,
+    ) -> None:
+        super().__init__(model, options)
+        self.build = build or BuildOptions()
+        self.cuda_graph = cuda_graph
+        self._running: Execution | None = None
+        self._facts: dict[str, object] = {}
+        self._busy = Lock()  # an execution context serves one caller at a time
+
+    def facts(self) -> dict[str, object]:
+        """Version, GPU, driver, providers, and whether a cached engine was found."""
+        return {**super().facts(), **self._facts}
+
+    def layers(self) -> str:
+        """The layers as the engine runs them: JSON, as TensorRT's engine inspector writes it.
+
+        Raises:
+            EngineError: ``E_CLOSED`` outside of the context.
+        """
+        return self._open_execution().layers()
+
+    @classmethod
+    def backend(cls) -> Any:
+        """The module that this engine stands on; each engine's own file imports it."""
+        raise NotImplementedError
+
+    def _load(self) -> None:
+        self._check_options()
+        driver = cuda()  # before anything of TensorRT is imported
+        index, build = self._device()
+        gpu = driver.gpu(index)
+        trt = self.backend()
+        plan, facts = self._plan(str(trt.__version__), gpu, build)
+        self._running = _start(trt, driver, index, plan, self.cuda_graph)
+        symbols = free_names(self.model)
+        tensors = self._running.tensors()
+        for is_input in (True, False):
+            specs = tuple(
+                spec_of(one.name, one.dtype, one.shape, symbols.get(one.name, ()))
+                for one in tensors
+                if one.is_input is is_input
+            )
+            if is_input:
+                self.inputs = specs
+            else:
+                self.outputs = specs
+        served = "GPU" if build.dla_core is None else f"DLA:{build.dla_core}"
+        self._facts = {
+            "version": str(trt.__version__),
+            "provider_asked": self.options.provider or "GPU",
+            "providers": [served, "GPU"] if build.gpu_fallback else [served],
+            "fell_back": False,
+            "device": gpu.name,
+            "compute_capability": gpu.compute_capability,
+            "driver": gpu.driver,
+            "cuda_graph": self.cuda_graph,
+            **facts,
+        }
+
+    def _unload(self) -> None:
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+    def _run(self, feeds: Mapping[str, Array]) -> Arrays:
+        with self._busy:
+            return self._open_execution().run(feeds)
+
+    def _open_execution(self) -> Execution:
+        if self._running is None:
+            raise EngineError(
+                "E_CLOSED", f"the {self.name} engine is not open.", mend="Use it inside 'with'."
+            )
+        return self._running
+
+    def _check_options(self) -> None:
+        if self.options.precision != "f32":
+            raise EngineError(
+                "E_PRECISION",
+                f"{self.name} computes in the types that the graph says, "
+                f"{self.options.precision} was asked for.",
+                mend="Leave the precision at 'f32', and write the graph in the one you want.",
+            )
+        if self.options.optimize != "all":
+            raise EngineError(
+                "E_USAGE",
+                f"{self.name} cannot be told to optimize '{self.options.optimize}'.",
+                mend="Leave the option at 'all', or use the engine onnxruntime for it.",
+            )
+
+    def _device(self) -> tuple[int, BuildOptions]:
+        """The GPU's number, and the options with the accelerator that the provider names."""
+        match = _PROVIDER.fullmatch(self.options.provider or "GPU")
+        if match is None:
+            raise EngineError(
+                "E_PROVIDER",
+                f"{self.name} has no provider '{self.options.provider}'.",
+                mend="Write GPU, GPU:1 or DLA:0.",
+            )
+        number, values = int(match[2] or 0), self.build.to_dict()
+        if match[1] == "GPU":
+            return number, self.build
+        values.update(dla_core=number, gpu_fallback=self.options.allow_fallback)
+        return 0, BuildOptions.from_dict(values)
+
+    def _plan(self, version: str, gpu: Gpu, build: BuildOptions) -> tuple[bytes, dict[str, object]]:
+        device: dict[str, object] = {
+            "engine": self.name,
+            "version": version,
+            "gpu": gpu.name,
+            "compute_capability": gpu.compute_capability,
+            "driver": gpu.driver,
+            "machine": f"{platform.system()} {platform.machine()}",
+        }
+        made_of = {
+            **device,
+            "model_sha256": hashlib.sha256(self.model).hexdigest(),
+            "options": build.of_engine(),
+        }
+        if self.options.cache is None:
+            made = build_engine(self.name, self.model, build, gpu=gpu.index)
+            return made.plan, {**made.facts, "from_cache": False}
+        cache = EngineCache(Path(self.options.cache))
+        with cache.lock(made_of):
+            found = cache.find(made_of)
+            if found is not None:
+                return found, {"from_cache": True}
+            timing = cache.timing(device) if self.timing_caches else None
+            made = build_engine(self.name, self.model, build, gpu=gpu.index, timing_cache=timing)
+            cache.put(made_of, made.plan)
+            if made.timing_cache:
+                cache.put_timing(device, made.timing_cache)
+            return made.plan, {**made.facts, "from_cache": False}
+
+
+def _start(trt: Any, driver: Cuda, index: int, plan: bytes, cuda_graph: bool) -> Execution:
+    try:
+        return Execution(trt, driver, index, plan, cuda_graph=cuda_graph)
+    except (EngineError, InputError):
+        raise
+    except Exception as error:  # what the bindings raise
+        raise EngineError(
+            "E_BACKEND", f"{trt.__name__} cannot load the engine that it built: {error}"
+        ) from error

@@ -1,0 +1,312 @@
+"""Bundles of several variants: which one runs, what is remembered, and how they are joined."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from edgepress.__main__ import cli
+from edgepress.benchmarks.latency import Own
+from edgepress.runtime import (
+    Bundle,
+    BundleError,
+    EngineError,
+    EngineOptions,
+    InputError,
+    Session,
+    open_engine,
+)
+from edgepress.runtime.choosing import choose, fastest
+from edgepress.runtime.combining import combine
+from edgepress.runtime.manifest import Golden, Manifest, Tolerance, Variant
+from edgepress.runtime.npz import write_npz
+from edgepress.runtime.seal import seal, write_files
+from edgepress.runtime.target import onnxruntime_dialect
+
+Make = Callable[..., Bundle]
+OTHERS = {"onnxruntime-x86-vnni", "onnxruntime-x86", "onnxruntime-arm"}
+HERE = onnxruntime_dialect()
+ELSEWHERE = "onnxruntime-x86-vnni" if HERE != "onnxruntime-x86-vnni" else "onnxruntime-arm"
+OPENVINO = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
+
+
+@pytest.fixture
+def make(tmp_path: Path, tiny_classifier: Callable[..., bytes]) -> Make:
+    """A bundle of one variant of the tiny classifier, on the disk and opened."""
+
+    def write(
+        name: str,
+        engine: str = "onnxruntime",
+        dialect: str = "onnx",
+        precision: str = "float32",
+        **change: Any,
+    ) -> Bundle:
+        model = tiny_classifier()
+        with open_engine("onnxruntime")(model) as running:
+            spec = running.inputs[0]
+            shape = [size if isinstance(size, int) else 1 for size in spec.shape]
+            feeds = {spec.name: np.linspace(-1, 1, int(np.prod(shape))).reshape(shape)}
+            feeds = {name: array.astype(np.float32) for name, array in feeds.items()}
+            golden = running.run(feeds)
+        tolerance = Tolerance(1e-4, 0.9999) if precision == "float32" else Tolerance(0.1, 0.99)
+        manifest = Manifest(
+            inputs=running.inputs,
+            outputs=running.outputs,
+            task="classification",
+            variants=(Variant(precision, "model.onnx", engine, dialect, precision),),
+            golden=Golden("golden/i.npz", "golden/o.npz", True, {"logits": tolerance}),
+            recipe={"name": name},
+            notes=(f"made as {name}",),
+        )
+        manifest = replace(
+            manifest,
+            golden=replace(manifest.golden, tolerance=dict.fromkeys(golden, tolerance)),
+        )
+        files = {
+            "model.onnx": model,
+            "golden/i.npz": write_npz(feeds),
+            "golden/o.npz": write_npz(golden),
+        }
+        out = tmp_path / name
+        write_files(seal(replace(manifest, **change), files), out)
+        return Bundle.open(out)
+
+    return write
+
+
+@pytest.fixture
+def joined(tmp_path: Path) -> Callable[..., Bundle]:
+    """Bundles combined, written and opened."""
+
+    def join(*bundles: Bundle) -> Bundle:
+        out = tmp_path / "joined"
+        write_files(combine(bundles), out)
+        return Bundle.open(out)
+
+    return join
+
+
+def test_the_only_variant_is_taken_whatever_its_dialect(make: Make) -> None:
+    bundle = make("one", dialect=ELSEWHERE)
+    with Session.open(bundle) as session:
+        assert session.facts()["chosen"] == "the only one"
+        assert session.facts()["passed_over"] == {}
+
+
+def test_combined_bundles_keep_what_each_was(make: Make, joined: Callable[..., Bundle]) -> None:
+    one, two = make("one", dialect=ELSEWHERE), make("two", dialect=HERE, precision="int8")
+    both = joined(one, two)
+    assert [v.name for v in both.variants] == ["onnxruntime-float32", "onnxruntime-int8"]
+    assert both.variants[0].file == "model.onnx"
+    assert both.model("onnxruntime-int8") == two.model()
+    second = both.variants[1]
+    assert second.made is not None
+    assert second.made["recipe"] == {"name": "two"}
+    assert second.made["notes"] == ["made as two"]
+    assert second.golden is not None
+    assert all(one.max_abs == 0.1 for one in second.golden.tolerance.values())
+    assert both.manifest.notes == ("made as one",)
+    for variant in both.variants:
+        Session.open(both, variant=variant.name).close()
+    third = make("three", dialect="onnx", precision="bfloat16", engine="openvino")
+    three = joined_again(both, third)
+    assert [v.name for v in three.variants][2] == "openvino-bfloat16"
+    assert three.variants[1].made == second.made
+    assert three.golden("onnxruntime-int8")[1].keys() == both.golden()[1].keys()
+
+
+def joined_again(*bundles: Bundle) -> Bundle:
+    out = Path(bundles[0].path).with_name("again")
+    write_files(combine(bundles), out)
+    return Bundle.open(out)
+
+
+def test_the_first_that_suits_this_processor_is_chosen(
+    make: Make, joined: Callable[..., Bundle]
+) -> None:
+    both = joined(make("one", dialect=ELSEWHERE), make("two", dialect=HERE, precision="int8"))
+    found = choose(both)
+    assert found.variant.name == "onnxruntime-int8"
+    assert found.passed_over[0][0] == "onnxruntime-float32"
+    assert ELSEWHERE in found.passed_over[0][1]
+    with Session.open(both) as session:
+        assert session.variant.name == "onnxruntime-int8"
+        assert session.facts()["passed_over"] == dict(found.passed_over)
+    with Session.open(both, variant="onnxruntime-float32") as session:
+        assert session.facts()["chosen"] == "asked for"
+
+
+def test_where_no_dialect_suits_the_first_engine_here_is_taken(
+    make: Make, joined: Callable[..., Bundle]
+) -> None:
+    other = next(iter(OTHERS - {HERE, ELSEWHERE, "onnxruntime-x86"}), "onnxruntime-arm")
+    both = joined(make("one", dialect=ELSEWHERE), make("two", dialect=other, precision="int8"))
+    found = choose(both)
+    assert found.variant.name == "onnxruntime-float32"
+    assert found.reason == "the first whose engine is here"
+
+
+def test_an_engine_that_is_not_here_is_passed_over_by_name(
+    make: Make, joined: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = joined(make("one", engine="openvino", dialect="openvino"), make("two", dialect="onnx"))
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    found = choose(both)
+    assert found.variant.name == "onnxruntime-float32"
+    assert found.passed_over == (("openvino-float32", "the engine openvino is not installed"),)
+    with pytest.raises(EngineError) as caught:
+        choose(both, "null")
+    assert caught.value.code == "E_DIALECT"
+
+
+def test_none_of_the_engines_is_here(make: Make, joined: Callable[..., Bundle]) -> None:
+    both = joined(make("one", engine="abacus"), make("two", engine="slide-rule"))
+    with pytest.raises(EngineError) as caught:
+        Session.open(both)
+    assert caught.value.code == "E_ENGINE"
+    assert "abacus" in caught.value.message
+    assert "slide-rule" in caught.value.message
+
+
+def test_the_fastest_is_measured_once_and_remembered(
+    make: Make, joined: Callable[..., Bundle], tmp_path: Path
+) -> None:
+    both = joined(make("one", dialect="onnx"), make("two", dialect=HERE, precision="int8"))
+    cache = tmp_path / "cache"
+    first = fastest(both, threads=1, cache=cache)
+    assert first.reason == "the fastest, measured just now"
+    assert {name for name, _ in first.passed_over} == {v.name for v in both.variants}
+    again = fastest(both, threads=1, cache=cache)
+    assert again.reason == "the fastest when it was measured here"
+    assert again.variant == first.variant
+    assert fastest(both, threads=2, cache=cache).reason == "the fastest, measured just now"
+    for file in (cache / "choices").iterdir():
+        file.write_text("{")
+    assert fastest(both, threads=1, cache=cache).reason == "the fastest, measured just now"
+    with Session.open(both, fastest=True, threads=1, cache=cache) as session:
+        assert session.facts()["chosen"] == "the fastest when it was measured here"
+
+
+def test_without_a_cache_nothing_is_written(
+    make: Make, joined: Callable[..., Bundle], tmp_path: Path
+) -> None:
+    both = joined(make("one", dialect="onnx"), make("two", dialect=HERE, precision="int8"))
+    before = sorted(tmp_path.rglob("*"))
+    with Session.open(both, fastest=True) as session:
+        assert session.facts()["chosen"] == "the fastest, measured just now"
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_variant_and_the_fastest_exclude_each_other(make: Make) -> None:
+    with pytest.raises(InputError) as caught:
+        Session.open(make("one"), variant="float32", fastest=True)
+    assert caught.value.code == "E_USAGE"
+
+
+def test_a_cache_that_cannot_be_written_is_an_input_error(
+    make: Make, joined: Callable[..., Bundle], tmp_path: Path
+) -> None:
+    both = joined(make("one", dialect="onnx"), make("two", dialect=HERE, precision="int8"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError) as caught:
+        fastest(both, cache=tmp_path / "file")
+    assert caught.value.code == "E_WRITE"
+
+
+def test_a_variant_with_other_numbers_is_refused_by_its_own_golden(
+    make: Make, tmp_path: Path, joined: Callable[..., Bundle]
+) -> None:
+    both = joined(make("one", dialect="onnx"), make("two", dialect=HERE, precision="int8"))
+    inputs, outputs = both.golden("onnxruntime-int8")
+    expected = both.variants[1].golden
+    assert expected is not None
+    files = {path: data for path, data in both.files.items() if not path.startswith("manifest")}
+    files[expected.outputs] = write_npz({name: array + 1 for name, array in outputs.items()})
+    write_files(seal(both.manifest, files), tmp_path / "bad")
+    Session.open(tmp_path / "bad", variant="onnxruntime-float32").close()
+    with pytest.raises(BundleError) as caught:
+        Session.open(tmp_path / "bad", variant="onnxruntime-int8")
+    assert caught.value.code == "E_SELFTEST"
+    assert inputs
+
+
+@pytest.mark.parametrize("what", ["task", "labels", "one", "twice"])
+def test_what_cannot_be_combined_is_named(make: Make, what: str) -> None:
+    one = make("one")
+    other = make("two", **({"task": "agreement"} if what == "task" else {}), precision="int8")
+    if what == "labels":
+        other = replace(other, labels=("a", "b"))
+    given = {"one": [one], "twice": [one, one]}.get(what, [one, other])
+    with pytest.raises(InputError) as caught:
+        combine(given)
+    assert caught.value.code == ("E_USAGE" if what == "one" else "E_COMBINE")
+    assert what not in ("task", "labels") or what in caught.value.message
+
+
+def test_a_manifest_whose_variant_names_a_missing_golden_is_refused(
+    make: Make, joined: Callable[..., Bundle]
+) -> None:
+    both = joined(make("one", dialect="onnx"), make("two", dialect=HERE, precision="int8"))
+    expected = both.variants[1].golden
+    assert expected is not None
+    files = {p: d for p, d in both.files.items() if p != expected.outputs and "manifest" not in p}
+    with pytest.raises(BundleError) as caught:
+        seal(both.manifest, files)
+    assert caught.value.code == "E_MISSING"
+
+
+def test_the_commands_join_prove_predict_and_measure(make: Make, tmp_path: Path) -> None:
+    make("one", dialect="onnx")
+    make("two", dialect=HERE, precision="int8")
+    run = CliRunner()
+    out = tmp_path / "both"
+    done = run.invoke(
+        cli, ["combine", str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(out), "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["variants"] == ["onnxruntime-float32", "onnxruntime-int8"]
+    done = run.invoke(cli, ["verify", str(out), "--json"])
+    assert done.exit_code == 0, done.output
+    assert len(json.loads(done.stdout)["variants"]) == 2
+    again = run.invoke(cli, ["combine", str(out), str(out), "--out", str(out), "--json"])
+    assert again.exit_code == 2
+    assert json.loads(again.stdout)["error"]["code"] == "E_EXISTS"
+
+
+def test_benchmarks_take_the_variant_that_a_session_would(
+    make: Make, joined: Callable[..., Bundle]
+) -> None:
+    both = joined(
+        make("one", dialect=ELSEWHERE),
+        make("two", dialect=HERE, precision="int8"),
+        make("three", engine="openvino", precision="bfloat16"),
+    )
+    assert Own.of(both.path, None, None) == Own("onnxruntime", "onnxruntime-int8")
+    named = Own.of(both.path, None, "openvino-bfloat16")
+    assert named == Own("openvino", "openvino-bfloat16", "bf16")
+    with pytest.raises(InputError) as caught:
+        Own.of(b"", None, "int8")
+    assert caught.value.code == "E_VARIANT"
+
+
+@OPENVINO
+def test_a_bfloat16_variant_is_computed_in_bfloat16(make: Make) -> None:
+    bundle = make("bf", engine="openvino", precision="bfloat16")
+    options = EngineOptions(precision="bf16")
+    try:
+        open_engine("openvino")(bundle.model(), options).__enter__()
+    except EngineError:
+        with pytest.raises(EngineError) as caught:
+            Session.open(bundle)
+        assert caught.value.code == "E_PRECISION"
+        pytest.skip("this processor has no bfloat16")
+    with Session.open(bundle) as session:
+        assert session.facts()["precision"] == "bf16"

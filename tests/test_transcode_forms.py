@@ -1,0 +1,322 @@
+"""The many forms in which INT8 files come: each is read as what it says, or refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from int8_nets import Net, as_tensorrt_wants, depthwise, kernels, residual
+from onnx import TensorProto, helper
+
+from edgepress.__main__ import main
+from edgepress.export.dialects import dialect
+from edgepress.export.slowness import why_slow
+from edgepress.export.transcoding import Transcoded, transcode
+
+X86 = dialect("onnxruntime-x86-vnni")
+
+
+def within_a_step(path: str, convolutions: int) -> Transcoded:
+    """Transcode, and count what runs in INT8."""
+    found = transcode(path, X86)
+    assert found.equality.layer_steps <= 1.01
+    assert found.equality.layers >= convolutions
+    assert kernels(found.model)["QLinearConv"] == convolutions
+    return found
+
+
+def rewrite(path: str, change: Callable[[onnx.ModelProto], None]) -> str:
+    model = onnx.load(path)
+    change(model)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["depthwise", "full"])
+def test_channels_with_zero_points_of_their_own(full: bool, tmp_path: Path) -> None:
+    net = Net(30)
+    y = net.conv(net.pair("x", 0.03), 4, 8)
+    scales, zeros = np.linspace(0.01, 0.03, 8), np.arange(100, 156, 7)
+    y = net.pair(y, scales, zeros, "uint8")
+    y = net.conv(y, 8, 8, group=1 if full else 8)
+    path = net.write(tmp_path / "a.onnx", net.pair(y, 0.05))
+    assert "per-channel activation" in why_slow(path, X86, runs=2).by_rule
+    found = within_a_step(path, 2)
+    assert "per-channel activation" in {change.rule for change in found.changes}
+
+
+@pytest.mark.parametrize("opset", [10, 11, 12])
+def test_opsets_before_scales_for_each_channel(opset: int, tmp_path: Path) -> None:
+    net = Net(31)
+    x = net.pair("x", 0.03)
+    y = x
+    for channels in ((4, 8), (8, 8)):
+        codes = net.constant(net.rng.integers(-127, 128, (*channels[::-1], 3, 3)).astype(np.int8))
+        parts = [net.constant(np.float32(0.001)), net.constant(np.int8(0))]
+        weights = net.op("DequantizeLinear", codes, *parts)
+        y = net.op("Relu", net.op("Conv", y, weights, pads=[1, 1, 1, 1]))
+        y = net.pair(y, 0.02, 0, "int8")
+    path = net.write(tmp_path / "a.onnx", net.op("GlobalAveragePool", y), opset=opset)
+    within_a_step(path, 2)
+
+
+@pytest.mark.parametrize("form", ["channels", "one scale", "no zero point", "int32 weights of one"])
+def test_biases_of_int32_codes(form: str, tmp_path: Path) -> None:
+    net = Net(32)
+    x = net.pair("x", 0.03)
+    codes = net.constant(net.rng.integers(-127, 128, (8, 4, 3, 3)).astype(np.int8))
+    step = np.linspace(0.0005, 0.001, 8).astype(np.float32)
+    if form in ("one scale", "int32 weights of one"):
+        step = step[:1].reshape(() if form == "one scale" else (1,))
+    zero = net.constant(np.zeros(step.shape, np.int8))
+    axis = {"axis": 0} if step.size > 1 else {}
+    weights = net.op("DequantizeLinear", codes, net.constant(step), zero, **axis)
+    parts = [net.constant(net.rng.integers(-4000, 4000, 8).astype(np.int32))]
+    parts.append(net.constant((np.float32(0.03) * step).astype(np.float32)))
+    if form != "no zero point":
+        parts.append(net.constant(np.zeros(step.shape, np.int32)))
+    bias = net.op("DequantizeLinear", *parts, **axis)
+    y = net.op("Relu", net.op("Conv", x, weights, bias, pads=[1, 1, 1, 1]))
+    path = net.write(tmp_path / "a.onnx", net.pair(y, 0.02, 0, "uint8"))
+    found = within_a_step(path, 1)
+    assert found.equality.output_steps <= 1.01
+
+
+def test_initializers_among_the_inputs_and_constants_as_nodes(tmp_path: Path) -> None:
+    net = Net(33)
+    path = net.write(tmp_path / "a.onnx", residual(net))
+
+    def spread(model: onnx.ModelProto) -> None:
+        kept = list(model.graph.initializer)
+        del model.graph.initializer[:]
+        for i, tensor in enumerate(kept):
+            if i % 2:
+                node = helper.make_node("Constant", [], [tensor.name], value=tensor)
+                model.graph.node.insert(0, node)
+                continue
+            model.graph.initializer.append(tensor)
+            kind = helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            model.graph.input.append(kind)
+
+    rewrite(path, spread)
+    assert why_slow(path, X86, runs=2).fallen != ()
+    found = within_a_step(path, 2)
+    assert [value.name for value in onnx.load_model_from_string(found.model).graph.input] == ["x"]
+
+
+def test_every_size_is_free(tmp_path: Path) -> None:
+    net = Net(34)
+    path = net.write(tmp_path / "a.onnx", depthwise(net))
+
+    def free(model: onnx.ModelProto) -> None:
+        for i, dim in enumerate(model.graph.input[0].type.tensor_type.shape.dim):
+            if i != 1:
+                dim.ClearField("dim_value")
+                dim.dim_param = f"d{i}"
+        del model.graph.output[0].type.tensor_type.shape.dim[:]
+        for i in range(4):
+            model.graph.output[0].type.tensor_type.shape.dim.add().dim_param = f"o{i}"
+
+    rewrite(path, free)
+    within_a_step(path, 2)
+    assert why_slow(path, X86, runs=2).total_ms > 0
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-38, 1e-20])
+def test_dead_channels(scale: float, tmp_path: Path) -> None:
+    """Two channels with weights of nothing but zeros, at a scale of nothing."""
+    net = Net(35)
+    codes = net.rng.integers(-127, 128, (8, 4, 3, 3)).astype(np.int8)
+    codes[:2] = 0
+    step = np.linspace(0.0005, 0.001, 8).astype(np.float32)
+    step[:2] = scale
+    zero = net.constant(np.zeros(8, np.int8))
+    weights = net.op("DequantizeLinear", net.constant(codes), net.constant(step), zero, axis=0)
+    bias = net.constant(net.rng.normal(0, 1, 8).astype(np.float32))
+    y = net.op("Relu", net.op("Conv", net.pair("x", 0.03), weights, bias, pads=[1, 1, 1, 1]))
+    path = net.write(tmp_path / "a.onnx", net.pair(y, 0.02, 0, "uint8"))
+    within_a_step(path, 1)
+
+
+def test_an_unfolded_batch_normalization(tmp_path: Path) -> None:
+    net = Net(36)
+    y = net.conv(net.pair("x", 0.03), 4, 8)
+    parts = [net.rng.uniform(0.5, 1.5, 8), net.rng.normal(0, 0.1, 8)]
+    parts += [net.rng.normal(0, 0.1, 8), net.rng.uniform(0.5, 1.5, 8)]
+    y = net.op("BatchNormalization", y, *[net.constant(p.astype(np.float32)) for p in parts])
+    path = net.write(tmp_path / "a.onnx", net.pair(net.op("Relu", y), 0.02))
+    found = within_a_step(path, 1)
+    assert not any(change.rule == "weights" for change in found.changes)
+
+
+def test_a_graph_full_of_transposes(tmp_path: Path) -> None:
+    net = Net(37)
+    y = net.op("Transpose", net.op("Transpose", "x", perm=[0, 2, 3, 1]), perm=[0, 3, 1, 2])
+    y = net.op("Relu", net.conv(net.pair(y, 0.03), 4, 8))
+    y = net.pair(net.op("Transpose", y, perm=[0, 2, 3, 1]), 0.02)
+    y = net.conv(net.op("Transpose", y, perm=[0, 3, 1, 2]), 8, 4)
+    path = net.write(tmp_path / "a.onnx", net.pair(y, 0.04))
+    within_a_step(path, 2)
+
+
+@pytest.mark.parametrize("size", [1e-9, 1e6])
+def test_scales_of_any_size(size: float, tmp_path: Path) -> None:
+    net = Net(38)
+    y = net.op("Relu", net.conv(net.pair("x", 0.03), 4, 8))
+    path = net.write(tmp_path / "a.onnx", net.pair(y, 0.02 * size))
+    within_a_step(path, 1)
+
+
+def test_uint8_weights_around_a_zero_point(tmp_path: Path) -> None:
+    net = Net(39)
+    codes = net.constant(net.rng.integers(10, 240, (8, 4, 3, 3)).astype(np.uint8))
+    weights = net.op(
+        "DequantizeLinear", codes, net.constant(np.float32(0.001)), net.constant(np.uint8(128))
+    )
+    y = net.op("Relu", net.op("Conv", net.pair("x", 0.03), weights, pads=[1, 1, 1, 1]))
+    path = net.write(tmp_path / "a.onnx", net.pair(y, 0.02))
+    within_a_step(path, 1)
+
+
+def test_an_operator_that_no_dialect_knows_stays_float(tmp_path: Path) -> None:
+    net = Net(40)
+    y = net.op("Relu", net.conv(net.pair("x", 0.03), 4, 8))
+    y = net.op("Erf", net.pair(y, 0.02))
+    path = net.write(tmp_path / "a.onnx", net.pair(net.conv(net.pair(y, 0.008), 8, 4), 0.05))
+    found = within_a_step(path, 2)
+    assert [change.what for change in found.kept_float] == [
+        f"{X86.name} has no INT8 kernel for Erf"
+    ]
+
+
+def test_several_inputs_and_outputs_keep_their_names(tmp_path: Path) -> None:
+    net = Net(41)
+    y = net.pair(net.op("Relu", net.conv(net.pair("x", 0.03), 4, 8)), 0.02)
+    z = net.pair(net.op("Add", net.conv(y, 8, 4), net.pair("more", 0.02)), 0.04)
+    path = net.write(tmp_path / "a.onnx", z)
+
+    def more(model: onnx.ModelProto) -> None:
+        kind = helper.make_tensor_value_info("more", TensorProto.FLOAT, ["N", 4, 16, 16])
+        model.graph.input.append(kind)
+        del model.graph.output[:]
+        for name, channels in ((z, 4), (y, 8)):
+            shape = ["N", channels, 16, 16]
+            model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+
+    rewrite(path, more)
+    found = within_a_step(path, 2)
+    model = onnx.load_model_from_string(found.model)
+    assert [value.name for value in model.graph.input] == ["x", "more"]
+    assert [value.name for value in model.graph.output] == [z, y]
+
+
+def qoperators(path: Path) -> str:
+    """A file of quantize_static in its QOperator form."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
+    from onnxruntime.quantization import quantize_static as quantize
+
+    rng = np.random.default_rng(0)
+    net = Net(42)
+
+    def conv(x: str, inputs: int, outputs: int) -> str:
+        weights = net.constant(rng.normal(0, 0.2, (outputs, inputs, 3, 3)).astype(np.float32))
+        bias = net.constant(rng.normal(0, 0.2, outputs).astype(np.float32))
+        return net.op("Conv", x, weights, bias, pads=[1, 1, 1, 1])
+
+    first = net.op("Relu", conv("x", 4, 8))
+    y = net.op("Relu", net.op("Add", conv(first, 8, 8), first))
+    y = net.op("Concat", net.op("Sigmoid", y), first, axis=1)
+    y = net.op("LeakyRelu", conv(y, 16, 8), alpha=0.1)
+    y = net.op("AveragePool", y, kernel_shape=[2, 2], strides=[2, 2])
+    y = net.op("Flatten", net.op("GlobalAveragePool", net.op("Mul", y, y)))
+    weights = net.constant(rng.normal(0, 0.3, (5, 8)).astype(np.float32))
+    y = net.op("Gemm", y, weights, net.constant(np.ones(5, np.float32)), transB=1)
+    float32 = Path(net.write(path.with_name("float32.onnx"), y))
+    batches = iter([{"x": rng.normal(size=(2, 4, 16, 16)).astype(np.float32)} for _ in range(4)])
+
+    class Reader(CalibrationDataReader):
+        def get_next(self) -> Any:
+            return next(batches, None)
+
+    types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    quantize(
+        str(float32),
+        str(path),
+        Reader(),
+        quant_format=QuantFormat.QOperator,
+        per_channel=True,
+        **types,
+    )
+    return str(path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_operator_form_of_quantize_static_is_taken_apart(tmp_path: Path) -> None:
+    path = qoperators(tmp_path / "a.onnx")
+    operators = {node.op_type for node in onnx.load(path).graph.node}
+    assert {"QLinearConv", "QLinearAdd", "QLinearConcat", "QGemm", "QLinearSigmoid"} <= operators
+    found = within_a_step(path, 3)
+    assert found.kept_float == ()
+    made = kernels(found.model)
+    for name in ("QLinearAdd", "QLinearConcat", "QGemm", "QLinearMul", "QLinearAveragePool"):
+        assert made[name] == 1, name
+    assert not why_slow(path, X86, runs=2).fallen
+
+
+def dynamic(net: Net) -> str:
+    """Dynamic quantization: scales are computed while it runs."""
+    net.nodes.append(helper.make_node("DynamicQuantizeLinear", ["x"], ["c", "s", "z"]))
+    weights = net.constant(net.rng.integers(-127, 128, (4, 4, 1, 1)).astype(np.int8))
+    codes = net.op("ConvInteger", "c", weights, "z")
+    return net.op("Mul", net.op("Cast", codes, to=TensorProto.FLOAT), "s")
+
+
+def integer(net: Net) -> str:
+    """A static scale in front of an integer convolution."""
+    parts = [net.constant(np.float32(0.03)), net.constant(np.uint8(128))]
+    weights = net.constant(net.rng.integers(-127, 128, (4, 4, 1, 1)).astype(np.int8))
+    codes = net.op("ConvInteger", net.op("QuantizeLinear", "x", *parts), weights, parts[1])
+    return net.op("Cast", codes, to=TensorProto.FLOAT)
+
+
+def nan_scale(net: Net) -> str:
+    return net.pair("x", float("nan"))
+
+
+def infinite_weights(net: Net) -> str:
+    y = net.op("Conv", net.pair("x", 0.03), net.constant(np.full((4, 4, 1, 1), np.inf, np.float32)))
+    return net.pair(y, 0.1)
+
+
+REFUSED = {dynamic: "E_OP", integer: "E_OP", nan_scale: "E_OP", infinite_weights: "E_NAN"}
+
+
+@pytest.mark.parametrize(("make", "code"), REFUSED.items(), ids=[make.__name__ for make in REFUSED])
+def test_what_cannot_be_taken_apart_is_refused(
+    make: Callable[[Net], str], code: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = Net(43)
+    path, out = net.write(tmp_path / "a.onnx", make(net)), tmp_path / "out.onnx"
+    with pytest.raises(SystemExit) as ended:
+        main(["transcode", path, "--out", str(out), "--json"])
+    assert ended.value.code == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == code
+    assert error["mend"]
+    assert not out.exists()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.onnx"]
+
+
+def test_symmetric_int8_survives_a_second_tool(tmp_path: Path) -> None:
+    """What OpenVINO's dialect wrote, written for ONNX Runtime: the codes are the same."""
+    net = Net(44)
+    path = net.write(tmp_path / "a.onnx", as_tensorrt_wants(net))
+    once = tmp_path / "once.onnx"
+    once.write_bytes(transcode(path, dialect("openvino")).model)
+    found = within_a_step(str(once), 2)
+    assert found.equality.output_steps <= 1.01
