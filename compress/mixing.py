@@ -21,7 +21,7 @@ from ..export.blame import Blame
 from ..export.damage import SESSIONS
 from ..export.dialects.qdq import write_qdq
 from ..export.measuring import Whole, measure_times, with_damage
-from ..export.node_times import ROUNDS, kernels_ms
+from ..export.node_times import ROUNDS, TIMED, kernels_ms
 from ..export.plan import plan_int8
 from ..runtime.tensors import Arrays
 from .passes import Context, Count, Outcome, finish
@@ -84,7 +84,7 @@ def mix(
         The fastest that holds the bound on the selection pictures; where none does, everything in
         INT8. Its report has ``mixed``: what was measured and tried.
     """
-    if not whole.quantized.units:
+    if not whole.quantized.units or context.target.engine not in TIMED:
         return plain
     feeds = next(iter(context.selection(1)))
     progress = Count(context, "timing every node", _PROFILES)

@@ -34,6 +34,9 @@ _CONVERTING = frozenset(  # kernels that only change type or layout, in both eng
     {"QuantizeLinear", "DequantizeLinear", "ReorderInput", "ReorderOutput", "Reorder", "Convert"}
     | {"FakeQuantize", "Transpose", "Sum"}
 )
+TIMED = ("onnxruntime", "openvino")
+"""Engines that tell what each of their kernels takes."""
+
 ROUNDS = 4
 """How often each graph is profiled, in turn with the others."""
 
@@ -146,7 +149,7 @@ def _timed(engine: str, model: bytes, feeds: Arrays, threads: int) -> list[Kerne
     raise EngineError(
         "E_ENGINE",
         f"the engine '{engine}' tells no times of its kernels.",
-        mend="Engines that do: onnxruntime, openvino.",
+        mend="Engines that do: " + ", ".join(TIMED) + ".",
     )
 
 

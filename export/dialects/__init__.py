@@ -100,6 +100,8 @@ def _onnxruntime(name: str, activation: str, weight_limit: int) -> Dialect:
                 *("AveragePool", "GlobalAveragePool"),
             }
         ),
+        # YOLOX-Nano with its 83 dense convolutions in INT8 and SiLU in float32: 14.6 ms with a copy
+        # that both readers share, 16.4 ms without.
         splits_dequantizers=True,
     )
 
