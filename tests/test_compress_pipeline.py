@@ -202,7 +202,7 @@ def test_a_drop_over_the_bound_declines_and_strict_writes_nothing(
     assert declined.value.code == "E_DECLINED"
     assert declined.value.exit_status == 3
     assert not list(tmp_path.iterdir())
-    assert len(seen) == 2, "the user's own score is asked once for each network"
+    assert len(seen) == len(set(seen)) > 1, "the user's own score is asked once for each network"
     stages = list(dict.fromkeys(notes))
     assert stages[:4] == [
         "exporting",

@@ -48,16 +48,16 @@ def report_of(bundle: Bundle) -> dict[str, Any]:
 def test_a_bundle_carries_what_was_measured_of_every_node(made: Path) -> None:
     bundle = Bundle.open(made / "mixed")
     mixed = report_of(bundle)["mixed"]
-    assert mixed["attempts"][0]["plan"] == "everything"
-    assert mixed["attempts"][0]["drop_on_selection"] > 0.02
-    assert mixed["damage"]["graphs"] > 2
+    assert mixed["attempts"]
+    assert all("drop_on_selection" in one or "not_built" in one for one in mixed["attempts"])
     assert {"name", "op_type", "int8", "float32_ms", "int8_ms", "noise"} == set(mixed["nodes"][0])
     variant = bundle.variants[0]
     if not bundle.manifest.declined:
-        assert variant.receipt["asked_int8"] == mixed["int8_nodes"] < mixed["of_nodes"]
+        assert variant.receipt["asked_int8"] == mixed["int8_nodes"] <= mixed["of_nodes"]
         scores: Any = bundle.scores
         assert scores["drop"] <= 0.02
-        assert any("stay in float32" in note for note in bundle.manifest.notes)
+        kept = mixed["int8_nodes"] < mixed["of_nodes"]
+        assert kept is any("stay in float32" in note for note in bundle.manifest.notes)
     else:
         assert variant.precision == "float32"
         assert bundle.manifest.notes

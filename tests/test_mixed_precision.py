@@ -18,7 +18,7 @@ from onnx import numpy_helper
 
 pytest.importorskip("scipy")
 
-from edgepress.compress.passes import Context, Outcome, finish
+from edgepress.compress.passes import Context, finish
 from edgepress.compress.recipe import Int8, Recipe
 from edgepress.compress.trade import Decision, borders_ms, decide, noise_of, predicted_ms
 from edgepress.export.blame import Blame, NodeBlame, TensorBlame
@@ -428,21 +428,21 @@ def test_the_search_holds_its_bound_or_says_why_not() -> None:
         return 100 * noise_ratio(graph, model)
 
     bound = drop(plain.shipped.model) / 20
-    found = mix(whole, plain, settings, context, drop, bound)
+    found = mix(whole, settings, context, drop, bound)
     mixed: Any = found.report["mixed"]
     first, *later = mixed["attempts"]
-    assert first["plan"] == "everything"
-    assert first["drop_on_selection"] > bound
-    assert later
-    held = [one for one in later if one.get("drop_on_selection", np.inf) <= bound]
-    if found is not plain and found.shipped.model != plain.shipped.model:
-        assert drop(found.shipped.model) <= bound
+    lost = drop(found.shipped.model)
+    assert lost in [one.get("drop_on_selection") for one in mixed["attempts"]]
+    if lost <= bound:
         assert found.receipt.asked_int8 == mixed["int8_nodes"] < mixed["of_nodes"]
         assert notes_of(found)
-    else:  # no plan is faster than float32 on this machine
+    else:  # no plan that holds is faster than float32 on this machine
+        held = [one for one in later if one.get("drop_on_selection", np.inf) <= bound]
         assert "not_built" in later[-1] or held
-    worst = max(mixed["nodes"], key=lambda node: node["noise"])
-    assert worst["name"] in [node.name for node in whole.graph.proto().graph.node][:5]
+        assert lost == first["drop_on_selection"]
+    if mixed["damage"]["graphs"]:
+        worst = max(mixed["nodes"], key=lambda node: node["noise"])
+        assert worst["name"] in [node.name for node in whole.graph.proto().graph.node][:5]
     json.dumps(mixed)
 
 
@@ -450,9 +450,9 @@ def test_a_network_without_int8_nodes_is_left_alone() -> None:
     from edgepress.compress.mixing import mix
 
     graph = network()
-    whole, context, settings = whole_of(graph), context_for(graph), Int8(int8_nodes=())
-    nothing = replace(whole, quantized=replace(whole.quantized, units=()))
-    plain = Outcome(
-        finish(whole, settings, context).shipped, False, finish(whole, settings, context).receipt
-    )
-    assert mix(nothing, plain, settings, context, lambda model: 0.0, 1.0) is plain
+    whole, context, settings = whole_of(graph), context_for(graph), Int8(bias_correction=False)
+    written = write_qdq(graph, whole.ranges, PrecisionPlan({}), whole.dialect)
+    nothing = replace(whole, plan=PrecisionPlan({}), quantized=written)
+    found = mix(nothing, settings, context, lambda model: 0.0, 1.0)
+    assert not found.changed
+    assert "mixed" not in found.report
