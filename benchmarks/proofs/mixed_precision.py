@@ -138,7 +138,7 @@ def cells(row: dict[str, Any]) -> list[str]:
     """One row."""
     mixed, latency, score = row["mixed"], row["latency"], row["candidate"]
     attempts = mixed["attempts"]
-    whole = next((one for one in attempts if one["plan"] == "everything"), {})
+    whole = next((one for one in attempts if one.get("plan") == "everything"), {})
     last = [one for one in attempts if "drop_on_selection" in one][-1]
 
     def number(value: float | None, unit: str = "", digits: int = 2) -> str:
