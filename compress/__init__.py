@@ -11,12 +11,35 @@ import typing
 
 if typing.TYPE_CHECKING:
     from .backbone import Backbone
+    from .history import History, Pruned
     from .pipeline import compress
-    from .recipe import Int8, Recipe
+    from .pruning import prune
+    from .recipe import Int8, Prune, Recipe
+    from .weights import save_weights
 
-__all__ = ["Backbone", "Int8", "Recipe", "compress"]
+__all__ = [
+    "Backbone",
+    "History",
+    "Int8",
+    "Prune",
+    "Pruned",
+    "Recipe",
+    "compress",
+    "prune",
+    "save_weights",
+]
 
-_HOME = {"Backbone": "backbone", "Int8": "recipe", "Recipe": "recipe", "compress": "pipeline"}
+_HOME = {
+    "Backbone": "backbone",
+    "History": "history",
+    "Int8": "recipe",
+    "Prune": "recipe",
+    "Pruned": "history",
+    "Recipe": "recipe",
+    "compress": "pipeline",
+    "prune": "pruning",
+    "save_weights": "weights",
+}
 
 
 def __getattr__(name: str) -> object:

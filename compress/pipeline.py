@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ..benchmarks.images import Images
 from ..benchmarks.tasks import Score
 from ..export.capture import evaluating
+from ..export.graph import Graph
 from ..export.receipt import count_macs
 from ..runtime.bundle import Bundle
-from ..runtime.engines import import_backend
 from ..runtime.errors import BoundError, InputError
 from ..runtime.files import disk_room
 from ..runtime.preprocessing import Preprocessing
@@ -22,6 +23,7 @@ from ..runtime.target import Target
 from ..runtime.target import target as target_of
 from ..runtime.tensors import Arrays
 from .backbone import Backbone
+from .history import Pruned
 from .loader_check import check_loader
 from .material import (
     AnyTask,
@@ -33,11 +35,23 @@ from .material import (
     suspicions,
 )
 from .mixing import mix, notes_of
-from .passes import Context, Outcome, Progress, finish, float32, prepare
+from .passes import Context, Outcome, Progress, finish, float32, prepare, run_pass
 from .prove import DEFAULT_MAX_DROP, Judge, Trial, best_rival, try_out
-from .recipe import Int8, Recipe
+from .pruning_pass import Cut, precision_after, prune_pass, with_limits
+from .recipe import Fp16, Int8, Prune, Recipe
 from .result import Result
-from .subject import Model, Subject, first_rows, fixed_batches, make_subject, open_model, with_batch
+from .subject import (
+    Model,
+    Subject,
+    first_rows,
+    fixed_batches,
+    make_subject,
+    open_model,
+    torch_network,
+    with_batch,
+)
+from .unproven import STAND_IN, check_device, note
+from .weights import check_weights_out, save_weights
 
 CALIBRATION_SIZE = 300
 
@@ -64,6 +78,13 @@ def compress(
     opset: int = 18,
     loader: Iterable[object] | None = None,
     golden_pictures: bool = False,
+    unproven: bool = False,
+    max_latency_ratio: float | None = None,
+    max_macs_ratio: float | None = None,
+    max_size_mb: float | None = None,
+    keep: Sequence[str] = (),
+    cache: str | Path | None = None,
+    weights_out: str | Path | None = None,
     force: bool = False,
     progress: Progress = _silent,
 ) -> Bundle:
@@ -103,7 +124,17 @@ def compress(
             scored through it as well, and a difference stops everything.
         golden_pictures: Whether the bundle's self-test shows the first calibration picture; made up
             by default.
-        force: Replace a bundle that is at ``out``.
+        unproven: Whether a bundle may be made for a device that is not here. Its time is not
+            measured, ONNX Runtime on the CPU scores it, and it says so.
+        max_latency_ratio: How far a recipe that prunes goes: latency as a share of the whole
+            network's, in the precision that ships.
+        max_macs_ratio: The same for multiply-adds.
+        max_size_mb: The same for the size of the weights, in 10**6 bytes.
+        keep: Names of modules that pruning leaves whole.
+        cache: Folder in which the latencies of layers are kept; ``None`` to keep none.
+        weights_out: A ``.safetensors`` file for the pruned torch network's weights and history,
+            which goes wherever weights of the factory go; written where it ships.
+        force: Replace what is at ``out`` and ``weights_out``.
         progress: Told how far the work is.
 
     Returns:
@@ -117,10 +148,18 @@ def compress(
     out = Path(out)
     check_out(out, force=force)
     steps = recipe if isinstance(recipe, Recipe) else Recipe.open(str(recipe))
+    limits = {
+        "max_latency_ratio": max_latency_ratio,
+        "max_macs_ratio": max_macs_ratio,
+        "max_size_mb": max_size_mb,
+    }
+    steps = with_limits(steps, limits, keep)
+    if weights_out is not None:
+        check_weights_out(weights_out, force=force)
     if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
         raise InputError("E_USAGE", f"max_drop is {max_drop}.", mend="Give 0 or more points.")
     destination = target_of(target)
-    import_backend(destination.engine)  # before minutes of work, where it is not installed
+    device_here = check_device(destination, allowed=unproven)
     given = (
         Preprocessing.from_toml(preprocessing)
         if isinstance(preprocessing, (str, Path))
@@ -128,6 +167,8 @@ def compress(
     )
     with disk_room(), ExitStack() as stack:
         opened = open_model(model, weights)
+        if any(isinstance(one, Prune) for one in steps.passes):
+            torch_network(opened)
         if isinstance(opened, Backbone):
             stack.enter_context(evaluating(opened.module))
         material = gather(data, test_data, task, calibration_size, seed)
@@ -136,8 +177,15 @@ def compress(
         subject = make_subject(model, opened, given, split.calibration, opset)
         graph = subject.graph
         example = first_rows(split.calibration, graph.inputs, subject.preprocessing, 1)
+        folder = stack.enter_context(TemporaryDirectory(prefix="edgepress-"))
         judge = Judge(
-            graph, material.task, subject.preprocessing, example, progress, destination.engine
+            graph,
+            material.task,
+            subject.preprocessing,
+            example,
+            progress,
+            destination.engine if device_here else STAND_IN,
+            folder,
         )
         quietly = replace(judge, progress=_silent)
         check_labels(material, lambda few: quietly.score(graph.model, few, "one picture"))
@@ -146,14 +194,32 @@ def compress(
         if loader is not None:
             check_loader(subject, material, judge, Images.of(loader), original)
         limit = DEFAULT_MAX_DROP.get(material.task.name) if max_drop is None else max_drop
-        context = _context(subject, material, destination, example, progress)
+        context = _context(subject, material, destination, example, progress, device_here)
         outcome = float32(graph, context)
         notes, trials = suspicions(material, original), list[Trial]()
-        for settings in steps.passes:
-            candidate = _candidate(settings, context, judge, material, original, limit)
+        now, at, shipped_macs = graph, context, context.macs
+        pruned: Pruned | None = None
+        for number, settings in enumerate(steps.passes):
+            cut: Cut | None = None
+            if isinstance(settings, Prune):
+                cut = prune_pass(
+                    opened,
+                    subject,
+                    split.calibration,
+                    settings,
+                    precision_after(steps.passes, number),
+                    context,
+                    task=material.task.name,
+                    seed=seed,
+                    opset=opset,
+                    cache=cache,
+                )
+                candidate = cut.outcome
+            else:
+                candidate = _candidate(now, settings, at, judge, material, original, limit)
             trial = try_out(candidate, judge, material, original, limit)
             trials.append(trial)
-            notes += [*_fallen(candidate), *notes_of(candidate)]
+            notes += [*(_fallen(candidate) if device_here else []), *notes_of(candidate)]
             notes += [
                 f"{settings.kind} was declined: {reason}." for reason in trial.verdict.reasons
             ]
@@ -161,6 +227,13 @@ def compress(
             notes += [] if instead is None else [instead]
             if trial.verdict.accepted:
                 outcome = candidate
+                if cut is not None:
+                    now, pruned = cut.graph, cut.pruned
+                    smaller = replace(subject, graph=now)
+                    at = _context(smaller, material, destination, example, progress, device_here)
+                shipped_macs = at.macs
+        if not device_here:
+            notes.append(note(destination, outcome.receipt))
         settled = {
             **steps.to_dict(),
             "model": subject.name,
@@ -173,7 +246,7 @@ def compress(
             "seed": seed,
             "opset": opset,
         }
-        result = Result(subject, material, outcome, trials, original, context.macs, notes, settled)
+        result = Result(subject, material, outcome, trials, original, shipped_macs, notes, settled)
         if strict and result.declined:
             raise BoundError(
                 "E_DECLINED",
@@ -182,11 +255,18 @@ def compress(
             )
         files = result.files(example, shipped, real_golden=golden_pictures)
     write_files(files, out, force=force)
+    if weights_out is not None and pruned is not None:
+        save_weights(pruned.module, weights_out, history=pruned.history, force=force)
     return Bundle.open(out)
 
 
 def _context(
-    subject: Subject, material: Material, target: Target, example: Arrays, progress: Progress
+    subject: Subject,
+    material: Material,
+    target: Target,
+    example: Arrays,
+    progress: Progress,
+    device_here: bool,
 ) -> Context:
     graph, split = subject.graph, material.split
     return Context(
@@ -196,11 +276,13 @@ def _context(
         selection=fixed_batches(graph, split.selection, subject.preprocessing),
         macs=count_macs(graph, with_batch(example, graph)),
         progress=progress,
+        device_here=device_here,
     )
 
 
 def _candidate(
-    settings: Int8,
+    graph: Graph,
+    settings: Int8 | Fp16,
     context: Context,
     judge: Judge,
     material: Material,
@@ -208,7 +290,9 @@ def _candidate(
     max_drop: float | None,
 ) -> Outcome:
     """What a pass makes of the network, in mixed precision where that is better."""
-    whole = prepare(judge.graph, settings, context)
+    if not isinstance(settings, Int8) or "float16" in context.target.precisions:
+        return run_pass(graph, settings, context)
+    whole = prepare(graph, settings, context)
     if not settings.mixed or settings.int8_nodes:
         return finish(whole, settings, context)
     part = material.split.selection

@@ -45,6 +45,7 @@ class Judge:
         example: One sample by input name; it tells the shapes that are free in the graph.
         progress: Told how far the work is.
         engine: What runs everything that is judged.
+        cache: Folder for engines that have to be built; ``None`` builds them anew each time.
         scored: Scores so far; nothing is scored twice on the same pictures.
     """
 
@@ -54,6 +55,7 @@ class Judge:
     example: Arrays
     progress: Progress
     engine: str = "onnxruntime"
+    cache: str | None = None
     scored: dict[tuple[bytes, int, str], tuple[Images, Score]] = field(
         default_factory=dict[tuple[bytes, int, str], tuple[Images, Score]], compare=False
     )
@@ -116,6 +118,7 @@ class Judge:
                 precision=precision,
                 against_precision=against,
                 shapes=shapes,
+                cache=self.cache,
                 progress=lambda share: self.progress(stage, int(100 * share), 100),
             )
 
@@ -126,7 +129,7 @@ class Judge:
 
     def _run(self, stack: ExitStack, model: bytes, precision: Precision = "f32") -> Run:
         """A model's bytes as a Run for batches of any size; the engine closes with ``stack``."""
-        options = EngineOptions(precision=precision)
+        options = EngineOptions(precision=precision, cache=self.cache)
         engine = stack.enter_context(open_engine(self.engine)(model, options))
         return fixed_batch(engine.run, engine.inputs)
 
@@ -225,13 +228,19 @@ def try_out(
         part = material.split.selection
         original_selection = judge.score(judge.graph.model, part, "float32 on the selection")
     known = _Known(judge, material, original_selection, original_test)
+    if shipped.emulated is not None:  # its device is not here: what it scores, and no time
+        selection, test, drops = known.scores(shipped.emulated, shipped.precision)
+        verdict = decide_score(drops, max_drop)
+        if not candidate.changed:
+            verdict = decide(None, drops, max_drop)
+        return Trial(candidate, None, selection, test, verdict)
     selection, test, drops = known.scores(shipped.model, shipped.precision)
     comparison = judge.compare(shipped.model) if candidate.changed else None
-    so_far = decide(comparison, drops, max_drop)
+    so_far = decide(comparison, drops, max_drop, name=candidate.name)
     rivals = tuple(
         _rival(precision, known, max_drop, candidate, so_far) for precision in judge.rivals()
     )
-    verdict = decide(comparison, drops, max_drop, rivals)
+    verdict = decide(comparison, drops, max_drop, rivals, name=candidate.name)
     return Trial(candidate, comparison, selection, test, verdict, rivals)
 
 
@@ -284,6 +293,7 @@ def decide(
     drops: Mapping[str, float],
     max_drop: float | None,
     rivals: Sequence[Rival] = (),
+    name: str = "INT8",
 ) -> Verdict:
     """Whether a candidate ships. A pure function of what was measured.
 
@@ -293,6 +303,7 @@ def decide(
         max_drop: The largest drop allowed, in the unit of the score; ``None`` for any.
         rivals: Other ways to run the untouched network; the candidate must be faster than each that
             keeps the score.
+        name: What the candidate is called.
     """
     reasons: list[str] = []
     if comparison is None:
@@ -300,20 +311,26 @@ def decide(
     else:
         held: list[tuple[str, Comparison]] = [("float32", comparison)]
         held += [(WORDS[one.precision], one.comparison) for one in rivals if one.comparison]
-        reasons += [_slower(name, one) for name, one in held if one.faster != "a"]
-    for where, drop in drops.items():
-        if max_drop is not None and not drop <= max_drop:
-            reasons.append(
-                f"the score drops by {drop:.2f} on the {where} pictures, {max_drop:g} are allowed"
-            )
+        reasons += [_slower(name, other, one) for other, one in held if one.faster != "a"]
+    reasons += decide_score(drops, max_drop).reasons
     return Verdict(not reasons, tuple(reasons))
 
 
-def _slower(name: str, found: Comparison) -> str:
+def decide_score(drops: Mapping[str, float], max_drop: float | None) -> Verdict:
+    """Whether a candidate's score will do; arguments as for :func:`decide`."""
+    reasons = tuple(
+        f"the score drops by {drop:.2f} on the {where} pictures, {max_drop:g} are allowed"
+        for where, drop in drops.items()
+        if max_drop is not None and not drop <= max_drop
+    )
+    return Verdict(not reasons, reasons)
+
+
+def _slower(name: str, other: str, found: Comparison) -> str:
     how = "slower" if found.faster == "b" else "not measurably faster"
     busy = "" if found.settled else "; it did not settle, the machine is busy"
     return (
-        f"INT8 is {how} on this machine: {found.ratio:.2f}x the speed of {name} "
+        f"{name} is {how} on this machine: {found.ratio:.2f}x the speed of {other} "
         f"(95 % interval {found.ratio_low:.2f} to {found.ratio_high:.2f}{busy})"
     )
 

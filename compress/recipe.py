@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import ClassVar, TypeAlias, cast
 
 from ..runtime.bundle import Bundle
 from ..runtime.errors import InputError
@@ -39,9 +39,56 @@ class Int8:
     successors: ClassVar[frozenset[str]] = frozenset()
 
 
-PassSettings = Int8
-KINDS: dict[str, type[PassSettings]] = {Int8.kind: Int8}
-_CHOICES = {"ranges": ("mse", "minmax", "percentile"), "weights": ("mse", "minmax")}
+@dataclass(frozen=True)
+class Fp16:
+    """Settings of post-training FP16, for targets that compute in it.
+
+    Attributes:
+        bound_db: Signal over noise that every output keeps; nodes go back to float32 until it does.
+        keep_float: Names of nodes to keep in float32.
+    """
+
+    bound_db: float = 40.0
+    keep_float: tuple[str, ...] = ()
+
+    kind: ClassVar[str] = "fp16"
+    successors: ClassVar[frozenset[str]] = frozenset()
+
+
+@dataclass(frozen=True)
+class Prune:
+    """Settings of structured pruning. A limit of 0 is none; at least one must be given.
+
+    Attributes:
+        max_latency_ratio: Latency on the target, as a share of the whole network's in the precision
+            that ships.
+        max_macs_ratio: Multiply-adds, as a share of the whole network's.
+        max_size_mb: Size of the weights in the precision that ships, in 10**6 bytes.
+        keep: Names of modules that stay whole.
+        blocks: Whether whole residual blocks may leave.
+        importance: How channels are scored: ``fisher``, ``magnitude`` or ``activation``.
+        time_limit_s: For following the network's channels.
+    """
+
+    max_latency_ratio: float = 0.0
+    max_macs_ratio: float = 0.0
+    max_size_mb: float = 0.0
+    keep: tuple[str, ...] = ()
+    blocks: bool = True
+    importance: str = "fisher"
+    time_limit_s: float = 180.0
+
+    kind: ClassVar[str] = "prune"
+    successors: ClassVar[frozenset[str]] = frozenset({"int8"})
+
+
+PassSettings: TypeAlias = "Prune | Int8 | Fp16"
+KINDS: dict[str, type[PassSettings]] = {Prune.kind: Prune, Int8.kind: Int8, Fp16.kind: Fp16}
+_CHOICES = {
+    "ranges": ("mse", "minmax", "percentile"),
+    "weights": ("mse", "minmax"),
+    "importance": ("fisher", "magnitude", "activation"),
+}
 
 
 @dataclass(frozen=True)
@@ -71,8 +118,8 @@ class Recipe:
         """JSON form; :meth:`from_dict` reads it."""
         passes: list[dict[str, object]] = []
         for one in self.passes:
-            lists = {"keep_float": list(one.keep_float), "int8_nodes": list(one.int8_nodes)}
-            passes.append({"kind": one.kind, **asdict(one), **lists})
+            plain: dict[str, object] = json.loads(json.dumps(asdict(one)))  # tuples become lists
+            passes.append({"kind": one.kind, **plain})
         return {"name": self.name, "pass": passes}
 
     @staticmethod
@@ -99,7 +146,7 @@ class Recipe:
 
     @staticmethod
     def open(name_or_path: str) -> Recipe:
-        """A built-in recipe by its name (``int8``, ``float32``), or one from a TOML or JSON file.
+        """A built-in recipe by its name (:data:`BUILT_IN`), or one from a TOML or JSON file.
 
         The folder of a bundle gives the recipe that made it, with the precision plan that was
         decided then: nothing is measured again.
@@ -134,7 +181,13 @@ class Recipe:
         return Recipe.from_dict(cast("Mapping[str, object]", values), name_or_path)
 
 
-BUILT_IN = {"int8": Recipe("int8", (Int8(),)), "float32": Recipe("float32")}
+BUILT_IN = {
+    "int8": Recipe("int8", (Int8(),)),
+    "fp16": Recipe("fp16", (Fp16(),)),
+    "float32": Recipe("float32"),
+    "prune": Recipe("prune", (Prune(),)),
+    "prune-int8": Recipe("prune-int8", (Prune(), Int8())),
+}
 
 
 def _of_bundle(path: str) -> Recipe:
@@ -173,6 +226,8 @@ def _settings(item: object, where: str) -> PassSettings:
             if items is None or not all(isinstance(one, str) for one in items):
                 raise _bad(where, f"'{key}' must be a list of names", f"It is {value!r}.")
             value = tuple(items)
+        elif isinstance(default, float) and type(value) is int:
+            value = float(value)
         elif type(value) is not type(default):
             raise _bad(where, f"'{key}' must be a {type(default).__name__}", f"It is {value!r}.")
         elif key in _CHOICES and value not in _CHOICES[key]:

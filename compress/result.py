@@ -51,6 +51,11 @@ class Result:
         return bool(self.trials) and not self.outcome.changed
 
     @property
+    def _trial(self) -> Trial | None:
+        """The trial of what ships; ``None`` where that is the untouched network."""
+        return next((one for one in self.trials if one.outcome is self.outcome), None)
+
+    @property
     def reasons(self) -> list[str]:
         """Why what was tried does not ship."""
         return [reason for one in self.trials for reason in one.verdict.reasons]
@@ -91,11 +96,12 @@ class Result:
         )
         manifest = parse_manifest(files[MANIFEST])
         held = None if labels is None else tuple(labels)
-        Session.open(Bundle(Path("the new bundle"), manifest, files, held)).close()
+        if self.outcome.shipped.emulated is None:  # else its device is not here to prove it on
+            Session.open(Bundle(Path("the new bundle"), manifest, files, held)).close()
         return files
 
     def _scores(self) -> dict[str, object]:
-        shipped = self.trials[-1].test if self.outcome.changed else self.original
+        shipped = self._trial.test if self._trial else self.original
         test = None if self.material.own_score else Path(self.material.test.source).name
         return {
             "task": self.material.task.name,
@@ -107,7 +113,7 @@ class Result:
 
     def _measurements(self) -> dict[str, object]:
         graph = self.subject.graph
-        shipped = self.trials[-1].comparison if self.outcome.changed else None
+        shipped = self._trial.comparison if self._trial else None
         return {
             "size_bytes": {"original": len(graph.model), "result": len(self.outcome.shipped.model)},
             "macs": sum(self.macs.values()),
@@ -121,6 +127,7 @@ class Result:
 
 def _candidate(trial: Trial) -> dict[str, object]:
     return {
+        "name": trial.outcome.name,
         "precision": trial.outcome.shipped.precision,
         "size_bytes": len(trial.outcome.shipped.model),
         "accepted": trial.verdict.accepted,
@@ -128,6 +135,7 @@ def _candidate(trial: Trial) -> dict[str, object]:
         "selection_score": trial.selection.to_dict() if trial.selection else None,
         "test_score": trial.test.to_dict(),
         "latency": _latency(trial.comparison),
+        "receipt": trial.outcome.receipt.in_short(),
         "rivals": [_rival(one) for one in trial.rivals],
     }
 

@@ -15,7 +15,7 @@ from ..runtime.tensors import Arrays
 from .blame import Blame, NodeBlame, TensorBlame
 from .damage import Damage, Place, measure_damage
 from .dialects import Dialect
-from .dialects.layout import Layout, from_ranges, lay_out
+from .dialects.layout import Layout, lay_out_ranges
 from .dialects.qdq import Quantized, write_qdq
 from .graph import Graph, Walk
 from .node_times import Profile, border_of, profile_graphs
@@ -45,11 +45,7 @@ class Whole:
 
     def layout(self, walk: Walk) -> Layout:
         """Which tensors become codes."""
-        choose = from_ranges(self.ranges, self.dialect)
-        elements = self.ranges.elements
-        return lay_out(
-            walk, self.ranges.tensors, self.plan, self.dialect, choose, elements=elements
-        )
+        return lay_out_ranges(walk, self.ranges, self.plan, self.dialect)
 
 
 def measure_times(

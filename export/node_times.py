@@ -19,9 +19,8 @@ import onnx
 
 from ..runtime.engine import EngineOptions
 from ..runtime.engines import open_engine
-from ..runtime.engines.onnxruntime import kernel_times, optimized_model
-from ..runtime.engines.openvino import executed_times
-from ..runtime.errors import EngineError
+from ..runtime.engines.kernels import KernelTime, kernel_times
+from ..runtime.engines.onnxruntime import optimized_model
 from ..runtime.tensors import Arrays
 from .graph import Graph, Walk
 
@@ -42,23 +41,6 @@ ROUNDS = 4
 
 _RUNS = 8  # of a profile
 _WALL_RUNS = 15
-
-
-@dataclass(frozen=True)
-class KernelTime:
-    """One kernel of a graph as an engine runs it, in one form for all engines.
-
-    Attributes:
-        kind: The engine's own word for it, e.g. ``QLinearConv``, ``Convolution``.
-        name: Its name in the engine's rewritten graph.
-        origins: Names of the nodes or tensors that it was made of, where the engine tells them.
-        ms: What it takes.
-    """
-
-    kind: str
-    name: str
-    origins: tuple[str, ...]
-    ms: float
 
 
 @dataclass(frozen=True)
@@ -139,20 +121,6 @@ def kernels_ms(
     return [sum(one.ms for one in kernels) for kernels in seen]
 
 
-def _timed(engine: str, model: bytes, feeds: Arrays, threads: int) -> list[KernelTime]:
-    if engine == "onnxruntime":
-        seen = kernel_times(model, feeds, runs=_RUNS, threads=threads)
-        return [KernelTime(one.kernel, one.node, (), one.median_ms) for one in seen]
-    if engine == "openvino":
-        executed = executed_times(model, feeds, runs=_RUNS, threads=threads)
-        return [KernelTime(one.kind, one.name, one.origins, one.median_ms) for one in executed]
-    raise EngineError(
-        "E_ENGINE",
-        f"the engine '{engine}' tells no times of its kernels.",
-        mend="Engines that do: " + ", ".join(TIMED) + ".",
-    )
-
-
 def _kernels(
     engine: str,
     models: Sequence[bytes],
@@ -163,7 +131,7 @@ def _kernels(
     seen: list[dict[str, KernelTime]] = [{} for _ in models]
     for _ in range(ROUNDS):
         for kernels, model in zip(seen, models, strict=True):
-            for one in _timed(engine, model, feeds, threads):
+            for one in kernel_times(engine, model, feeds, threads=threads, runs=_RUNS):
                 before = kernels.get(one.name)
                 if before is None or one.ms < before.ms:
                     kernels[one.name] = one

@@ -105,9 +105,9 @@ def plan_int8(
     model = graph.proto()
     walk = Walk(model)
     names = [node.name for node in model.graph.node]
-    _check_names(keep_float, names, "keep_float")
+    check_names(keep_float, names)
     if given is not None:
-        _check_names(list(given.nodes), names, "the precision plan")
+        check_names(list(given.nodes), names, "the precision plan")
     refused = {
         node.name: "kept in float32 by the recipe"
         if node.name in keep_float
@@ -134,6 +134,9 @@ def plan_int8(
     return PrecisionPlan(chosen)
 
 
+_UNNAMED = Choice("float32", "the precision plan does not name it")
+
+
 def _only_residual(
     walk: Walk, ranges: Ranges, dialect: Dialect, refused: dict[str, str | None]
 ) -> None:
@@ -148,10 +151,17 @@ def _only_residual(
             )
 
 
-_UNNAMED = Choice("float32", "the precision plan does not name it")
+def check_names(wanted: Sequence[str], names: Sequence[str], who: str = "keep_float") -> None:
+    """Check that nodes which a recipe names are there.
 
+    Args:
+        wanted: The names.
+        names: Those that there are.
+        who: Who names them, for the message.
 
-def _check_names(wanted: Sequence[str], names: Sequence[str], who: str) -> None:
+    Raises:
+        InputError: ``E_RECIPE`` for a name that no node has (the nearest are suggested).
+    """
     known = set(names)
     for name in wanted:
         if name not in known:

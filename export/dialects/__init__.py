@@ -28,14 +28,18 @@ class Dialect:
             finds dequantized inputs; where they stay float32, something must stand in between.
         moves_codes: Whether moving operators are written on the codes themselves, or on the floats
             that these stand for, where the engine carries the scale through by itself.
-        splits_dequantizers: Whether the engine gives each reader of a dequantized tensor a
-            dequantizer of its own, so that they no longer share the tensor that they read.
         symmetric: Whether every zero point is 0.
         float_bias: Whether biases stay floats, or become int32 codes.
         at_inputs: Whether codes are made at the inputs of INT8 nodes only, for an engine that moves
             quantizers to where it wants them; every other node reads the float tensor.
         weight_only: Whether weights alone become codes.
         least_channels: A convolution over fewer channels than these stays in float.
+        uint8_weights: Whether kernels take weights in uint8, too, around a zero point; on x86 these
+            are slower than those of int8 weights, and never add in 16 bits.
+        gates: Activation functions and gates of floats that run inside of the INT8 kernel in front
+            of them, where nothing is quantized in between.
+        splits_dequantizers: Whether the engine gives each reader of a dequantized tensor a
+            dequantizer of its own, so that they no longer share the tensor that they read.
     """
 
     name: str
@@ -53,6 +57,8 @@ class Dialect:
     at_inputs: bool = False
     weight_only: bool = False
     least_channels: int = 1
+    uint8_weights: bool = False
+    gates: frozenset[str] = frozenset()
 
     @property
     def lowest(self) -> int:
@@ -102,6 +108,7 @@ def _onnxruntime(name: str, activation: str, weight_limit: int) -> Dialect:
         ),
         # YOLOX-Nano with its 83 dense convolutions in INT8 and SiLU in float32: 14.6 ms with a copy
         # that both readers share, 16.4 ms without.
+        uint8_weights=activation == "uint8",
         splits_dequantizers=True,
     )
 
@@ -121,7 +128,8 @@ def _openvino(name: str, weight_limit: int) -> Dialect:
         free_output=ours.weighted,
         seized=frozenset(),
         moves_codes=False,
-        splits_dequantizers=False,
+        uint8_weights=False,
+        gates=frozenset({"Sigmoid", "Mul", "LeakyRelu", "HardSigmoid", "HardSwish", "Elu", "Tanh"}),
     )
 
 
@@ -156,6 +164,7 @@ def _tensorrt_rtx() -> Dialect:
         weighted=frozenset({"Gemm", "MatMul"}),
         elementwise=frozenset[str](),
         weight_only=True,
+        splits_dequantizers=False,
     )
 
 
