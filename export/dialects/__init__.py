@@ -51,7 +51,6 @@ class Dialect:
     free_output: frozenset[str]
     seized: frozenset[str]
     moves_codes: bool = True
-    splits_dequantizers: bool = False
     symmetric: bool = False
     float_bias: bool = False
     at_inputs: bool = False
@@ -59,6 +58,7 @@ class Dialect:
     least_channels: int = 1
     uint8_weights: bool = False
     gates: frozenset[str] = frozenset()
+    splits_dequantizers: bool = False
 
     @property
     def lowest(self) -> int:
@@ -106,9 +106,9 @@ def _onnxruntime(name: str, activation: str, weight_limit: int) -> Dialect:
                 *("AveragePool", "GlobalAveragePool"),
             }
         ),
+        uint8_weights=activation == "uint8",
         # YOLOX-Nano with its 83 dense convolutions in INT8 and SiLU in float32: 14.6 ms with a copy
         # that both readers share, 16.4 ms without.
-        uint8_weights=activation == "uint8",
         splits_dequantizers=True,
     )
 
