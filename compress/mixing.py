@@ -21,19 +21,20 @@ from ..export.blame import Blame
 from ..export.damage import SESSIONS
 from ..export.dialects.qdq import write_qdq
 from ..export.measuring import Whole, measure_times, with_damage
+from ..export.node_times import ROUNDS, TIMED, kernels_ms
 from ..export.plan import plan_int8
-from ..export.timing import kernels_ms
 from ..runtime.tensors import Arrays
 from .passes import Context, Count, Outcome, finish
 from .recipe import Int8
 from .trade import Decision, borders_ms, decibels, decide, noise_of, predicted_ms
 
-_WORTH = 0.95  # of the time before; a plan that is predicted to take more is not tried
+_WORTH = 0.98  # of the time with everything in INT8: less INT8 is less noise, too
+_PAYS = 0.95  # of the float32 network's time; a plan that is predicted to take more is not tried
 _ATTEMPTS = 5
 _STEP = (0.1, 0.7)  # what the bound on the noise is multiplied by, from one attempt to the next
 _VALUES = 120_000_000  # activations that a graph of the damage may compute
 _PICTURES = (4, 32)
-_PROFILES = 6
+_PROFILES = 3 * ROUNDS
 
 Drop = Callable[[bytes], float]
 """How many points of the score a model's bytes lose on pictures that choose."""
@@ -53,63 +54,64 @@ class Search:
 
 
 @dataclass(frozen=True)
-class _Try:
-    """A candidate, and its entry in the report."""
+class _Plan:
+    """A plan that was written but not finished; ``decision`` is none for everything in INT8."""
 
-    outcome: Outcome
+    whole: Whole
     int8: frozenset[str]
-    drop: float
+    decision: Decision | None
     told: dict[str, object]
 
 
+@dataclass(frozen=True)
+class _Try:
+    """A finished candidate, and how many points it loses."""
+
+    outcome: Outcome
+    plan: _Plan
+    drop: float
+
+
 def mix(
-    whole: Whole,
-    plain: Outcome,
-    settings: Int8,
-    context: Context,
-    drop: Drop,
-    max_drop: float | None,
+    whole: Whole, settings: Int8, context: Context, drop: Drop, max_drop: float | None
 ) -> Outcome:
     """The best of everything in INT8 and the plans that leave some of it in float32.
 
     Args:
         whole: Everything in INT8 that can be.
-        plain: The same, finished.
         settings: Of the pass.
         context: Of the pass.
         drop: Scores a candidate on the selection pictures.
         max_drop: Largest drop of the score, in points; ``None`` for any.
 
     Returns:
-        The fastest that holds the bound on the selection pictures; where none does, everything in
-        INT8. Its report has ``mixed``: what was measured and tried.
+        The fastest that holds the bound on the selection pictures; where none does, the fastest.
+        Its report has ``mixed``: what was measured and tried.
     """
-    if not whole.quantized.units:
-        return plain
+    if not whole.quantized.units or context.target.engine not in TIMED:
+        return finish(whole, settings, context)
     feeds = next(iter(context.selection(1)))
     progress = Count(context, "timing every node", _PROFILES)
     blame = measure_times(whole, context.target.engine, feeds, progress.add)
-    search = Search(blame)
-    builder = _Builder(whole, settings, context, drop, feeds, search)
-    everything = frozenset(node.name for node in blame.nodes)
-    best = builder.judged(plain, everything, None)
+    builder = _Builder(whole, settings, context, drop, feeds, Search(blame))
+    best = builder.finished(_fastest(builder))
     if max_drop is not None and best.drop > max_drop:
         best = _hold(builder, best, max_drop) or best
-    else:
-        best = _hurry(builder, best, max_drop)
-    return replace(best.outcome, report={**best.outcome.report, "mixed": _report(search, best)})
+    report = {**best.outcome.report, "mixed": _report(builder.search, best.plan.int8)}
+    if best.plan.decision is not None:
+        report["int8_nodes"] = list(best.plan.decision.int8)
+    return replace(best.outcome, report=report)
 
 
-def _hurry(builder: _Builder, best: _Try, max_drop: float | None) -> _Try:
-    """The fastest plan, where it is faster than everything in INT8 and holds the bound too."""
+def _fastest(builder: _Builder) -> _Plan:
+    """The fastest plan by prediction, where its kernels are faster than with everything in INT8."""
     blame = builder.search.blame
-    fastest = decide(blame)
-    if not fastest.int8 or fastest.predicted_ms > _WORTH * predicted_ms(blame, best.int8):
-        return best
-    found = builder.build(fastest)
-    if max_drop is not None and found.drop > max_drop:
-        return best
-    return builder.faster(best, found) or best
+    everything = builder.everything()
+    decision = decide(blame)
+    if not decision.int8 or decision.predicted_ms > _WORTH * predicted_ms(blame, everything.int8):
+        return everything
+    found = builder.written(decision)
+    return builder.faster(everything, found) or found
 
 
 def _hold(builder: _Builder, best: _Try, max_drop: float) -> _Try | None:
@@ -118,23 +120,25 @@ def _hold(builder: _Builder, best: _Try, max_drop: float) -> _Try | None:
     pictures = list(_pictures(context, builder.whole))
     progress = Count(context, "measuring every node's damage", SESSIONS)
     search.blame = blame = with_damage(search.blame, builder.whole, pictures, progress.add)
-    noise, lost = noise_of(blame, best.int8), best.drop
+    noise, lost = noise_of(blame, best.plan.int8), best.drop
     for _ in range(_ATTEMPTS):
         noise *= min(max(0.6 * max_drop / lost, _STEP[0]), _STEP[1])
         decision = decide(blame, noise)
-        if not decision.int8 or decision.predicted_ms > _WORTH * blame.float32_ms:
+        if not decision.int8 or decision.predicted_ms > _PAYS * blame.float32_ms:
             told = "no plan within this noise is predicted to be faster than float32"
             search.attempts.append({**decision.to_dict(), "not_built": told})
             return None
-        found = builder.build(decision)
+        found = builder.finished(builder.written(decision))
         if found.drop <= max_drop:
-            return builder.faster(found)
+            return found if builder.faster(found.plan) else None
         noise, lost = min(noise, decision.predicted_noise or noise), found.drop
     return None
 
 
 @dataclass
 class _Builder:
+    """Writes plans, times them, finishes and scores them, and writes down what came out."""
+
     whole: Whole
     settings: Int8
     context: Context
@@ -142,8 +146,19 @@ class _Builder:
     feeds: Arrays
     search: Search
 
-    def build(self, decision: Decision) -> _Try:
-        """Write a plan, correct its biases, score and time it."""
+    def everything(self) -> _Plan:
+        """Everything in INT8 that can be, which is written already."""
+        blame = self.search.blame
+        int8 = frozenset(node.name for node in blame.nodes)
+        told: dict[str, object] = {
+            "plan": "everything",
+            "predicted_ms": predicted_ms(blame, int8),
+            "borders_ms": borders_ms(blame, int8),
+        }
+        return _Plan(self.whole, int8, None, told)
+
+    def written(self, decision: Decision) -> _Plan:
+        """A decided plan, written in the dialect."""
         whole = self.whole
         plan = plan_int8(
             whole.graph,
@@ -152,33 +167,32 @@ class _Builder:
             keep_float=self.settings.keep_float,
             given=decision.plan,
         )
-        written = write_qdq(
+        made = write_qdq(
             whole.graph, whole.ranges, plan, whole.dialect, weight_method=whole.weight_method
         )
-        outcome = finish(replace(whole, plan=plan, quantized=written), self.settings, self.context)
-        outcome.report["int8_nodes"] = list(decision.int8)
-        return self.judged(outcome, frozenset(decision.int8), decision)
-
-    def judged(self, outcome: Outcome, int8: frozenset[str], decision: Decision | None) -> _Try:
-        """Score a candidate, and write down what was predicted and what came out."""
-        drop, blame = self.drop(outcome.shipped.model), self.search.blame
+        int8 = frozenset(decision.int8)
         told: dict[str, object] = {
-            "plan": "everything" if decision is None else "decided",
-            **({"predicted_ms": predicted_ms(blame, int8)} if decision is None else {}),
-            **({} if decision is None else decision.to_dict()),
-            "borders_ms": borders_ms(blame, int8),
-            "drop_on_selection": drop,
+            "plan": "decided",
+            **decision.to_dict(),
+            "borders_ms": borders_ms(self.search.blame, int8),
         }
-        self.search.attempts.append(told)
-        return _Try(outcome, int8, drop, told)
+        return _Plan(replace(whole, plan=plan, quantized=made), int8, decision, told)
 
-    def faster(self, *tried: _Try) -> _Try | None:
-        """The fastest of some candidates by their kernels, timed in turn with the float32 graph.
+    def finished(self, plan: _Plan) -> _Try:
+        """Correct the biases of a plan, and score it."""
+        outcome = finish(plan.whole, self.settings, self.context)
+        drop = self.drop(outcome.shipped.model)
+        plan.told["drop_on_selection"] = drop
+        self.search.attempts.append(plan.told)
+        return _Try(outcome, plan, drop)
+
+    def faster(self, *tried: _Plan) -> _Plan | None:
+        """The fastest of some plans by their kernels, timed in turn with the float32 graph.
 
         Returns:
             ``None`` where that is the fastest.
         """
-        models = (self.whole.graph.model, *(one.outcome.shipped.model for one in tried))
+        models = (self.whole.graph.model, *(one.whole.quantized.model for one in tried))
         original, *taken = kernels_ms(self.context.target.engine, models, self.feeds)
         for one, ms in zip(tried, taken, strict=True):
             one.told.update({"measured_ms": ms, "float32_ms": original})
@@ -217,7 +231,7 @@ def _pictures(context: Context, whole: Whole) -> Iterator[Arrays]:
             return
 
 
-def _report(search: Search, best: _Try) -> dict[str, object]:
+def _report(search: Search, int8: frozenset[str]) -> dict[str, object]:
     blame = search.blame
     computing = [node for node in blame.nodes if not node.follows]
     tensors = {tensor.name: tensor for tensor in blame.tensors}
@@ -230,15 +244,15 @@ def _report(search: Search, best: _Try) -> dict[str, object]:
             {
                 "name": node.name,
                 "op_type": node.op_type,
-                "int8": node.name in best.int8,
+                "int8": node.name in int8,
                 "float32_ms": round(node.float32_ms, 4),
                 "int8_ms": round(node.int8_ms, 4),
                 "noise": float(f"{noise:.3g}") if blame.runs else None,
             }
         )
-    noise = noise_of(blame, best.int8)
+    noise = noise_of(blame, int8)
     return {
-        "int8_nodes": sum(1 for node in computing if node.name in best.int8),
+        "int8_nodes": sum(1 for node in computing if node.name in int8),
         "of_nodes": len(computing),
         "predicted_sqnr_db": decibels(noise) if blame.runs else None,
         "kernels_ms": {"float32": blame.float32_ms, "int8": blame.int8_ms},

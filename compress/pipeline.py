@@ -356,9 +356,8 @@ def _candidate(
     if not isinstance(settings, Int8) or "float16" in context.target.precisions:
         return run_pass(graph, settings, context)
     whole = prepare(graph, settings, context)
-    plain = finish(whole, settings, context)
     if not settings.mixed or settings.int8_nodes:
-        return plain
+        return finish(whole, settings, context)
     part = material.split.selection
     if material.own_score:  # it brings its own samples: nothing else can choose
         before, chosen_on = original, material.test
@@ -368,7 +367,7 @@ def _candidate(
     def drop(model: bytes) -> float:
         return before.value - judge.score(model, chosen_on, "a candidate on the selection").value
 
-    return mix(whole, plain, settings, context, drop, max_drop)
+    return mix(whole, settings, context, drop, max_drop)
 
 
 def _fallen(candidate: Outcome) -> list[str]:

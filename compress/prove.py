@@ -5,9 +5,10 @@ Everything is scored and timed on the bytes that would ship.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..benchmarks.comparison import Comparison, compare
 from ..benchmarks.images import Batch, Images
@@ -50,6 +51,7 @@ class Judge:
         progress: Told how far the work is.
         engine: What runs everything that is judged.
         cache: Folder for engines that have to be built; ``None`` builds them anew each time.
+        scored: Scores so far; nothing is scored twice on the same pictures.
     """
 
     graph: Graph
@@ -59,6 +61,9 @@ class Judge:
     progress: Progress
     engine: str = "onnxruntime"
     cache: str | None = None
+    scored: dict[tuple[bytes, int, str], tuple[Images, Score]] = field(
+        default_factory=dict[tuple[bytes, int, str], tuple[Images, Score]], compare=False
+    )
 
     @property
     def batch(self) -> int:
@@ -77,10 +82,14 @@ class Judge:
         is_original = model == self.graph.model and precision == "f32"
         if self.task.name == "agreement" and is_original:
             return Score("agreement", 100.0, "percent", len(images), details={"reference": True})
-        with ExitStack() as stack:
-            run = self._run(stack, model, precision)
-            reference = None if is_original else self._run(stack, self.graph.model)
-            return self.task.score(run, self._batches(images, f"scoring {what}"), reference)
+        key = (hashlib.sha256(model).digest(), id(images), precision)
+        if key not in self.scored:
+            with ExitStack() as stack:
+                run = self._run(stack, model, precision)
+                reference = None if is_original else self._run(stack, self.graph.model)
+                found = self.task.score(run, self._batches(images, f"scoring {what}"), reference)
+            self.scored[key] = (images, found)  # which keeps the pictures, and with them their id
+        return self.scored[key][1]
 
     def rivals(self) -> tuple[Precision, ...]:
         """Other precisions than float32 that this engine runs the untouched graph in here."""

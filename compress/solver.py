@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.errors import EngineError, MissingExtraError
+from ..runtime.errors import MissingExtraError
 
 
 def minimize(
@@ -18,7 +18,7 @@ def minimize(
     *,
     seconds: float,
     gap: float,
-) -> NDArray[np.float64]:
+) -> NDArray[np.float64] | None:
     """The binary vector with the least cost, by HiGHS.
 
     Args:
@@ -28,11 +28,10 @@ def minimize(
         gap: Relative distance to the best possible cost that is good enough.
 
     Returns:
-        ``(n,)``, zeros and ones.
+        ``(n,)``, zeros and ones; ``None`` where none was found in that time.
 
     Raises:
         MissingExtraError: Where scipy is not installed.
-        EngineError: ``E_SOLVER`` where no solution was found in that time.
     """
     try:
         optimize: Any = importlib.import_module("scipy.optimize")
@@ -53,6 +52,4 @@ def minimize(
         constraints=constraints,
         options={"time_limit": seconds, "mip_rel_gap": gap},
     )
-    if found.x is None:
-        raise EngineError("E_SOLVER", f"no precision plan was found: {found.message}")
-    return np.rint(np.asarray(found.x, np.float64))
+    return None if found.x is None else np.rint(np.asarray(found.x, np.float64))

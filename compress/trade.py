@@ -11,7 +11,8 @@ any that reads it::
 
     minimize    sum_n x_n (int8_ms - float32_ms) + sum_t q_t quantize_ms + d_t dequantize_ms
     subject to  q_t >= x_r - x_p,  d_t >= x_p - x_r,  y_t >= x_r,  y_t >= x_p
-                (y_t >= x_r - x_p alone, where p only moves codes)
+                (y_t >= x_r - x_p alone, where p only moves codes; where p may give float32
+                straight out, d_t >= x_p + x_r - x_s - 1 for every two readers r and s)
                 sum_n x_n damage_n + sum_t y_t damage_t <= bound        for each output
                 x_n = x_m                                               for nodes of one kernel
 
@@ -27,12 +28,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..export.blame import Blame, NodeBlame, TensorBlame
 from ..export.plan import Choice, PrecisionPlan
 
 _SECONDS = 10.0  # for the solver; what it has by then is near the best
 _GAP = 1e-4
+_SPARE = 0.01  # of the float32 network's time, which less noise may cost: no prediction is better
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,9 @@ def decibels(noise: float) -> float | None:
 
 def decide(blame: Blame, bound: float | None = None) -> Decision:
     """The fastest plan whose predicted noise stays within a bound.
+
+    Of the plans that are at most 1 % of the float32 network's time slower, the one with the least
+    noise.
 
     Args:
         blame: What was measured.
@@ -187,34 +193,61 @@ class _Program:
             cost[self._q + i] = tensor.quantize_ms
             cost[self._d + i] = tensor.dequantize_ms
             cost[self._y + i] = 1e-9  # of two equal plans the one with fewer codes
-        rows = list(self._rows)
-        for output in blame.outputs if bound is not None else ():
-            entries = {i: n.damage.get(output, 0.0) for i, n in enumerate(blame.nodes)}
-            entries |= {self._y + i: t.damage.get(output, 0.0) for i, t in enumerate(blame.tensors)}
-            # In units of the bound: noise powers are far below what a solver takes for zero.
-            assert bound is not None
-            rows.append(({k: v / bound for k, v in entries.items() if v}, -math.inf, 1.0))
+        rows, noise = list(self._rows), np.zeros(self._width)
+        for output in blame.outputs:
+            lost = self._lost(output)
+            noise += lost / max(float(lost.sum()), 1e-30)
+            if bound is not None:
+                # In units of the bound: noise powers are far below what a solver takes for zero.
+                entries = {int(k): float(lost[k]) / bound for k in np.flatnonzero(lost)}
+                rows.append((entries, -math.inf, 1.0))
         found = minimize(cost, rows, seconds=_SECONDS, gap=_GAP)
+        if found is None:  # float32 throughout is a plan, too
+            return frozenset()
+        if noise.any():
+            most = float(cost @ found) + _SPARE * blame.float32_ms
+            rows.append(({int(k): float(cost[k]) for k in np.flatnonzero(cost)}, -math.inf, most))
+            calmer = minimize(noise + 1e-6 * cost, rows, seconds=_SECONDS, gap=_GAP)
+            found = found if calmer is None else calmer
         return frozenset(name for name, i in self._nodes.items() if found[i] > 0.5)
 
+    def _lost(self, output: str) -> NDArray[np.float64]:
+        """Noise at an output that each variable stands for."""
+        lost = np.zeros(self._width)
+        for i, node in enumerate(self._blame.nodes):
+            lost[i] = node.damage.get(output, 0.0)
+        for i, tensor in enumerate(self._blame.tensors):
+            lost[self._y + i] = tensor.damage.get(output, 0.0)
+        return lost
+
     def _tensor(self, index: int, tensor: TensorBlame) -> None:
-        maker = self._makers.get(tensor.name)
-        made = None if maker is None else self._nodes[maker.name]
         q, d, y = (start + index for start in (self._q, self._d, self._y))
-        for reader in self._readers.get(tensor.name, ()):
-            read = self._nodes[reader.name]
-            self._at_least({q: 1.0, read: -1.0} | ({} if made is None else {made: 1.0}))
-            coded = {y: 1.0, read: -1.0}
-            if made is not None and maker is not None and maker.follows:
-                coded[made] = 1.0
-            self._at_least(coded)
-            if made is not None and maker is not None and not maker.free_output:
-                self._at_least({d: 1.0, made: -1.0, read: 1.0})
-        if made is not None and maker is not None and not maker.free_output:
-            if not maker.follows:
-                self._at_least({y: 1.0, made: -1.0})
-            if tensor.float_reader:
-                self._at_least({d: 1.0, made: -1.0})
+        readers = [self._nodes[one.name] for one in self._readers.get(tensor.name, ())]
+        maker = self._makers.get(tensor.name)
+        if maker is None:
+            for read in readers:
+                self._at_least({q: 1.0, read: -1.0})
+                self._at_least({y: 1.0, read: -1.0})
+            return
+        made = self._nodes[maker.name]
+        for read in readers:
+            self._at_least({q: 1.0, read: -1.0, made: 1.0})
+            self._at_least({y: 1.0, read: -1.0} | ({made: 1.0} if maker.follows else {}))
+        if maker.free_output:  # codes only where somebody reads codes, then floats for the others
+            for read in readers:
+                if tensor.float_reader:
+                    self._at_least({d: 1.0, made: -1.0, read: -1.0}, -1.0)
+                for other in readers:
+                    if other != read:
+                        entries = {d: 1.0, made: -1.0, read: -1.0, other: 1.0}
+                        self._at_least(entries, -1.0)
+            return
+        if not maker.follows:
+            self._at_least({y: 1.0, made: -1.0})
+        if tensor.float_reader:
+            self._at_least({d: 1.0, made: -1.0})
+        for read in readers:
+            self._at_least({d: 1.0, made: -1.0, read: 1.0})
 
     def _node(self, node: NodeBlame) -> None:
         mine = self._nodes[node.name]

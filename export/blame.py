@@ -1,7 +1,8 @@
 """Blame: for each node what INT8 does to the outputs and what it saves, measured, as frozen data.
 
-It holds all that a decision needs: who reads and who gives which tensor, too. What measures it is
-:mod:`edgepress.export.damage` and :mod:`edgepress.export.timing`; what decides on it runs nothing.
+It holds all that a decision needs: who reads and who gives which tensor, too. It is measured by
+:mod:`edgepress.export.damage` and :mod:`edgepress.export.node_times`; what decides on it runs
+nothing.
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ from .dialects import Dialect
 from .dialects.layout import Layout, lay_out_ranges
 from .dialects.qdq import Quantized, write_qdq
 from .graph import Graph, Walk
+from .node_times import Profile, border_of, profile_graphs
 from .plan import Choice, PrecisionPlan
 from .ranges import Ranges
-from .timing import Profile, border_of, profile_graphs
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,10 @@ class Whole:
     quantized: Quantized
     weight_method: str = "mse"
 
+    def layout(self, walk: Walk) -> Layout:
+        """Which tensors become codes."""
+        return lay_out_ranges(walk, self.ranges, self.plan, self.dialect)
+
 
 def measure_times(
     whole: Whole, engine: str, feeds: Arrays, on_progress: Callable[[int], None] | None = None
@@ -53,11 +57,11 @@ def measure_times(
         whole: The network.
         engine: What it runs on.
         feeds: One picture, or as many as its batch is fixed to.
-        on_progress: Called with 1 for each profile taken, six in all.
+        on_progress: Called with 1 for each profile taken, twelve in all.
     """
     graph, dialect = whole.graph, whole.dialect
     walk = Walk(graph.proto())
-    layout = lay_out_ranges(walk, whole.ranges, whole.plan, dialect)
+    layout = whole.layout(walk)
     int8 = [node for node in walk.model.graph.node if whole.plan.is_int8(node)]
     layers = [node.name for node in int8 if node.op_type in dialect.weighted]
     every_second = set(layers[::2])
@@ -70,7 +74,7 @@ def measure_times(
     crossed = write_qdq(graph, whole.ranges, borders, dialect, weight_method=whole.weight_method)
     models = (graph.model, whole.quantized.model, crossed.model)
     in_float, in_int8, mixed = profile_graphs(engine, graph, models, feeds, on_progress=on_progress)
-    elements = {name: seen.elements for name, seen in whole.ranges.tensors.items()}
+    elements = whole.ranges.elements
     extra = mixed.rest_ms / 2
     to_codes = border_of(mixed.quantizing, elements, extra)
     to_floats = border_of(mixed.dequantizing, elements, extra)
@@ -121,7 +125,7 @@ def with_damage(
         on_progress: Called with 1 for each graph that was opened.
     """
     walk = Walk(whole.graph.proto())
-    layout = lay_out_ranges(walk, whole.ranges, whole.plan, whole.dialect)
+    layout = whole.layout(walk)
     types = {node.name: node.op_type for node in walk.model.graph.node}
     weighted = [n.name for n in blame.nodes if types[n.name] in whole.dialect.weighted]
     found = measure_damage(
@@ -180,9 +184,7 @@ def _nodes(
             NodeBlame(
                 node.name,
                 node.op_type,
-                (node.input[0],)
-                if follows
-                else tuple(name for name in node.input if name in layout.reads[node.name]),
+                (node.input[0],) if follows else _codes_read(node, layout),
                 tuple(node.output) if tail is None else tuple(tail.output),
                 together.get(node.name, (node.name,)),
                 follows,
@@ -193,6 +195,10 @@ def _nodes(
             )
         )
     return tuple(found)
+
+
+def _codes_read(node: onnx.NodeProto, layout: Layout) -> tuple[str, ...]:
+    return tuple(name for name in node.input if name in layout.reads[node.name])
 
 
 def _kernels(walk: Walk, names: list[str], in_float: Profile) -> dict[str, tuple[str, ...]]:

@@ -18,23 +18,21 @@ from onnx import numpy_helper
 
 pytest.importorskip("scipy")
 
-from edgepress.compress.passes import Context, Outcome, finish
+from edgepress.compress.passes import Context, finish
 from edgepress.compress.recipe import Int8, Recipe
 from edgepress.compress.trade import Decision, borders_ms, decide, noise_of, predicted_ms
 from edgepress.export.blame import Blame, NodeBlame, TensorBlame
 from edgepress.export.damage import Damage, measure_damage
 from edgepress.export.dialects import dialect
-from edgepress.export.dialects.layout import lay_out_ranges
 from edgepress.export.dialects.qdq import write_qdq
 from edgepress.export.exact import tidy
 from edgepress.export.graph import Graph, Walk
 from edgepress.export.measuring import Whole, attach, measure_times
+from edgepress.export.node_times import Border, border_of, profile_graphs
 from edgepress.export.plan import Choice, PrecisionPlan, plan_int8
 from edgepress.export.ranges import calibrate
 from edgepress.export.receipt import count_macs
-from edgepress.export.timing import Border, border_of, profile_graphs
 from edgepress.runtime import EngineError, EngineOptions, InputError
-from edgepress.runtime.engines.kernels import kernel_times
 from edgepress.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from edgepress.runtime.target import target
 from edgepress.runtime.tensors import Array, Arrays
@@ -111,8 +109,7 @@ def whole_of(graph: Graph, spoken: str = X86) -> Whole:
 
 
 def damage_of(whole: Whole, **options: Any) -> Damage:
-    walk = Walk(whole.graph.proto())
-    layout = lay_out_ranges(walk, whole.ranges, whole.plan, whole.dialect)
+    layout = whole.layout(Walk(whole.graph.proto()))
     weighted = [unit.node for unit in whole.quantized.units if unit.op_type in ("Conv", "Gemm")]
     feeds = list(pictures()(4))[:2]
     return measure_damage(whole.graph, layout, whole.dialect, weighted, feeds, **options)
@@ -165,8 +162,7 @@ def test_damage_opens_no_more_graphs_than_it_may() -> None:
 
 def test_a_network_without_int8_layers_has_no_damage() -> None:
     whole = whole_of(network())
-    walk = Walk(whole.graph.proto())
-    layout = lay_out_ranges(walk, whole.ranges, PrecisionPlan({}), whole.dialect)
+    layout = replace(whole, plan=PrecisionPlan({})).layout(Walk(whole.graph.proto()))
     found = measure_damage(whole.graph, layout, whole.dialect, [], pictures()(4))
     assert found.places == {}
     assert found.whole == (0.0,)
@@ -192,18 +188,11 @@ def test_every_kernel_is_told_back_to_the_network(engine: str) -> None:
         assert len({name for name in made_of if name.startswith("Conv")}) == 4
 
 
-def test_engines_without_a_profiler_say_so(tiny_classifier: Callable[..., bytes]) -> None:
+def test_engines_without_a_profiler_say_so() -> None:
+    graph = network()
     with pytest.raises(EngineError) as caught:
-        kernel_times("null", tiny_classifier(), {})
+        profile_graphs("null", graph, [graph.model], {"x": np.zeros((1, 3, 32, 32), np.float32)})
     assert caught.value.code == "E_ENGINE"
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_profile_of_what_is_no_model_is_refused(engine: str) -> None:
-    needs(engine)
-    with pytest.raises(EngineError) as caught:
-        kernel_times(engine, b"nonsense", {})
-    assert caught.value.code == "E_BACKEND"
 
 
 def test_the_price_of_a_border_is_a_line_that_never_falls() -> None:
@@ -269,6 +258,13 @@ def test_what_brings_the_noise_stays_in_float32() -> None:
     assert decide(blame).int8 == ("n0", "n1", "n2", "n3")
 
 
+def test_of_plans_that_take_as_long_the_one_with_less_noise_is_chosen() -> None:
+    blame = chain([(1.0, 0.5), (1.0, 0.999)], [0.0, 0.0, 0.01], border=0.001)
+    assert decide(blame).int8 == ("n0",)
+    slower = chain([(1.0, 0.5), (1.0, 0.9)], [0.0, 0.0, 0.01], border=0.001)
+    assert decide(slower).int8 == ("n0", "n1")
+
+
 def test_nothing_is_chosen_where_nothing_pays() -> None:
     found = decide(chain([(1.0, 0.95)] * 3, [0.0] * 4, border=0.5))
     assert found.int8 == ()
@@ -298,8 +294,8 @@ def test_no_other_plan_is_better(seed: int) -> None:
             tuple(f"t{j}" for j in reads[i]),
             (f"t{i + 1}",),
             (f"n{i}",),
-            False,
-            i == count - 1,
+            seed % 2 == 1 and i in (2, 5),
+            i == count - 1 or (seed % 4 >= 2 and i in (1, 4)),
             float(rng.uniform(0.1, 1)),
             float(rng.uniform(0.05, 0.8)),
             {"y": float(rng.exponential(0.01)), "z": float(rng.exponential(0.01))},
@@ -327,11 +323,31 @@ def test_no_other_plan_is_better(seed: int) -> None:
     ]
     for bound in (None, 0.05, 0.15):
         fits = [p for p in plans if bound is None or noise_of(blame, p) <= bound]
+        fits = [plan for plan in fits if not useless(plan, nodes)]
         best = min(predicted_ms(blame, plan) for plan in fits)
         found = decide(blame, bound)
-        assert found.predicted_ms == pytest.approx(best, abs=2e-4)
+        assert best - 1e-9 <= found.predicted_ms <= best + 0.0101 * total
         assert bound is None or found.predicted_noise <= bound * (1 + 1e-6)
-        assert predicted_ms(blame, frozenset(found.int8)) == pytest.approx(found.predicted_ms)
+        quiet = replace(
+            blame,
+            nodes=tuple(replace(node, damage={}) for node in nodes),
+            tensors=tuple(replace(tensor, damage={}) for tensor in tensors),
+        )
+        if bound is None:
+            assert decide(quiet).predicted_ms == pytest.approx(best, abs=2e-4)
+
+
+def useless(plan: frozenset[str], nodes: tuple[NodeBlame, ...]) -> bool:
+    """Whether a node moves codes that nobody behind it reads."""
+    readers: dict[str, list[str]] = {}
+    for node in nodes:
+        for name in node.reads:
+            readers.setdefault(name, []).append(node.name)
+    return any(
+        not any(reader in plan for name in node.gives for reader in readers.get(name, []))
+        for node in nodes
+        if node.follows and node.name in plan
+    )
 
 
 def test_a_decision_is_followed_and_costs_what_was_predicted_of_its_borders() -> None:
@@ -426,21 +442,21 @@ def test_the_search_holds_its_bound_or_says_why_not() -> None:
         return 100 * noise_ratio(graph, model)
 
     bound = drop(plain.shipped.model) / 20
-    found = mix(whole, plain, settings, context, drop, bound)
+    found = mix(whole, settings, context, drop, bound)
     mixed: Any = found.report["mixed"]
     first, *later = mixed["attempts"]
-    assert first["plan"] == "everything"
-    assert first["drop_on_selection"] > bound
-    assert later
-    held = [one for one in later if one.get("drop_on_selection", np.inf) <= bound]
-    if found is not plain and found.shipped.model != plain.shipped.model:
-        assert drop(found.shipped.model) <= bound
+    lost = drop(found.shipped.model)
+    assert lost in [one.get("drop_on_selection") for one in mixed["attempts"]]
+    if lost <= bound:
         assert found.receipt.asked_int8 == mixed["int8_nodes"] < mixed["of_nodes"]
         assert notes_of(found)
-    else:  # no plan is faster than float32 on this machine
+    else:  # no plan that holds is faster than float32 on this machine
+        held = [one for one in later if one.get("drop_on_selection", np.inf) <= bound]
         assert "not_built" in later[-1] or held
-    worst = max(mixed["nodes"], key=lambda node: node["noise"])
-    assert worst["name"] in [node.name for node in whole.graph.proto().graph.node][:5]
+        assert lost == first["drop_on_selection"]
+    if mixed["damage"]["graphs"]:
+        worst = max(mixed["nodes"], key=lambda node: node["noise"])
+        assert worst["name"] in [node.name for node in whole.graph.proto().graph.node][:5]
     json.dumps(mixed)
 
 
@@ -448,9 +464,9 @@ def test_a_network_without_int8_nodes_is_left_alone() -> None:
     from edgepress.compress.mixing import mix
 
     graph = network()
-    whole, context, settings = whole_of(graph), context_for(graph), Int8(int8_nodes=())
-    nothing = replace(whole, quantized=replace(whole.quantized, units=()))
-    plain = Outcome(
-        finish(whole, settings, context).shipped, False, finish(whole, settings, context).receipt
-    )
-    assert mix(nothing, plain, settings, context, lambda model: 0.0, 1.0) is plain
+    whole, context, settings = whole_of(graph), context_for(graph), Int8(bias_correction=False)
+    written = write_qdq(graph, whole.ranges, PrecisionPlan({}), whole.dialect)
+    nothing = replace(whole, plan=PrecisionPlan({}), quantized=written)
+    found = mix(nothing, settings, context, lambda model: 0.0, 1.0)
+    assert not found.changed
+    assert "mixed" not in found.report

@@ -107,6 +107,8 @@ def _onnxruntime(name: str, activation: str, weight_limit: int) -> Dialect:
             }
         ),
         uint8_weights=activation == "uint8",
+        # YOLOX-Nano with its 83 dense convolutions in INT8 and SiLU in float32: 14.6 ms with a copy
+        # that both readers share, 16.4 ms without.
         splits_dequantizers=True,
     )
 

@@ -33,7 +33,13 @@ _CONVERTING = frozenset(  # kernels that only change type or layout, in both eng
     {"QuantizeLinear", "DequantizeLinear", "ReorderInput", "ReorderOutput", "Reorder", "Convert"}
     | {"FakeQuantize", "Transpose", "Sum"}
 )
-_ROUNDS = 2
+TIMED = ("onnxruntime", "openvino")
+"""Engines that tell what each of their kernels takes."""
+
+ROUNDS = 4
+"""How often each graph is profiled, in turn with the others."""
+
+_RUNS = 8  # of a profile
 _WALL_RUNS = 15
 
 
@@ -81,7 +87,7 @@ def profile_graphs(
     threads: int = 1,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Profile]:
-    """Profile several forms of one network in turn, twice, and take the faster time of each kernel.
+    """Profile several forms of one network in turn, and take the shortest time of each kernel.
 
     Args:
         engine: What runs them.
@@ -123,9 +129,9 @@ def _kernels(
     on_progress: Callable[[int], None] | None,
 ) -> list[list[KernelTime]]:
     seen: list[dict[str, KernelTime]] = [{} for _ in models]
-    for _ in range(_ROUNDS):
+    for _ in range(ROUNDS):
         for kernels, model in zip(seen, models, strict=True):
-            for one in kernel_times(engine, model, feeds, threads=threads):
+            for one in kernel_times(engine, model, feeds, threads=threads, runs=_RUNS):
                 before = kernels.get(one.name)
                 if before is None or one.ms < before.ms:
                     kernels[one.name] = one
