@@ -406,7 +406,7 @@ def test_a_preprocessing_that_is_none(cli: Cli, text: str) -> None:
     [
         ("[[pass", "cannot be read"),
         ("passes = 1\n", "unknown keys ['passes']"),
-        ('[[pass]]\nkind = "prune"\n', "unknown pass 'prune'"),
+        ('[[pass]]\nkind = "squash"\n', "unknown pass 'squash'"),
         ('[[pass]]\nkind = "int8"\nbits = 4\n', "no setting ['bits']"),
         ('[[pass]]\nkind = "int8"\nranges = "widest"\n', "may be: mse"),
         ('[[pass]]\nkind = "int8"\nbias_correction = 1\n', "must be a bool"),
@@ -420,7 +420,7 @@ def test_a_recipe_that_cannot_be(cli: Cli, text: str, says: str) -> None:
 
 
 def test_a_recipe_that_is_not_there(cli: Cli) -> None:
-    assert "int8, float32" in cli.refused("E_RECIPE", recipe="int4")
+    assert "prune-distil-int8" in cli.refused("E_RECIPE", recipe="int4")
 
 
 @pytest.mark.parametrize("drop", ["-1", "nan", "inf"])

@@ -204,12 +204,8 @@ def test_a_drop_over_the_bound_declines_and_strict_writes_nothing(
     assert not list(tmp_path.iterdir())
     assert len(seen) == len(set(seen)) > 1, "the user's own score is asked once for each network"
     stages = list(dict.fromkeys(notes))
-    assert stages[:4] == [
-        "exporting",
-        "calibrating",
-        "correcting biases",
-        "comparing corrected and plain biases",
-    ]
+    assert stages[:2] == ["exporting", "calibrating"]
+    assert {"timing every node", "correcting biases"} <= set(stages)
 
 
 def test_the_same_seed_gives_the_same_bytes(home: Path, tmp_path: Path) -> None:

@@ -213,7 +213,7 @@ def test_a_model_that_does_not_load_is_a_damaged_bundle(make: Make) -> None:
 def test_variants_by_name_and_engine(make: Make) -> None:
     variants = (
         Variant("float32", "model.onnx", "onnxruntime", "onnxruntime", "float32"),
-        Variant("other", "model.onnx", "tensorrt", "tensorrt", "float32"),
+        Variant("other", "model.onnx", "abacus", "abacus", "float32"),
     )
     path = make(change={"variants": variants})
     for options, code in (
