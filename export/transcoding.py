@@ -33,7 +33,7 @@ from functools import partial
 import numpy as np
 import onnx
 
-from ..runtime.errors import BoundError
+from ..runtime.errors import BoundError, InputError
 from ..runtime.tensors import Array
 from .channel_scales import fold_channel_scales, widest
 from .codes import Codes
@@ -107,11 +107,21 @@ def transcode(
         force: Give the result where a layer lies more than a step from the given file's, too.
 
     Raises:
-        InputError: Where the file cannot be read or taken apart.
+        InputError: Where the file cannot be read or taken apart; ``E_DIALECT`` for a dialect that
+            wants codes at the inputs of nodes only.
         BoundError: ``E_BOUND`` where a layer lies more than a step from the given file's.
         EngineError: ``E_BACKEND`` where one of the two files does not run; ``E_ENGINE``.
         MissingExtraError: Where the engine is not installed.
     """
+    if dialect.at_inputs:
+        raise InputError(
+            "E_DIALECT",
+            f"the dialect {dialect.name} wants codes around 0, at the inputs of nodes only: scales "
+            "with zero points, and roundings of outputs, cannot be kept in it.",
+            mend="TensorRT reads Q/DQ files that were made for it as they are; 'edgepress compress "
+            "--target tensorrt' makes one from the float32 network.",
+            path=path,
+        )
     given = read_onnx(path)
     result = _attempt(given, path, dialect, engine, _Liberties())
     for less in (_Liberties(gates=False), _Liberties(one_scale=False), _Liberties(False, False)):
