@@ -139,7 +139,7 @@ def settle_fp16(
             measured.update(dict.fromkeys(half_nodes(plan), why))
             continue  # nothing is left in FP16, and the next round ends it
         share = _FIRST_SHARE * 2**count
-        worst = _blame(source, simulated, half.nodes, chunks)
+        worst = _blame(source, simulated, half.nodes, chunks[:1])  # every activation is held
         for name, added in worst[: max(1, math.ceil(share * len(half.nodes)))]:
             measured[name] = f"measured: in FP16 it adds noise of {added:.2g} of its signal"
         count += 1
