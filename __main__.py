@@ -33,11 +33,12 @@ COMMANDS = {
     "evaluate": _Entry("compress", "Score a bundle, an ONNX file or a torch factory."),
     "predict": _Entry("runtime", "Run a bundle on pictures."),
     "bench": _Entry("benchmarks", "Measure latency, size, load time and memory; compare two."),
-    "inspect": _Entry("export", "Show what is in a bundle or an ONNX file, and how it was made."),
+    "inspect": _Entry("compress", "Show what is in a bundle or an ONNX file, and how it was made."),
     "transcode": _Entry("export", "Rewrite an INT8 ONNX file of any tool so that it runs fast."),
     "verify": _Entry("runtime", "Check a bundle's hashes, schema and golden self-test."),
     "pack": _Entry("runtime", "Write a bundle folder as one .zip that every command reads."),
     "combine": _Entry("runtime", "Join bundles of one network for several targets into one."),
+    "engine": _Entry("runtime.nvidia", "Build a bundle's engine for this machine's NVIDIA GPU."),
     "doctor": _Entry("runtime", "Prove the engines of this machine by running a tiny model."),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from tempfile import TemporaryDirectory
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -91,6 +92,7 @@ def compare(
     against_variant: str | None = None,
     seed: int = 0,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    cache: str | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Compare the latencies of two networks; drift of the machine strikes both alike.
@@ -116,6 +118,7 @@ def compare(
         against_variant: Which model of the bundle b.
         seed: Of the random inputs and of the bootstrap.
         shapes: Whole input shapes by name, for free dimensions other than the batch.
+        cache: Folder for engines that have to be built; a temporary one by default.
         progress: Told how much is done.
 
     Raises:
@@ -141,10 +144,14 @@ def compare(
         variant=own_b.variant,
     )
     with ExitStack() as stack:
+        built = cache or stack.enter_context(TemporaryDirectory(prefix="edgepress-"))
         (file_a, told_a), (file_b, told_b) = (
             stack.enter_context(subject_file(subject)) for subject in (a, b)
         )
-        one, two = Recording(settings.request(file_a)), Recording(against.request(file_b))
+        one, two = (
+            Recording(replace(side.request(file), cache=built))
+            for side, file in ((settings, file_a), (against, file_b))
+        )
 
         def settled() -> bool:
             ratios = np.asarray(two.medians) / np.asarray(one.medians)

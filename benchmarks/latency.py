@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -77,8 +77,12 @@ def measure(
     settings = Settings.of(
         threads, batch, preset, chosen, seed, shapes, precision or own.precision, own.variant
     )
-    with subject_file(path) as (file, told):
-        recording = Recording(settings.request(file))
+    with (
+        subject_file(path) as (file, told),
+        tempfile.TemporaryDirectory(prefix="edgepress-") as built,
+    ):
+        # an engine that has to be built is built once, not in every process
+        recording = Recording(replace(settings.request(file), cache=built))
 
         def settled() -> bool:
             if len(recording.medians) < 6:

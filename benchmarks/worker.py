@@ -38,6 +38,7 @@ class Request:
         shapes: Whole input shapes by name, for dimensions that are free.
         precision: What the engine computes floats in.
         variant: Which model of a bundle; ``None`` for its default, and for a model file.
+        cache: Folder for engines that have to be built.
     """
 
     path: str
@@ -48,6 +49,7 @@ class Request:
     shapes: dict[str, list[int]] = field(default_factory=dict[str, "list[int]"])
     precision: Precision = "f32"
     variant: str | None = None
+    cache: str | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,9 @@ def _serve(
     imported = time.perf_counter()
     model, golden = _read(request.path, request.variant)
     read = time.perf_counter()
-    options = EngineOptions(threads=request.threads, precision=request.precision)
+    options = EngineOptions(
+        threads=request.threads, precision=request.precision, cache=request.cache
+    )
     engine = stack.enter_context(engine_class(model, options))
     loaded = time.perf_counter()
 

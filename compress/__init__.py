@@ -11,32 +11,45 @@ import typing
 
 if typing.TYPE_CHECKING:
     from .backbone import Backbone
+    from .history import History, Pruned
     from .losses import EmbeddingLoss, FeatureLoss, LogitLoss, OutputLoss, Taps
     from .pipeline import compress
-    from .recipe import Int8, Recipe
+    from .pruning import prune
+    from .recipe import Int8, Prune, Recipe
+    from .weights import save_weights
 
 __all__ = [
     "Backbone",
     "EmbeddingLoss",
     "FeatureLoss",
+    "History",
     "Int8",
     "LogitLoss",
     "OutputLoss",
+    "Prune",
+    "Pruned",
     "Recipe",
     "Taps",
     "compress",
+    "prune",
+    "save_weights",
 ]
 
 _HOME = {
     "Backbone": "backbone",
     "EmbeddingLoss": "losses",
     "FeatureLoss": "losses",
+    "History": "history",
     "Int8": "recipe",
     "LogitLoss": "losses",
     "OutputLoss": "losses",
+    "Prune": "recipe",
+    "Pruned": "history",
     "Recipe": "recipe",
     "Taps": "losses",
     "compress": "pipeline",
+    "prune": "pruning",
+    "save_weights": "weights",
 }
 
 

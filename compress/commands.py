@@ -1,4 +1,4 @@
-"""The commands of this room: compress, evaluate, export. None needs torch before it runs."""
+"""The commands compress, evaluate, export, inspect. None needs torch before it runs."""
 
 from __future__ import annotations
 
@@ -41,6 +41,14 @@ _task = click.option(
 )
 
 
+_keep = click.option(
+    "--keep",
+    multiple=True,
+    metavar="NAME",
+    help="A module that pruning leaves whole; may be given again.",
+)
+
+
 @click.command()
 @click.argument("model")
 @_weights
@@ -57,10 +65,10 @@ _task = click.option(
     "--recipe",
     default="int8",
     show_default=True,
-    help="int8, float32, distil, distil-int8, or a TOML or JSON file.",
+    help="int8, fp16, float32, prune, distil, prune-distil (and each with -int8), or a file.",
 )
 @click.option(
-    "--student", default=None, help="A smaller network to train, as MODEL, for distil recipes."
+    "--student", default=None, help="A smaller network to train, as MODEL, for the recipe distil."
 )
 @click.option("--student-weights", type=click.Path(), default=None, help="What it begins with.")
 @click.option("--epochs", type=click.IntRange(1), default=None, help="Of training; recipe's else.")
@@ -72,7 +80,26 @@ _task = click.option(
 )
 @click.option("--resume", is_flag=True, help="Go on with a training that was interrupted.")
 @click.option(
-    "--trained-weights", type=click.Path(), default=None, help="Write them as .safetensors, too."
+    "--max-latency-ratio", type=float, default=None, help="Prune to this share of the latency."
+)
+@click.option(
+    "--max-macs-ratio", type=float, default=None, help="Prune to this share of the multiply-adds."
+)
+@click.option("--max-size-mb", type=float, default=None, help="Prune to this size of the weights.")
+@_keep
+@click.option(
+    "--weights-out",
+    type=click.Path(),
+    default=None,
+    help="A .safetensors for the pruned or trained torch network: weights of its factory.",
+)
+@click.option(
+    "--cache",
+    type=click.Path(),
+    default=None,
+    envvar="EDGEPRESS_CACHE",
+    help="Folder for latencies of layers, written with --max-latency-ratio; by default the "
+    "system's cache folder.",
 )
 @click.option(
     "--max-drop",
@@ -95,6 +122,12 @@ _task = click.option(
 @click.option(
     "--golden-pictures", is_flag=True, help="Let the self-test show a calibration picture."
 )
+@click.option(
+    "--unproven",
+    is_flag=True,
+    help="Make a bundle for a device that is not here: not timed, scored by a stand-in, and so "
+    "marked.",
+)
 @click.option("--out", required=True, type=click.Path(), help="Folder of the bundle.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
 @report_errors
@@ -107,10 +140,12 @@ def compress(console: Console, model: str, **options: Any) -> None:
     DATA: a folder with a folder per class, a folder with labels.csv, an .npz with x and y, or a
     folder of unlabelled pictures.
     """
+    from ..runtime.cache import cache_folder
     from .pipeline import compress as compress_network
     from .recipe import Recipe
 
     data = options.pop("data")
+    options["cache"] = cache_folder(options["cache"])
     length = options.pop("epochs"), options.pop("max_train_minutes")
     options["recipe"] = Recipe.open(options["recipe"]).trained_for(*length)
     try:
@@ -261,3 +296,82 @@ def evaluate(
         )
     show_score(console, found, judged.how, data)
     console.result({"model": model, "ran": judged.how, "data": data, "score": found.to_dict()})
+
+
+@click.command()
+@click.argument("path", metavar="PATH")
+@click.option("--nodes", is_flag=True, help="List every node with its precision and why.")
+@click.option(
+    "--why-slow",
+    is_flag=True,
+    help="For an INT8 .onnx file: what fell out of INT8, why, and what that costs here.",
+)
+@click.option(
+    "--target",
+    "target_name",
+    default="onnxruntime-cpu",
+    show_default=True,
+    help="With --why-slow: what runs the file.",
+)
+@click.option("--prunable", is_flag=True, help="PATH is a network: what pruning could take out.")
+@_weights
+@_preprocessing
+@click.option("--static-shape", default=None, metavar="N,C,H,W", help="The network's input.")
+@_keep
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(min=0, min_open=True),
+    default=180.0,
+    show_default=True,
+    help="Seconds for following a network's channels.",
+)
+@report_errors
+def inspect(
+    console: Console,
+    path: str,
+    nodes: bool,
+    why_slow: bool,
+    target_name: str,
+    prunable: bool,
+    weights: str | None,
+    preprocessing: str | None,
+    static_shape: str | None,
+    keep: tuple[str, ...],
+    time_limit: float,
+) -> None:
+    """Show what is in PATH, a bundle or an .onnx file; with --prunable, a network.
+
+    Inputs, outputs, receipt, scores, how it was made. With --prunable, PATH is a network as
+    compress takes it: which channels and residual blocks can leave, and why the others stay.
+    """
+    if prunable and why_slow:
+        raise InputError(
+            "E_USAGE",
+            "--prunable is of networks, --why-slow of INT8 files.",
+            mend="Ask for one of the two.",
+            path=path,
+        )
+    if not prunable:
+        if weights or preprocessing or static_shape or keep:
+            raise InputError(
+                "E_USAGE", "that goes with --prunable only.", mend="Add --prunable.", path=path
+            )
+        from ..export.commands import show_file
+
+        show_file(console, path, nodes, slow_on=target_name if why_slow else None)
+        return
+    from .prunable import as_dict, show_prunable
+    from .prunable import prunable as find
+
+    with console.progress() as progress:
+        found = find(
+            path,
+            weights=weights,
+            preprocessing=None if preprocessing is None else Preprocessing.from_toml(preprocessing),
+            static_shape=None if static_shape is None else _shape(static_shape),
+            keep=keep,
+            time_limit_s=time_limit,
+            progress=progress,
+        )
+    show_prunable(console, path, found)
+    console.result(as_dict(path, found))

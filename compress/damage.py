@@ -22,9 +22,9 @@ from .groups import Group, Structure
 from .importance import Scores
 from .passes import Progress
 
-_WORK_MACS = 4e11
+_WORK_MACS = 2.5e11
 _SAMPLED = (0.75, 0.5, 0.25)
-_FEWEST, _MOST = 4, 128
+_FEWEST, _MOST = 4, 64
 _TINY = 1e-9
 
 

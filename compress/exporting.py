@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
+import torch
 
 from ..benchmarks.images import Images
 from ..export.capture import capture, input_names
@@ -61,7 +62,7 @@ def export_graph(
         example = example_of(opened.module, images, used, count)
         parity.append(example)
     elif example is None:
-        example = _random(input_names(opened.module), used, static_shape)
+        example = random_example(opened.module, used, static_shape)
     for name, array in example.items():
         if static_shape is not None and array.shape[1:] != static_shape[1:]:
             raise InputError(
@@ -79,9 +80,19 @@ def export_graph(
     )
 
 
-def _random(
-    names: Sequence[str], preprocessing: Preprocessing | None, shape: tuple[int, ...] | None
+def random_example(
+    module: torch.nn.Module, preprocessing: Preprocessing | None, shape: tuple[int, ...] | None
 ) -> dict[str, Array]:
+    """Random numbers for every input of a module.
+
+    Args:
+        module: The network.
+        preprocessing: Its crop tells the size where ``shape`` does not.
+        shape: ``(N, C, H, W)``, or ``None``.
+
+    Raises:
+        InputError: ``E_SHAPE`` where nothing tells the size.
+    """
     if shape is None and preprocessing is not None and preprocessing.size is not None:
         shape = (2, preprocessing.channels or 3, *preprocessing.size)
     if shape is None:
@@ -91,4 +102,6 @@ def _random(
             mend="Give --data, a --preprocessing with a crop, or --static-shape N,C,H,W.",
         )
     generator = np.random.default_rng(0)
-    return {name: generator.standard_normal(shape).astype(np.float32) for name in names}
+    return {
+        name: generator.standard_normal(shape).astype(np.float32) for name in input_names(module)
+    }

@@ -32,8 +32,9 @@ from .layers import Layer
 
 _VERSION = 1
 _COPIES = 4
-_ROUNDS = 6
-_BLOCK_S = 0.002
+_BLOCK_S = 0.003
+_BLOCKS = (5, 100)
+_PROBE_S = 0.03
 _TOGETHER = 12
 _AXIS = 6
 _LEAST_SHARE = 0.02
@@ -41,23 +42,26 @@ _LEAST_SHARE = 0.02
 Key = tuple[Any, ...]
 
 
-def timed_ms(engines: Sequence[tuple[Engine, Arrays]], rounds: int = _ROUNDS) -> list[float]:
+def timed_ms(engines: Sequence[tuple[Engine, Arrays]], seconds: float) -> list[float]:
     """What one run of each takes: the least of the medians of blocks that are run in turns.
 
     The least, because everything that a busy machine does to a block makes it longer.
 
     Args:
         engines: Open engines with what they are fed.
-        rounds: Blocks of each.
+        seconds: How long each is run, about; five blocks at least.
     """
     counts: list[int] = []
+    spent = 0.0
     for engine, feeds in engines:
         engine.run(feeds)
         start = time.perf_counter()
         engine.run(feeds)
-        counts.append(int(np.clip(_BLOCK_S / (time.perf_counter() - start + 1e-9), 3, 50)))
+        once = time.perf_counter() - start + 1e-9
+        counts.append(int(np.clip(_BLOCK_S / once, 1, 50)))
+        spent += counts[-1] * once
     best = [np.inf] * len(engines)
-    for _ in range(rounds):
+    for _ in range(int(np.clip(seconds * len(engines) / spent, *_BLOCKS))):
         for number, (engine, feeds) in enumerate(engines):
             block: list[float] = []
             for _ in range(counts[number]):
@@ -69,7 +73,7 @@ def timed_ms(engines: Sequence[tuple[Engine, Arrays]], rounds: int = _ROUNDS) ->
 
 
 def time_models(
-    models: Sequence[bytes], target: Target, feeds: Arrays | None = None, rounds: int = 12
+    models: Sequence[bytes], target: Target, feeds: Arrays | None = None, seconds: float = 1.0
 ) -> list[float]:
     """Whole networks, timed in turns on one thread, in ms.
 
@@ -77,7 +81,7 @@ def time_models(
         models: Their bytes.
         target: What runs them.
         feeds: What they are fed; random numbers by default, free sizes 1.
-        rounds: Blocks of each.
+        seconds: How long each is run, about.
     """
     with ExitStack() as stack:
         kind = open_engine(target.engine)
@@ -85,7 +89,7 @@ def time_models(
         for model in models:
             engine = stack.enter_context(kind(model, EngineOptions(threads=1)))
             held.append((engine, feeds or _random(engine)))
-        return timed_ms(held, rounds)
+        return timed_ms(held, seconds)
 
 
 @dataclass
@@ -182,7 +186,7 @@ class LatencyTable:
             for one in layers
             for copies in (1, _COPIES)
         ]
-        times = time_models(models, self.target, rounds=_ROUNDS)
+        times = time_models(models, self.target, seconds=_PROBE_S)
         pairs = zip(times[::2], times[1::2], strict=True)
         return [max((m - o) / (_COPIES - 1), _LEAST_SHARE * o) for o, m in pairs]
 

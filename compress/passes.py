@@ -13,15 +13,17 @@ from ..export.bundling import Shipped
 from ..export.dialects import dialect
 from ..export.dialects.qdq import Quantized, write_qdq
 from ..export.graph import Graph
-from ..export.plan import plan_int8
+from ..export.measuring import Whole
+from ..export.plan import Choice, PrecisionPlan, plan_int8
 from ..export.ranges import Batches, Ranges, calibrate
 from ..export.receipt import Receipt, float_receipt, int8_receipt
 from ..runtime.engine import EngineOptions
 from ..runtime.engines import open_engine
 from ..runtime.target import Target
 from ..runtime.tensors import Arrays
-from .recipe import Int8
+from .recipe import Fp16, Int8
 from .subject import batch_size
+from .unproven import STAND_IN, written
 
 Progress = Callable[[str, int, "int | None"], None]
 """Called with the name of a stage, how much is done, and of how much."""
@@ -41,6 +43,7 @@ class Context:
         selection: Pictures on which a pass chooses between its own variants.
         macs: Multiply-adds by node.
         progress: Told how far the work is.
+        device_here: Whether the target's device is here; where it is not, ONNX Runtime stands in.
     """
 
     target: Target
@@ -49,6 +52,12 @@ class Context:
     selection: Batches
     macs: Mapping[str, int]
     progress: Progress
+    device_here: bool = True
+
+    @property
+    def engine(self) -> str:
+        """The engine that runs things here."""
+        return self.target.engine if self.device_here else STAND_IN
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,6 @@ class Outcome:
         report: What the pass did and saw, JSON values only.
         name: What reports call it.
         trained: Whether its weights were trained on other pictures than the original's.
-        macs: Multiply-adds; 0 where they are the original's.
     """
 
     shipped: Shipped
@@ -71,35 +79,73 @@ class Outcome:
     report: dict[str, object] = field(default_factory=dict[str, object])
     name: str = "INT8"
     trained: bool = False
-    macs: int = 0
 
 
 def float32(graph: Graph, context: Context) -> Outcome:
     """The float32 graph: what every pass is held against, and what ships where none pays."""
+    if not context.device_here:
+        shipped, receipt = written(graph, context.target, context.macs, context.calibration)
+        return Outcome(shipped, False, receipt)
     receipt = float_receipt(graph, context.macs, context.target.engine)
     shipped = Shipped(graph.model, "float32", "onnx", context.target.engine, receipt.to_dict())
     return Outcome(shipped, False, receipt)
+
+
+def run_pass(graph: Graph, settings: Int8 | Fp16, context: Context) -> Outcome:
+    """Run the pass that some settings are for."""
+    if isinstance(settings, Int8):
+        return quantize(graph, settings, context)
+    from .halves import halve
+
+    return halve(graph, settings, context)
 
 
 def quantize(graph: Graph, settings: Int8, context: Context) -> Outcome:
     """Post-training INT8.
 
     What it does: calibrates ranges, writes the target's dialect, and corrects biases where that
-    brings the outputs nearer to float32 on the selection pictures.
+    brings the outputs nearer to float32 on the selection pictures. On a target that computes in
+    FP16, what stays float is written in that.
     When it is exact: never.
     When it refuses: names in ``keep_float`` that are no nodes; pictures that make a tensor NaN.
     Source: see :mod:`edgepress.export.ranges`, :mod:`edgepress.export.bias`.
     """
+    whole = prepare(graph, settings, context)
+    return finish(whole, settings, context)
+
+
+def prepare(graph: Graph, settings: Int8, context: Context) -> Whole:
+    """The network in INT8 as the recipe says, its biases not corrected yet.
+
+    Raises:
+        InputError: As :func:`quantize`.
+    """
+    from .halves import has_fp16, ready
+
     speech = dialect(context.target.dialect)
+    given = None
+    if settings.int8_nodes:
+        reason = "the recipe's plan says so"
+        given = PrecisionPlan(dict.fromkeys(settings.int8_nodes, Choice("int8", reason)))
+    if has_fp16(context):
+        graph = ready(graph, context)
     plan_int8(
-        graph, Ranges(settings.ranges, 0, {}), speech, keep_float=settings.keep_float
+        graph, Ranges(settings.ranges, 0, {}), speech, keep_float=settings.keep_float, given=given
     )  # names
-    calibrated = _Count(context, "calibrating", context.calibration_count)
+    calibrated = Count(context, "calibrating", context.calibration_count)
     ranges = calibrate(
         graph, context.calibration, method=settings.ranges, on_progress=calibrated.add
     )
-    plan = plan_int8(graph, ranges, speech, keep_float=settings.keep_float)
+    plan = plan_int8(graph, ranges, speech, keep_float=settings.keep_float, given=given)
     plain = write_qdq(graph, ranges, plan, speech, weight_method=settings.weights)
+    return Whole(graph, ranges, plan, speech, plain, settings.weights)
+
+
+def finish(whole: Whole, settings: Int8, context: Context) -> Outcome:
+    """Correct the biases of a network in INT8 where that pays, and take its receipt."""
+    from .halves import halve_floats, has_fp16
+
+    graph, ranges, plain = whole.graph, whole.ranges, whole.quantized
     report: dict[str, object] = {
         "pictures": ranges.pictures,
         "ranges": ranges.method,
@@ -114,7 +160,7 @@ def quantize(graph: Graph, settings: Int8, context: Context) -> Outcome:
             plain,
             context.calibration,
             largest_tensor=largest,
-            on_progress=_Count(context, "correcting biases", layers).add,
+            on_progress=Count(context, "correcting biases", layers).add,
         )
         candidates = {"as calibrated": plain, "biases corrected": corrected}
         sqnr = _sqnr_db(graph, candidates, context)
@@ -122,13 +168,15 @@ def quantize(graph: Graph, settings: Int8, context: Context) -> Outcome:
         quantized = candidates[chosen]
         report["sqnr_db_on_selection"] = {name: round(value, 3) for name, value in sqnr.items()}
         report["chosen"] = chosen
+    if has_fp16(context):
+        return halve_floats(graph, ranges, quantized, whole.plan, settings, report, context)
     engine = context.target.engine
-    receipt = int8_receipt(graph, context.macs, quantized, plan, engine)
-    shipped = Shipped(quantized.model, "int8", speech.name, engine, receipt.to_dict())
+    receipt = int8_receipt(graph, context.macs, quantized, whole.plan, engine)
+    shipped = Shipped(quantized.model, "int8", whole.dialect.name, engine, receipt.to_dict())
     return Outcome(shipped, bool(quantized.units), receipt, report)
 
 
-class _Count:
+class Count:
     """Adds up the progress of one stage."""
 
     def __init__(self, context: Context, stage: str, total: int) -> None:
@@ -151,7 +199,7 @@ def _sqnr_db(
     noise: dict[str, dict[str, float]] = {name: {} for name in candidates}
     with ExitStack() as stack:
         original, *engines = (
-            stack.enter_context(open_engine(context.target.engine)(model, EngineOptions()))
+            stack.enter_context(open_engine(context.engine)(model, EngineOptions()))
             for model in (graph.model, *(one.model for one in candidates.values()))
         )
         for feeds in _some(context):

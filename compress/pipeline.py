@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ..benchmarks.images import Images
+from ..benchmarks.tasks import Score
 from ..export.capture import evaluating
+from ..export.graph import Graph
 from ..export.receipt import count_macs
 from ..runtime.bundle import Bundle
-from ..runtime.engines import import_backend
 from ..runtime.errors import BoundError, InputError
 from ..runtime.files import disk_room
 from ..runtime.preprocessing import Preprocessing
@@ -21,6 +23,7 @@ from ..runtime.target import Target
 from ..runtime.target import target as target_of
 from ..runtime.tensors import Arrays
 from .backbone import Backbone
+from .history import Pruned
 from .loader_check import check_loader
 from .material import (
     AnyTask,
@@ -31,22 +34,25 @@ from .material import (
     shipped_preprocessing,
     suspicions,
 )
-from .passes import Context, Outcome, Progress, float32, quantize
+from .mixing import mix, notes_of
+from .passes import Context, Outcome, Progress, finish, float32, prepare, run_pass
 from .prove import DEFAULT_MAX_DROP, Judge, Trial, best_rival, forgotten, is_faster, try_out
-from .recipe import Distil, Recipe
+from .pruning_pass import precision_after, prune_pass, with_limits
+from .recipe import Distil, Fp16, Int8, Prune, Recipe
 from .result import Result
-from .students import (
-    Finetune,
-    Pupil,
-    School,
-    check_weights_file,
-    distil_settings,
-    open_student,
-    teacher_of,
+from .students import Finetune, School, enrol
+from .subject import (
+    Model,
+    Subject,
+    first_rows,
+    fixed_batches,
+    make_subject,
+    open_model,
+    torch_network,
+    with_batch,
 )
-from .subject import Model, Subject, first_rows, fixed_batches, make_subject, open_model, with_batch
-from .training.preparing import check_count
-from .training.processes import Processes
+from .unproven import STAND_IN, check_device, note
+from .weights import check_weights_out, save_weights
 
 CALIBRATION_SIZE = 300
 
@@ -76,8 +82,14 @@ def compress(
     student_weights: str | None = None,
     finetune: Finetune | None = None,
     resume: bool = False,
-    trained_weights: str | Path | None = None,
     golden_pictures: bool = False,
+    unproven: bool = False,
+    max_latency_ratio: float | None = None,
+    max_macs_ratio: float | None = None,
+    max_size_mb: float | None = None,
+    keep: Sequence[str] = (),
+    cache: str | Path | None = None,
+    weights_out: str | Path | None = None,
     force: bool = False,
     progress: Progress = _silent,
 ) -> Bundle:
@@ -115,17 +127,26 @@ def compress(
         opset: Of the exported graph.
         loader: The user's own loader over the *test* pictures, in their order: the original is
             scored through it as well, and a difference stops everything.
-        student: A smaller network with the original's inputs and outputs, for recipes that train:
-            what ``model`` may be, but for ONNX. It is trained from the weights it has.
+        student: A smaller network with the original's inputs and outputs, for the recipe
+            ``distil``: what ``model`` may be, but for ONNX. It is trained from the weights it has.
         student_weights: File of its weights, where ``student`` names a factory.
         finetune: Your own training instead of ours: gets copies of the student, in training mode,
             and of the original, frozen, and gives back the trained student.
         resume: Go on with a training that was interrupted; its checkpoints lie beside the bundle,
-            in ``OUT.training``, until that is written.
-        trained_weights: A ``.safetensors`` file to write the trained student's weights to as well.
+            in ``OUT.training``, until the trained student ships.
         golden_pictures: Whether the bundle's self-test shows the first calibration picture; made up
             by default.
-        force: Replace a bundle that is at ``out``.
+        unproven: Whether a bundle may be made for a device that is not here. Its time is not
+            measured, ONNX Runtime on the CPU scores it, and it says so.
+        max_latency_ratio: How far a recipe that prunes goes: latency as a share of the whole
+            network's, in the precision that ships.
+        max_macs_ratio: The same for multiply-adds.
+        max_size_mb: The same for the size of the weights, in 10**6 bytes.
+        keep: Names of modules that pruning leaves whole.
+        cache: Folder in which the latencies of layers are kept; ``None`` to keep none.
+        weights_out: A ``.safetensors`` file for the pruned or trained torch network's weights and
+            history, which goes wherever weights of its factory go; written where it ships.
+        force: Replace what is at ``out`` and ``weights_out``.
         progress: Told how far the work is.
 
     Returns:
@@ -138,13 +159,20 @@ def compress(
     """
     out = Path(out)
     check_out(out, force=force)
-    check_weights_file(trained_weights, force=force)
     steps = recipe if isinstance(recipe, Recipe) else Recipe.open(str(recipe))
-    learning = distil_settings(steps, student, finetune, resume)
+    limits = {
+        "max_latency_ratio": max_latency_ratio,
+        "max_macs_ratio": max_macs_ratio,
+        "max_size_mb": max_size_mb,
+    }
+    steps = with_limits(steps, limits, keep)
+    school = School.of(steps, finetune, out, resume, seed)
+    if weights_out is not None:
+        check_weights_out(weights_out, force=force)
     if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
         raise InputError("E_USAGE", f"max_drop is {max_drop}.", mend="Give 0 or more points.")
     destination = target_of(target)
-    import_backend(destination.engine)  # before minutes of work, where it is not installed
+    device_here = check_device(destination, allowed=unproven)
     given = (
         Preprocessing.from_toml(preprocessing)
         if isinstance(preprocessing, (str, Path))
@@ -152,30 +180,32 @@ def compress(
     )
     with disk_room(), ExitStack() as stack:
         opened = open_model(model, weights)
+        if any(isinstance(one, Prune) for one in steps.passes):
+            torch_network(opened)
         if isinstance(opened, Backbone):
             stack.enter_context(evaluating(opened.module))
-        ours = learning is not None and finetune is None  # who trains
-        material = gather(data, test_data, task, calibration_size, seed, training=ours)
+        trains = school is not None and finetune is None
+        material = gather(data, test_data, task, calibration_size, seed, training=trains)
         split = material.split
-        pupil = None
-        if learning is not None and student is not None:
-            processes = Processes.join() if ours else Processes()
-            stack.callback(processes.leave)
-            folder = out.with_name(f"{out.name}.training")
-            school = School(learning, finetune, folder, resume, seed, processes)
-            if ours:
-                check_count(len(split.training) if split.training is not None else 0)
-            first = open_student(student, student_weights, seed)
-            pupil = Pupil(first, teacher_of(opened), given, material, school)
-            if not processes.first:
+        pupil = enrol(school, student, student_weights, opened, given, material)
+        if pupil is not None:
+            stack.callback(pupil.leave)
+            if not pupil.first:
                 pupil.go_along(progress)
                 return Bundle.open(out)
         progress("exporting", 0, None)
         subject = make_subject(model, opened, given, split.calibration, opset)
         graph = subject.graph
         example = first_rows(split.calibration, graph.inputs, subject.preprocessing, 1)
+        folder = stack.enter_context(TemporaryDirectory(prefix="edgepress-"))
         judge = Judge(
-            graph, material.task, subject.preprocessing, example, progress, destination.engine
+            graph,
+            material.task,
+            subject.preprocessing,
+            example,
+            progress,
+            destination.engine if device_here else STAND_IN,
+            folder,
         )
         quietly = replace(judge, progress=_silent)
         check_labels(material, lambda few: quietly.score(graph.model, few, "one picture"))
@@ -184,28 +214,47 @@ def compress(
         if loader is not None:
             check_loader(subject, material, judge, Images.of(loader), original)
         limit = DEFAULT_MAX_DROP.get(material.task.name) if max_drop is None else max_drop
-        context = _context(subject, material, destination, example, progress)
-        outcome, whole = float32(graph, context), context
+        context = _context(subject, material, destination, example, progress, device_here)
+        outcome = float32(graph, context)
         notes, trials = suspicions(material, original), list[Trial]()
+        now, at, shipped_macs = graph, context, context.macs
+        pruned: Pruned | None = None
         best: Trial | None = None
-        for settings in steps.passes:
-            if isinstance(settings, Distil):
+        reports: list[dict[str, object]] = []
+        for number, settings in enumerate(steps.passes):
+            smaller: tuple[Graph, Pruned] | None = None
+            if isinstance(settings, Prune) and pupil is not None and pupil.cut_before is not None:
+                reports.append(pupil.take(pupil.cut_before))
+                continue
+            if isinstance(settings, Prune):
+                cut = prune_pass(
+                    opened,
+                    subject,
+                    split.calibration,
+                    settings,
+                    precision_after(steps.passes, number),
+                    context,
+                    task=material.task.name,
+                    seed=seed,
+                    opset=opset,
+                    cache=cache,
+                )
+                if pupil is not None:  # judged when it is trained
+                    reports.append(pupil.take(cut.pruned))
+                    continue
+                candidate, smaller = cut.outcome, (cut.graph, cut.pruned)
+            elif isinstance(settings, Distil):
                 assert pupil is not None
                 lesson = pupil.learn(subject, opset, progress)
+                candidate, smaller = lesson.outcome(context), (lesson.graph, lesson.pruned)
                 notes += lesson.notes
-                graph = lesson.subject.graph
-                context = _context(lesson.subject, material, destination, example, progress)
-                candidate = replace(
-                    float32(graph, context), changed=True, report=lesson.report, name="the student"
-                )
             else:
-                candidate = quantize(graph, settings, context)
-            if graph is not subject.graph:
-                macs = sum(context.macs.values())
-                candidate = replace(candidate, trained=True, macs=macs)
+                candidate = _candidate(now, settings, at, judge, material, original, limit)
+                candidate = replace(candidate, trained=outcome.trained)
+            reports.append(candidate.report)
             trial = try_out(candidate, judge, material, original, limit)
             trials.append(trial)
-            notes += _fallen(candidate)
+            notes += [*(_fallen(candidate) if device_here else []), *notes_of(candidate)]
             notes += forgotten(trial, original)
             notes += [
                 f"{settings.kind} was declined: {reason}." for reason in trial.verdict.reasons
@@ -214,6 +263,13 @@ def compress(
             notes += [] if instead is None else [instead]
             if trial.verdict.accepted and is_faster(trial, best):
                 best, outcome = trial, candidate
+                if smaller is not None:
+                    now, pruned = smaller
+                    less = replace(subject, graph=now)
+                    at = _context(less, material, destination, example, progress, device_here)
+                shipped_macs = at.macs
+        if not device_here:
+            notes.append(note(destination, outcome.receipt))
         settled = {
             **steps.to_dict(),
             "model": subject.name,
@@ -226,8 +282,9 @@ def compress(
             **({} if pupil is None else pupil.to_dict()),
             "seed": seed,
             "opset": opset,
+            "reports": reports,
         }
-        result = Result(subject, material, outcome, trials, original, whole.macs, notes, settled)
+        result = Result(subject, material, outcome, trials, original, shipped_macs, notes, settled)
         if strict and result.declined:
             raise BoundError(
                 "E_DECLINED",
@@ -237,12 +294,19 @@ def compress(
         files = result.files(example, shipped, real_golden=golden_pictures)
         write_files(files, out, force=force)
         if pupil is not None:
-            pupil.finish(trained_weights, force=force)
+            pupil.finish(ships=outcome.trained)
+    if weights_out is not None and pruned is not None:
+        save_weights(pruned.module, weights_out, history=pruned.history, force=force)
     return Bundle.open(out)
 
 
 def _context(
-    subject: Subject, material: Material, target: Target, example: Arrays, progress: Progress
+    subject: Subject,
+    material: Material,
+    target: Target,
+    example: Arrays,
+    progress: Progress,
+    device_here: bool,
 ) -> Context:
     graph, split = subject.graph, material.split
     return Context(
@@ -252,7 +316,36 @@ def _context(
         selection=fixed_batches(graph, split.selection, subject.preprocessing),
         macs=count_macs(graph, with_batch(example, graph)),
         progress=progress,
+        device_here=device_here,
     )
+
+
+def _candidate(
+    graph: Graph,
+    settings: Int8 | Fp16,
+    context: Context,
+    judge: Judge,
+    material: Material,
+    original: Score,
+    max_drop: float | None,
+) -> Outcome:
+    """What a pass makes of the network, in mixed precision where that is better."""
+    if not isinstance(settings, Int8) or "float16" in context.target.precisions:
+        return run_pass(graph, settings, context)
+    whole = prepare(graph, settings, context)
+    plain = finish(whole, settings, context)
+    if not settings.mixed or settings.int8_nodes:
+        return plain
+    part = material.split.selection
+    if material.own_score:  # it brings its own samples: nothing else can choose
+        before, chosen_on = original, material.test
+    else:
+        before, chosen_on = judge.score(judge.graph.model, part, "float32 on the selection"), part
+
+    def drop(model: bytes) -> float:
+        return before.value - judge.score(model, chosen_on, "a candidate on the selection").value
+
+    return mix(whole, plain, settings, context, drop, max_drop)
 
 
 def _fallen(candidate: Outcome) -> list[str]:

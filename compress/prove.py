@@ -49,6 +49,7 @@ class Judge:
         example: One sample by input name; it tells the shapes that are free in the graph.
         progress: Told how far the work is.
         engine: What runs everything that is judged.
+        cache: Folder for engines that have to be built; ``None`` builds them anew each time.
     """
 
     graph: Graph
@@ -57,6 +58,7 @@ class Judge:
     example: Arrays
     progress: Progress
     engine: str = "onnxruntime"
+    cache: str | None = None
 
     @property
     def batch(self) -> int:
@@ -112,6 +114,7 @@ class Judge:
                 precision=precision,
                 against_precision=against,
                 shapes=shapes,
+                cache=self.cache,
                 progress=lambda share: self.progress(stage, int(100 * share), 100),
             )
 
@@ -122,7 +125,7 @@ class Judge:
 
     def _run(self, stack: ExitStack, model: bytes, precision: Precision = "f32") -> Run:
         """A model's bytes as a Run for batches of any size; the engine closes with ``stack``."""
-        options = EngineOptions(precision=precision)
+        options = EngineOptions(precision=precision, cache=self.cache)
         engine = stack.enter_context(open_engine(self.engine)(model, options))
         return fixed_batch(engine.run, engine.inputs)
 
@@ -224,7 +227,14 @@ def try_out(
         part = material.split.selection
         original_selection = judge.score(judge.graph.model, part, "float32 on the selection")
     seen = candidate.trained and has_seen(original_selection, original_test)
+    told = original_selection if seen else None
     known = _Known(judge, material, original_selection, original_test, seen)
+    if shipped.emulated is not None:  # its device is not here: what it scores, and no time
+        selection, test, drops = known.scores(shipped.emulated, shipped.precision)
+        verdict = decide_score(drops, max_drop)
+        if not candidate.changed:
+            verdict = decide(None, drops, max_drop)
+        return Trial(candidate, None, selection, test, verdict, seen=told)
     selection, test, drops = known.scores(shipped.model, shipped.precision)
     comparison = judge.compare(shipped.model) if candidate.changed else None
     so_far = decide(comparison, drops, max_drop, name=candidate.name)
@@ -232,7 +242,6 @@ def try_out(
         _rival(precision, known, max_drop, candidate, so_far) for precision in judge.rivals()
     )
     verdict = decide(comparison, drops, max_drop, rivals, name=candidate.name)
-    told = original_selection if seen else None
     return Trial(candidate, comparison, selection, test, verdict, rivals, told)
 
 
@@ -316,12 +325,18 @@ def decide(
         held: list[tuple[str, Comparison]] = [("float32", comparison)]
         held += [(WORDS[one.precision], one.comparison) for one in rivals if one.comparison]
         reasons += [_slower(name, other, one) for other, one in held if one.faster != "a"]
-    for where, drop in drops.items():
-        if max_drop is not None and not drop <= max_drop:
-            reasons.append(
-                f"the score drops by {drop:.2f} on the {where} pictures, {max_drop:g} are allowed"
-            )
+    reasons += decide_score(drops, max_drop).reasons
     return Verdict(not reasons, tuple(reasons))
+
+
+def decide_score(drops: Mapping[str, float], max_drop: float | None) -> Verdict:
+    """Whether a candidate's score will do; arguments as for :func:`decide`."""
+    reasons = tuple(
+        f"the score drops by {drop:.2f} on the {where} pictures, {max_drop:g} are allowed"
+        for where, drop in drops.items()
+        if max_drop is not None and not drop <= max_drop
+    )
+    return Verdict(not reasons, reasons)
 
 
 def _slower(name: str, other: str, found: Comparison) -> str:

@@ -12,7 +12,6 @@ Source: dependencies by Torch-Pruning (Fang et al. 2023, "DepGraph"), worth as
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,61 +27,24 @@ from ..runtime.preprocessing import Preprocessing
 from ..runtime.target import target as target_of
 from ..runtime.tensors import Arrays
 from .backbone import Backbone
-from .costs import Choice, Frame, macs_cost, parameters_cost
+from .candidates import cut_by
+from .costs import Choice, Frame, macs_cost
 from .damage import damages, widths_of
 from .gates import Outputs
-from .groups import Structure, step_of
-from .history import History, Pruned, Step, apply_step
+from .groups import Block, Structure
+from .history import History, Pruned, apply_step
 from .importance import Scores, method
 from .material import Data
+from .narrowing import Limits, latency_model, narrow, sum_bounds
 from .passes import Progress
-from .selection import Bound, choose
+from .recalibration import recalibrate
 from .structure import TIME_LIMIT_S, structure_of
-from .subject import Model, first_rows, open_model
+from .subject import Model, first_rows, open_model, torch_network
 
 PICTURES = 256
 _FEWEST = 8
 _BATCH = 64
 _BATCH_BYTES = 2**26
-_BYTES = {"float32": 4, "int8": 1}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How far to prune; at least one of them is given.
-
-    Attributes:
-        max_latency_ratio: Latency on the target, as a share of the whole network's in the same
-            precision.
-        max_macs_ratio: Multiply-adds, as a share of the whole network's.
-        max_size_mb: Size of the weights in the precision that ships, in 10**6 bytes.
-    """
-
-    max_latency_ratio: float | None = None
-    max_macs_ratio: float | None = None
-    max_size_mb: float | None = None
-
-    def check(self) -> None:
-        """Refuse limits that are none.
-
-        Raises:
-            InputError: ``E_USAGE`` where none is given, or one is not above 0 (ratios: below 1).
-        """
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        if not given:
-            raise InputError(
-                "E_USAGE",
-                "pruning was not told how far to go.",
-                mend="Give --max-latency-ratio, --max-macs-ratio or --max-size-mb.",
-            )
-        for name, value in given.items():
-            most = math.inf if name == "max_size_mb" else 1.0
-            if not (math.isfinite(value) and 0 < value <= most):
-                raise InputError(
-                    "E_USAGE",
-                    f"{name} is {value}.",
-                    mend="Give a number above 0" + (", at most 1." if most == 1 else "."),
-                )
 
 
 def prune(
@@ -103,6 +65,7 @@ def prune(
     pictures: int = PICTURES,
     seed: int = 0,
     time_limit_s: float = TIME_LIMIT_S,
+    cache: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Pruned:
     """Cut a trained network down to a bound, and give back a plain module to train.
@@ -112,9 +75,10 @@ def prune(
             a factory's name as :func:`~edgepress.compress.compress` takes it; not an ONNX file.
         data: Pictures, labelled or not: anything that
             :meth:`~edgepress.benchmarks.images.Images.of` takes.
-        max_latency_ratio: See :class:`Limits`.
-        max_macs_ratio: See :class:`Limits`.
-        max_size_mb: See :class:`Limits`.
+        max_latency_ratio: Latency on the target, as a share of the whole network's in the same
+            precision.
+        max_macs_ratio: Multiply-adds, as a share of the whole network's.
+        max_size_mb: Size of the weights in the precision that ships, in 10**6 bytes.
         weights: File of the weights, where ``model`` names a factory.
         preprocessing: How pictures reach the network.
         target: What it shall run on; its table of latencies is measured there.
@@ -127,7 +91,13 @@ def prune(
         pictures: How many are looked at, at most.
         seed: Of their choice and of what the importance draws.
         time_limit_s: For following the network's channels.
+        cache: Folder in which latencies are kept; ``None`` to keep none.
         progress: Told how far the work is.
+
+    Returns:
+        The network, cut and not trained since: train it with :func:`edgepress.compress.distil`, or
+        in any loop of one's own, and save it with
+        :func:`~edgepress.compress.weights.save_weights` and its history.
 
     Raises:
         InputError: For anything that was handed over and cannot be used.
@@ -135,7 +105,7 @@ def prune(
     """
     limits = Limits(max_latency_ratio, max_macs_ratio, max_size_mb)
     limits.check()
-    backbone = open_torch(model, weights)
+    backbone = torch_network(open_model(model, weights))
     images = Images.of(data)
     given = (
         Preprocessing.from_toml(preprocessing)
@@ -144,7 +114,7 @@ def prune(
     )
     batches = sample(backbone.module, images, given or backbone.preprocessing, pictures, seed)
     settings = Settings(
-        limits, target, precision, tuple(keep), blocks, importance, seed, time_limit_s
+        limits, target, precision, tuple(keep), blocks, importance, seed, time_limit_s, cache
     )
     kind: Outputs = outputs or ("logits" if images.labelled else "features")
     return prune_backbone(backbone, batches, kind, settings, progress or _silent)
@@ -163,6 +133,7 @@ class Settings:
         importance: How channels are scored.
         seed: Of everything random.
         time_limit_s: For following the network's channels.
+        cache: Folder in which latencies are kept, or ``None``.
     """
 
     limits: Limits
@@ -173,6 +144,7 @@ class Settings:
     importance: str = "fisher"
     seed: int = 0
     time_limit_s: float = TIME_LIMIT_S
+    cache: str | Path | None = None
 
 
 def prune_backbone(
@@ -195,8 +167,13 @@ def prune_backbone(
         InputError: As :func:`prune`.
         BoundError: As :func:`prune`.
     """
-    score = method(settings.importance)
-    multiple = target_of(settings.target).channel_multiple
+    score, device = method(settings.importance), target_of(settings.target)
+    if settings.precision not in device.precisions:
+        raise InputError(
+            "E_USAGE",
+            f"the precision '{settings.precision}' is none of {device.name}.",
+            mend="It has: " + ", ".join(device.precisions),
+        )
     module = backbone.module
     example = {name: array[:2] for name, array in batches[0].items()}
     structure = structure_of(
@@ -213,57 +190,46 @@ def prune_backbone(
             mend="See edgepress inspect MODEL --prunable; keep fewer modules.",
         )
     frame = Frame(structure)
-    widths = [widths_of(group, multiple) for group in structure.groups]
-    bounds = _bounds(module, frame, settings)
+    widths = [widths_of(group, device.channel_multiple) for group in structure.groups]
+    limits, latency = settings.limits, None
+    bounds = sum_bounds(module, frame, limits, settings.precision)
     feeds = [tensors(batch) for batch in batches]
     with evaluating(module):
+        if limits.max_latency_ratio is not None:
+            latency = latency_model(
+                module,
+                frame,
+                example,
+                widths,
+                settings.target,
+                settings.precision,
+                None if settings.cache is None else Path(settings.cache),
+                settings.seed,
+                progress,
+            )
         progress("scoring channels", 0, None)
         scores = score(module, structure.groups, feeds, outputs, settings.seed)
         _check_scores(structure, scores)
         damage = damages(module, structure, feeds, scores, widths, outputs, progress)
-    progress("choosing widths", 0, None)
-    choice = choose(frame, widths, damage, bounds, blocks=settings.blocks)
+        progress("choosing widths", 0, None)
+        chosen = narrow(frame, widths, damage, bounds, latency, limits, blocks=settings.blocks)
+    choice = chosen.choice
     step = cut_by(structure, scores, choice)
     student = copy.deepcopy(module).eval()
     apply_step(student, step)
+    recalibrate(student, feeds)
     run_module(student, example)
     report = {
-        **_report(frame, choice, bounds, settings),
+        **_report(frame, choice, settings),
+        "bounds": chosen.report,
         "pictures": sum(next(iter(batch.values())).shape[0] for batch in batches),
         "outputs": outputs,
         "damage_measured_on_pictures": damage.pictures,
         "damage_expected": _expected(structure, widths, damage.groups, damage.blocks, choice),
-        "notes": list(structure.notes),
+        "notes": [*structure.notes, *chosen.notes],
     }
     history = History(backbone.history.steps, backbone.history.factory or backbone.name)
     return Pruned(student, history.then(step), report)
-
-
-def cut_by(structure: Structure, scores: Scores, choice: Choice) -> Step:
-    """The step that takes the weakest atoms of each group and the blocks of a choice out."""
-    removed = {
-        group: group.weakest(list(score), kept)
-        for group, score, kept in zip(structure.groups, scores, choice.kept, strict=True)
-        if kept < group.width
-    }
-    pairs = zip(structure.blocks, choice.skipped, strict=True)
-    return step_of(removed, [block.name for block, gone in pairs if gone])
-
-
-def open_torch(model: Model, weights: str | None) -> Backbone:
-    """The network that the user named, as a torch module.
-
-    Raises:
-        InputError: ``E_USAGE`` for an ONNX file; what opening it raises.
-    """
-    opened = open_model(model, weights)
-    if not isinstance(opened, Backbone):
-        raise InputError(
-            "E_USAGE",
-            f"{opened.source} is an ONNX file; pruning and training need the torch network.",
-            mend="Give path/to/file.py:factory with --weights, or a torch.nn.Module.",
-        )
-    return opened
 
 
 def sample(
@@ -295,24 +261,6 @@ def sample(
     return [one for one in found if next(iter(one.values())).shape[0] > 1]
 
 
-def _bounds(module: nn.Module, frame: Frame, settings: Settings) -> list[Bound]:
-    """The limits as bounds over the layers."""
-    limits, whole, bounds = settings.limits, frame.whole, list[Bound]()
-    if limits.max_macs_ratio is not None:
-        total = frame.total(macs_cost, whole)
-        bounds.append(Bound("multiply-adds", macs_cost, limits.max_macs_ratio * total))
-    if limits.max_size_mb is not None:
-        each = _BYTES[settings.precision]
-        held = sum(parameter.numel() for parameter in module.parameters())
-        rest = (held - frame.total(parameters_cost, whole)) * each
-
-        def size(layer: Any, ins: int, outs: int) -> float:
-            return parameters_cost(layer, ins, outs) * each
-
-        bounds.append(Bound("size in bytes", size, limits.max_size_mb * 1e6, rest))
-    return bounds
-
-
 def _check_scores(structure: Structure, scores: Scores) -> None:
     for group, score in zip(structure.groups, scores, strict=True):
         if not np.isfinite(score).all():
@@ -325,37 +273,25 @@ def _check_scores(structure: Structure, scores: Scores) -> None:
             )
 
 
-def _report(
-    frame: Frame, choice: Choice, bounds: Sequence[Bound], settings: Settings
-) -> dict[str, object]:
-    structure, whole = frame.structure, frame.whole
+def _report(frame: Frame, choice: Choice, settings: Settings) -> dict[str, object]:
+    structure = frame.structure
     names = [block.name for block in structure.blocks]
     gone = [name for name, out in zip(names, choice.skipped, strict=True) if out]
-    cut = [
-        {"group": group.name, "width": group.width, "kept": kept}
-        for group, kept in zip(structure.groups, choice.kept, strict=True)
-        if not any(group.name.startswith(name + ".") for name in gone)
-    ]
     return {
-        "limits": {k: v for k, v in vars(settings.limits).items() if v is not None},
+        "limits": settings.limits.given,
         "target": settings.target,
         "precision": settings.precision,
         "importance": settings.importance,
         "keep": list(settings.keep),
         "macs": {
-            "original": int(frame.total(macs_cost, whole)),
+            "original": int(frame.total(macs_cost, frame.whole)),
             "result": int(frame.total(macs_cost, choice)),
         },
-        "bounds": [
-            {
-                "name": bound.name,
-                "limit": bound.limit,
-                "original": bound.of(frame, whole),
-                "result": bound.of(frame, choice),
-            }
-            for bound in bounds
+        "groups": [
+            {"group": group.name, "width": group.width, "kept": kept}
+            for group, kept in zip(structure.groups, choice.kept, strict=True)
+            if not any(Block(name).holds(group.name) for name in gone)
         ],
-        "groups": cut,
         "blocks_removed": gone,
         "left_whole": [vars(one) for one in structure.refused],
     }

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, cast
 
+from ..runtime.bundle import Bundle
 from ..runtime.errors import InputError
 from ..runtime.toml import parse_toml
 
@@ -22,15 +23,64 @@ class Int8:
         weights: How weights are scaled: ``mse`` or ``minmax``.
         bias_correction: Whether to try bias correction; it is kept where it measures better.
         keep_float: Names of nodes to keep in float32.
+        mixed: Whether to measure every node, and to leave in float32 what does not pay in INT8 on
+            this machine or costs more of the score than is allowed.
+        int8_nodes: Names of the nodes to run in INT8, those and no others, as a plan decided them
+            before; empty for all that can. What they leave out is not measured again.
     """
 
     ranges: str = "mse"
     weights: str = "mse"
     bias_correction: bool = True
     keep_float: tuple[str, ...] = ()
+    mixed: bool = True
+    int8_nodes: tuple[str, ...] = ()
 
     kind: ClassVar[str] = "int8"
     successors: ClassVar[frozenset[str]] = frozenset()
+
+
+@dataclass(frozen=True)
+class Fp16:
+    """Settings of post-training FP16, for targets that compute in it.
+
+    Attributes:
+        bound_db: Signal over noise that every output keeps; nodes go back to float32 until it does.
+        keep_float: Names of nodes to keep in float32.
+    """
+
+    bound_db: float = 40.0
+    keep_float: tuple[str, ...] = ()
+
+    kind: ClassVar[str] = "fp16"
+    successors: ClassVar[frozenset[str]] = frozenset()
+
+
+@dataclass(frozen=True)
+class Prune:
+    """Settings of structured pruning. A limit of 0 is none; at least one must be given.
+
+    Attributes:
+        max_latency_ratio: Latency on the target, as a share of the whole network's in the precision
+            that ships.
+        max_macs_ratio: Multiply-adds, as a share of the whole network's.
+        max_size_mb: Size of the weights in the precision that ships, in 10**6 bytes.
+        keep: Names of modules that stay whole.
+        blocks: Whether whole residual blocks may leave.
+        importance: How channels are scored: ``fisher``, ``magnitude`` or ``activation``.
+        time_limit_s: For following the network's channels.
+    """
+
+    max_latency_ratio: float = 0.0
+    max_macs_ratio: float = 0.0
+    max_size_mb: float = 0.0
+    keep: tuple[str, ...] = ()
+    blocks: bool = True
+    importance: str = "fisher"
+    time_limit_s: float = 180.0
+
+    kind: ClassVar[str] = "prune"
+    successors: ClassVar[frozenset[str]] = frozenset({"distil", "int8"})
 
 
 @dataclass(frozen=True)
@@ -115,8 +165,13 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "mix": (0, 1),
     "max_minutes": (0, 1e6),
 }
-PassSettings: TypeAlias = "Distil | Int8"
-KINDS: dict[str, type[PassSettings]] = {Distil.kind: Distil, Int8.kind: Int8}
+PassSettings: TypeAlias = "Prune | Distil | Int8 | Fp16"
+KINDS: dict[str, type[PassSettings]] = {
+    Prune.kind: Prune,
+    Distil.kind: Distil,
+    Int8.kind: Int8,
+    Fp16.kind: Fp16,
+}
 _CHOICES = {
     "ranges": ("mse", "minmax", "percentile"),
     "weights": ("mse", "minmax"),
@@ -124,6 +179,7 @@ _CHOICES = {
     "match": ("auto", "logits", "embeddings", "outputs"),
     "precision": ("auto", "float32", "bfloat16"),
     "layout": ("auto", "contiguous", "channels_last"),
+    "importance": ("fisher", "magnitude", "activation"),
 }
 
 
@@ -206,7 +262,10 @@ class Recipe:
 
     @staticmethod
     def open(name_or_path: str) -> Recipe:
-        """A built-in recipe by its name (``int8``, ``distil``), or one from a TOML or JSON file.
+        """A built-in recipe by its name (:data:`BUILT_IN`), or one from a TOML or JSON file.
+
+        The folder of a bundle gives the recipe that made it, with the precision plan that was
+        decided then: nothing is measured again.
 
         Raises:
             InputError: ``E_RECIPE`` for anything else, or a file that is no recipe.
@@ -214,11 +273,15 @@ class Recipe:
         if name_or_path in BUILT_IN:
             return BUILT_IN[name_or_path]
         path = Path(name_or_path)
+        if path.is_dir():
+            return _of_bundle(name_or_path)
         if not path.is_file():
             raise InputError(
                 "E_RECIPE",
                 f"'{name_or_path}' is neither a built-in recipe nor a file.",
-                mend="Built in: " + ", ".join(BUILT_IN) + "; or give a .toml or .json file.",
+                mend="Built in: "
+                + ", ".join(BUILT_IN)
+                + "; or give a .toml or .json file, or a bundle.",
                 path=name_or_path,
             )
         try:
@@ -236,10 +299,27 @@ class Recipe:
 
 BUILT_IN = {
     "int8": Recipe("int8", (Int8(),)),
+    "fp16": Recipe("fp16", (Fp16(),)),
     "float32": Recipe("float32"),
+    "prune": Recipe("prune", (Prune(),)),
+    "prune-int8": Recipe("prune-int8", (Prune(), Int8())),
     "distil": Recipe("distil", (Distil(),)),
     "distil-int8": Recipe("distil-int8", (Distil(), Int8())),
+    "prune-distil": Recipe("prune-distil", (Prune(), Distil())),
+    "prune-distil-int8": Recipe("prune-distil-int8", (Prune(), Distil(), Int8())),
 }
+
+
+def _of_bundle(path: str) -> Recipe:
+    """The recipe that a bundle carries, each pass with the plan that came out of it."""
+    carried = Bundle.open(path).recipe
+    reports = cast("Sequence[Mapping[str, object]]", carried.get("reports", ()))
+    passes: list[object] = []
+    given = cast("Sequence[Mapping[str, object]]", carried.get("pass", ()))
+    for index, one in enumerate(given):
+        decided = reports[index].get("int8_nodes") if index < len(reports) else None
+        passes.append({**one, "int8_nodes": decided} if decided else one)
+    return Recipe.from_dict({"name": carried.get("name", "custom"), "pass": passes}, path)
 
 
 def _settings(item: object, where: str) -> PassSettings:

@@ -27,7 +27,7 @@ from ..runtime.errors import EdgepressError, InputError
 from ..runtime.tensors import Array, Arrays
 from .atoms import groups_of, head_group
 from .cutting import modules_of, own_parameters, why_not
-from .dependencies import chains
+from .dependencies import Chain, chains
 from .groups import Block, Count, Group, Member, Refused, Structure
 from .layers import Layer, layers_of
 from .passes import Progress
@@ -162,9 +162,11 @@ def _structure(module: nn.Module, example: Arrays, keep: Sequence[str]) -> Struc
     links = chains(copy.deepcopy(module), feeds)
     reasons: dict[str, str] = {}
     candidates: list[Group] = []
+    makers: dict[str, str] = {}
     order = {layer.module: number for number, layer in enumerate(layers)}
     for plain, obstacle in groups_of(links):
         group = _named(plain, order)
+        makers |= {m.module: group.name for m in group.members if m.side == "out"}
         held = _held(group, keep)
         tied = next((shared[m.module] for m in group.members if m.module in shared), None)
         reason = obstacle
@@ -182,7 +184,6 @@ def _structure(module: nn.Module, example: Arrays, keep: Sequence[str]) -> Struc
     heads = [g for g in _heads(module) if _held(g, keep) is None and not _in_any(g, good)]
     more, _ = tried(trials, heads, modules)
     good += more
-    makers = {m.module: g.name for g in candidates for m in g.members if m.side == "out"}
     reasons |= failed
     cut = {member.module for group in good for member in group.members if member.side == "out"}
     refused: list[Refused] = []
@@ -190,7 +191,7 @@ def _structure(module: nn.Module, example: Arrays, keep: Sequence[str]) -> Struc
         if layer.module not in cut:
             reason = reasons.get(makers.get(layer.module, layer.module))
             reason = reason or reasons.get(layer.module) or why_not(modules[layer.module], "out")
-            reason = reason or _by_member(layer.module, links, reasons)
+            reason = reason or _without_group(layer.module, links)
             refused.append(Refused(layer.module, reason))
     blocks = [b for b in blocks_of(module, feeds) if not any(_overlap(b.name, k) for k in keep)]
     return Structure(tuple(good), tuple(blocks), tuple(layers), tuple(refused), _notes(module))
@@ -203,16 +204,10 @@ def _named(group: Group, order: Mapping[str, int]) -> Group:
     return replace(group, name=name)
 
 
-def _by_member(name: str, links: Sequence[Any], reasons: Mapping[str, str]) -> str:
-    """The reason against any group that a layer's channels are in."""
-    for chain in links:
-        if any(link.module == name and link.side == "out" for link in chain.links):
-            for link in chain.links:
-                if link.module in reasons:
-                    return reasons[link.module]
-            if chain.obstacle is not None:
-                return str(chain.obstacle)
-    return "nothing that can be cut depends on it"
+def _without_group(name: str, links: Sequence[Chain]) -> str:
+    """The reason against a layer whose channels are in no group."""
+    told = [chain.obstacle for chain in links if chain.root == name and chain.obstacle]
+    return told[0] if told else "nothing that can be cut depends on it"
 
 
 def _held(group: Group, keep: Sequence[str]) -> str | None:

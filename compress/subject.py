@@ -87,6 +87,21 @@ def open_model(model: Model, weights: str | None) -> Backbone | Graph:
     )
 
 
+def torch_network(opened: Backbone | Graph) -> Backbone:
+    """The network as a torch module.
+
+    Raises:
+        InputError: ``E_USAGE`` for an ONNX file.
+    """
+    if isinstance(opened, Backbone):
+        return opened
+    raise InputError(
+        "E_USAGE",
+        f"{opened.source} is an ONNX file; pruning and training need the torch network.",
+        mend="Give path/to/file.py:factory with --weights, or a torch.nn.Module.",
+    )
+
+
 def make_subject(
     model: Model,
     opened: Backbone | Graph,

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 
 from ..runtime.errors import InputError
-from ..runtime.files import read_file, write_file
+from ..runtime.files import check_file, read_file, write_file
 from .history import METADATA_KEY, History
 
 _INSIDE = ("state_dict", "model_state_dict", "model", "ema", "net", "weights")
@@ -81,13 +81,24 @@ def save_weights(
     """
     import safetensors.torch
 
+    check_weights_out(out, force=force)
+    metadata = {} if history is None else {METADATA_KEY: history.to_json()}
+    state = {key: value.detach().cpu().clone() for key, value in module.state_dict().items()}
+    write_file(safetensors.torch.save(state, metadata), Path(out), force=force)
+
+
+def check_weights_out(out: str | Path, *, force: bool) -> None:
+    """Check that weights may be written to ``out``, before the work that makes them begins.
+
+    Raises:
+        InputError: ``E_USAGE`` for another ending than ``.safetensors``; as
+            :func:`~edgepress.runtime.files.check_file`.
+    """
     if Path(out).suffix.lower() != ".safetensors":
         raise InputError(
             "E_USAGE", f"'{out}' does not end in .safetensors.", mend="Name it so.", path=str(out)
         )
-    metadata = {} if history is None else {METADATA_KEY: history.to_json()}
-    state = {key: value.detach().cpu().clone() for key, value in module.state_dict().items()}
-    write_file(safetensors.torch.save(state, metadata), Path(out), force=force)
+    check_file(Path(out), force=force)
 
 
 def _history(data: bytes, path: str) -> History:

@@ -15,6 +15,7 @@ if typing.TYPE_CHECKING:
     from .dialects import Dialect, dialect
     from .dialects.qdq import Quantized, write_qdq
     from .exact import tidy
+    from .fp16 import Settled, settle_fp16
     from .graph import Graph, Parity
     from .inspection import inspect_onnx
     from .onnx_files import read_onnx
@@ -32,6 +33,7 @@ __all__ = [
     "Quantized",
     "Ranges",
     "Receipt",
+    "Settled",
     "Shipped",
     "Slowness",
     "Transcoded",
@@ -45,6 +47,7 @@ __all__ = [
     "int8_receipt",
     "plan_int8",
     "read_onnx",
+    "settle_fp16",
     "tidy",
     "transcode",
     "why_slow",
@@ -59,6 +62,7 @@ _HOME = {
     "Quantized": "dialects.qdq",
     "Ranges": "ranges",
     "Receipt": "receipt",
+    "Settled": "fp16",
     "Shipped": "bundling",
     "Slowness": "slowness",
     "Transcoded": "transcoding",
@@ -72,6 +76,7 @@ _HOME = {
     "int8_receipt": "receipt",
     "plan_int8": "plan",
     "read_onnx": "onnx_files",
+    "settle_fp16": "fp16",
     "tidy": "exact",
     "transcode": "transcoding",
     "why_slow": "slowness",

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 
+from ..runtime.errors import InputError
 from ..runtime.tensors import Array
+from .graph import attribute
+
+CODE_RANGES = {"int8": (-128, 127), "uint8": (0, 255)}
+"""The lowest and the highest code of each type that activations and weights may have."""
 
 
 @dataclass(frozen=True)
@@ -69,3 +76,72 @@ class Codes:
             shape[self.axis] = -1
             return self.scale.reshape(shape), self.zero.reshape(shape)
         return self.scale.reshape(()), self.zero.reshape(())
+
+
+def read_codes(
+    node: onnx.NodeProto,
+    inputs: Sequence[str],
+    constants: Mapping[str, Array],
+    path: str,
+    *,
+    kind: str = "",
+    dead: bool = False,
+) -> Codes:
+    """What a quantizer says.
+
+    Args:
+        node: A QuantizeLinear, a DequantizeLinear, or an operator on codes.
+        inputs: Names of its scale and, where it has one, its zero point.
+        constants: The file's, by name.
+        path: What messages call the file.
+        kind: Type of the codes, where there is no zero point to tell it.
+        dead: Whether scales may be 0: a channel of weights that are all 0 may have one.
+
+    Raises:
+        InputError: ``E_OP`` for scales that are no constants, not finite or not positive, and for
+            types other than 8 bits.
+    """
+    scale_name, zero_name = [*inputs, ""][:2]
+    scale = constants.get(scale_name)
+    zero = constants.get(zero_name) if zero_name else None
+    if scale is None or (zero_name and zero is None):
+        raise _refused(
+            path,
+            f"the scale of '{node.name}' is computed while it runs.",
+            "Quantize statically, with calibration: there is no scale to keep otherwise.",
+            node.name,
+        )
+    if zero is not None:
+        kind = zero.dtype.name
+    kind = kind or _declared_kind(node)
+    if kind not in (*CODE_RANGES, "int32") or attribute(node, "block_size", 0):
+        raise _refused(
+            path,
+            f"'{node.name}' quantizes to {kind}{' in blocks' if kind in CODE_RANGES else ''}; "
+            "int8 and uint8, a scale for a tensor or a channel, can be rewritten.",
+            "Quantize to 8 bits.",
+            node.name,
+        )
+    lowest = 0.0 if dead else np.finfo(np.float32).smallest_subnormal
+    if not (np.isfinite(scale).all() and (scale >= lowest).all()):
+        raise _refused(
+            path,
+            f"a scale of '{node.name}' is not positive and finite.",
+            "Quantize again; such codes stand for nothing.",
+            node.name,
+        )
+    zero = np.zeros(scale.shape, np.int64) if zero is None else zero.astype(np.int64)
+    scale, zero = (a.reshape(-1) if a.size > 1 else a.reshape(()) for a in (scale, zero))
+    low, high = CODE_RANGES.get(kind, (-(2**31), 2**31 - 1))
+    return Codes(scale.astype(np.float32), zero, kind, low, high, int(attribute(node, "axis", 1)))
+
+
+def _refused(path: str, message: str, mend: str, name: str) -> InputError:
+    return InputError("E_OP", f"'{path}': {message}", mend=mend, path=name)
+
+
+def _declared_kind(node: onnx.NodeProto) -> str:
+    declared = int(attribute(node, "output_dtype", 0))
+    if not declared:
+        return "uint8"
+    return str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(declared)).name)

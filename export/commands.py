@@ -1,4 +1,4 @@
-"""The commands of this room: inspect and transcode.
+"""What ``inspect`` shows of a file, and the command transcode.
 
 An ONNX file needs the extra ``export``, a bundle does not.
 """
@@ -16,47 +16,40 @@ from ..runtime.console import Console, report_errors
 from ..runtime.errors import InputError
 from ..runtime.files import check_file, write_file
 from ..runtime.target import target
+from .blame_table import show_blame
 
 if TYPE_CHECKING:
     from .dialects import Dialect
 
 
-@click.command()
-@click.argument("path")
-@click.option("--nodes", is_flag=True, help="List every node with its precision and why.")
-@click.option(
-    "--why-slow",
-    is_flag=True,
-    help="For an INT8 .onnx file: what fell out of INT8, why, and what that costs here.",
-)
-@click.option(
-    "--target",
-    "target_name",
-    default="onnxruntime-cpu",
-    show_default=True,
-    help="With --why-slow: what runs the file.",
-)
-@report_errors
-def inspect(console: Console, path: str, nodes: bool, why_slow: bool, target_name: str) -> None:
-    """Show what is in PATH, a bundle or an .onnx file.
+def show_file(console: Console, path: str, nodes: bool, *, slow_on: str | None = None) -> None:
+    """Show what is in a bundle or an .onnx file, for ``edgepress inspect``.
 
-    Inputs, outputs, receipt, scores, how it was made.
+    Args:
+        console: Where to.
+        path: The bundle or file.
+        nodes: Whether to list every node.
+        slow_on: A target; says for an INT8 .onnx file why it is slow there.
+
+    Raises:
+        MissingExtraError: For an .onnx file where onnx is not installed.
+        EdgepressError: What opening it raises.
     """
     if path.lower().endswith(".onnx"):
         from .inspection import inspect_onnx
 
-        shown = _show_onnx(console, inspect_onnx(path), nodes and not why_slow)
-        if why_slow:
+        shown = _show_onnx(console, inspect_onnx(path), nodes and slow_on is None)
+        if slow_on is not None:
             from .reports import show_slowness
             from .slowness import why_slow as find
 
-            given = target(target_name)
-            found = find(path, _dialect(target_name, None), engine=given.engine)
-            told = show_slowness(console, found, path, target_name, nodes)
+            given = target(slow_on)
+            found = find(path, _dialect(slow_on, None), engine=given.engine)
+            told = show_slowness(console, found, path, slow_on, nodes)
             shown = {**shown, "why_slow": told}
         console.result(shown)
         return
-    if why_slow:
+    if slow_on is not None:
         raise InputError(
             "E_USAGE",
             f"--why-slow looks at an .onnx file, '{path}' is none.",
@@ -189,6 +182,9 @@ def _show_bundle(console: Console, bundle: Bundle, nodes: bool) -> None:
             f"dialect {variant.dialect}"
         )
         _show_receipt(console, variant.receipt, nodes)
+    for report in recipe.get("reports", []):
+        if "mixed" in report:
+            show_blame(console, report["mixed"], everything=nodes)
 
 
 def _show_receipt(console: Console, receipt: Mapping[str, Any], nodes: bool) -> None:

@@ -10,7 +10,7 @@ in which that runs some files. The new one runs in the INT8 kernels of the engin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,7 +101,8 @@ def compare_layers(
     seen = _run_given(truth, [truth.views[name] for name in names], feeds)
     values = {name: _value(truth, name, seen) for name in names}
     layers, unclipped, total = dict[str, float](), 0, 0
-    cut = _cut(quantized, {name: value.ndim for name, value in values.items()})
+    left_out = truth.codes.keys() - quantized.codes.keys()
+    cut = _cut(quantized, {name: value.ndim for name, value in values.items()}, left_out)
     given: Arrays = dict(feeds)
     for name, tensor in cut.forced.items():
         meaning = cut.meaning[name]
@@ -191,7 +192,8 @@ class _Layers:
         model: Its bytes.
         forced: By tensor of the float32 graph, the input that takes its codes.
         meaning: What the codes of each tensor mean.
-        reads: The tensors that the layer that gives a tensor reads.
+        reads: The tensors that the layer that gives a tensor reads, those among them whose
+            quantizers were left out.
     """
 
     model: bytes
@@ -200,12 +202,12 @@ class _Layers:
     reads: dict[str, set[str]]
 
 
-def _cut(quantized: Quantized, ranks: Mapping[str, int]) -> _Layers:
+def _cut(quantized: Quantized, ranks: Mapping[str, int], left_out: Collection[str]) -> _Layers:
     model = onnx.load_model_from_string(quantized.model)
     walk, taken = Walk(model), all_names(model)
     owners = {quantized.codes[name]: name for name in ranks}
     meaning = {name: _meaning(walk, quantized.codes[name]) for name in ranks}
-    reads = {name: _reads(walk, quantized.codes[name], owners) for name in ranks}
+    reads = {name: _reads(walk, quantized.codes[name], owners, left_out) for name in ranks}
     forced: dict[str, str] = {}
     for name, rank in ranks.items():
         tensor = quantized.codes[name]
@@ -239,8 +241,10 @@ def _meaning(walk: Walk, tensor: str) -> Codes:
     return Codes(scale, zero.astype(np.int64), zero.dtype.name, low, high)
 
 
-def _reads(walk: Walk, tensor: str, owners: Mapping[str, str]) -> set[str]:
-    """The tensors whose codes the layer that gives ``tensor`` reads."""
+def _reads(
+    walk: Walk, tensor: str, owners: Mapping[str, str], left_out: Collection[str]
+) -> set[str]:
+    """The tensors whose codes the layer that gives ``tensor`` reads, those left out among them."""
     found: set[str] = set()
     todo = [walk.producer[tensor]]
     while todo:
@@ -248,6 +252,7 @@ def _reads(walk: Walk, tensor: str, owners: Mapping[str, str]) -> set[str]:
             if name in owners:
                 found.add(owners[name])
             elif name in walk.producer:
+                found |= {name} & set(left_out)
                 todo.append(walk.producer[name])
     return found
 
@@ -257,7 +262,9 @@ def _step(truth: Truth, name: str, layers: _Layers) -> float:
     steps = [float(layers.meaning[name].scale)]
     if name in truth.codes and name not in truth.shares:
         steps.append(float(truth.codes[name].scale.max()))
-    steps += [
-        float(layers.meaning[read].scale) for read in layers.reads[name] if read in truth.filled
-    ]
+    for read in layers.reads[name]:
+        if read in truth.filled:
+            steps.append(float(layers.meaning[read].scale))
+        elif read not in layers.meaning:  # a quantizer of the given file that was left out
+            steps.append(float(truth.codes[read].scale.max()))
     return max(steps)

@@ -35,6 +35,7 @@ from .graph import (
     all_names,
     attribute,
     fresh,
+    give_out,
     name_nodes,
     opset_of,
     serialize,
@@ -49,7 +50,11 @@ SIZES = (64, 224, 32, 320, 256, 1)  # tried in turn for free dimensions, until t
 
 
 def tidy(
-    model: onnx.ModelProto, *, source: str, example: Mapping[str, Array] | None = None
+    model: onnx.ModelProto,
+    *,
+    source: str,
+    example: Mapping[str, Array] | None = None,
+    keep: Iterable[str] = (),
 ) -> Graph:
     """The Graph of an ONNX model.
 
@@ -57,6 +62,7 @@ def tidy(
         model: Any valid float model; it is not modified.
         source: Where it came from, in a few words, for messages and reports.
         example: Inputs to prove the rewrites on, by name; random ones without it.
+        keep: Tensors that nothing is folded across.
 
     Raises:
         InputError: ``E_MODEL`` for an invalid model, one already quantized, or one that the
@@ -76,14 +82,15 @@ def tidy(
         work = _convert(work, _RAISED_OPSET, source)
     inputs, outputs = list(work.graph.input), list(work.graph.output)
     work.ir_version = IR_VERSION
+    give_out(work, keep)
     work = onnx.load_model_from_string(optimized_model(work.SerializeToString(), "basic"))
-    _spatial_mean_is_a_pool(work)
-    _drop_unused(work)
-    name_nodes(work)
-    _name_free_dimensions([*inputs, *outputs])
     del work.graph.input[:], work.graph.output[:]
     work.graph.input.extend(inputs)
     work.graph.output.extend(outputs)
+    _spatial_mean_is_a_pool(work)
+    _drop_unused(work)
+    name_nodes(work)
+    _name_free_dimensions([*work.graph.input, *work.graph.output])
     feeds, wanted = _first_run(before, specs(work.graph.input), example, source)
     return _proved(work, feeds, wanted, source)
 

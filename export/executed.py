@@ -9,9 +9,12 @@ from typing import Protocol
 
 import onnx
 
+from ..runtime.engines import open_engine
 from ..runtime.engines.onnxruntime import optimized_model
 from ..runtime.engines.openvino import Executed, executed_graph
 from ..runtime.errors import EngineError
+from ..runtime.nvidia.engine import NvidiaEngine
+from ..runtime.nvidia.inspection import Layer, layers_of
 from .dialects.qdq import Unit
 from .graph import Walk
 
@@ -45,10 +48,14 @@ def rewritten(engine: str, model: bytes) -> Rewritten:
         return InOnnxRuntime(model)
     if engine == "openvino":
         return InOpenVino(executed_graph(model))
+    if engine in ("tensorrt", "tensorrt-rtx"):
+        with open_engine(engine)(model) as running:
+            if isinstance(running, NvidiaEngine):
+                return InTensorRt(layers_of(running.layers()))
     raise EngineError(
         "E_ENGINE",
         f"the engine '{engine}' gives no receipts.",
-        mend="Engines that do: onnxruntime, openvino.",
+        mend="Engines that do: onnxruntime, openvino, tensorrt, tensorrt-rtx.",
     )
 
 
@@ -116,6 +123,39 @@ class InOpenVino:
         """As the protocol says."""
         counted = (node for node in self.nodes if node.kind not in ("Const", "Input", "Output"))
         return _count(f"{node.kind} {node.precision}" for node in counted)
+
+
+@dataclass(frozen=True)
+class InTensorRt:
+    """Read from what TensorRT's engine inspector says of each layer.
+
+    Networks are strongly typed, so that a layer computes in the type that it reads; one that was
+    made of several nodes counts for each of them.
+
+    Attributes:
+        layers: In order.
+    """
+
+    layers: tuple[Layer, ...]
+
+    def kernel_of(self, unit: Unit) -> tuple[str, bool]:
+        """As the protocol says."""
+        homes = self._homes(unit.node)
+        best = next((one for one in homes if one.computes_in == "int8"), next(iter(homes), None))
+        if best is None:
+            return UNTOLD, False
+        return f"{best.kind} {best.computes_in}".strip(), best.computes_in == "int8"
+
+    def kernels(self) -> dict[str, int]:
+        """As the protocol says."""
+        return _count(f"{one.kind} {one.computes_in}".strip() for one in self.layers)
+
+    def runs_in(self, node: str) -> str:
+        """The type that a node's layer computes in; an empty text where that is not told."""
+        return next((one.computes_in for one in self._homes(node)), "")
+
+    def _homes(self, node: str) -> list[Layer]:
+        return [one for one in self.layers if node in one.origins or node == one.name]
 
 
 def is_int8_kernel(kernel: str) -> bool:

@@ -32,6 +32,9 @@ RULES = {
     "no INT8 kernel": "nothing: the node stays float32, its input as rounded as it was",
     "float16": "writes float32 around the INT8 kernels: this processor computes in no other",
     "not explained": "writes it in the form that is known to fuse",
+    "scale in a list of one": "writes it as a scalar",
+    "unfolded BatchNormalization": "writes it as an INT8 convolution of size 1",
+    "quantizer inside of a kernel": "leaves it out: the activation function runs in the kernel",
     "stray quantizers": "leaves them out where they only reach into INT8 kernels",
 }
 """By rule, what transcoding does about it."""
@@ -39,6 +42,7 @@ RULES = {
 _HARMLESS = {
     "openvino": frozenset(
         {
+            "scale in a list of one",
             "int8 activation",
             "mixed types",
             "zero point behind an activation function",
@@ -99,6 +103,9 @@ class Rules:
     def findings(self, node: onnx.NodeProto) -> tuple[Finding, ...]:
         """Every rule that a node breaks, the first that keeps it out first; never empty."""
         weighted = node.op_type in self.dialect.weighted
+        if node.op_type == "BatchNormalization":
+            text = "quantizers around it keep it from being folded into the convolution"
+            return (Finding("unfolded BatchNormalization", text),)
         if not weighted and node.op_type not in self.dialect.elementwise:
             return (Finding("no INT8 kernel", f"{self.title} has none for {node.op_type}"),)
         found: list[Finding] = []
@@ -114,6 +121,8 @@ class Rules:
             found.append(
                 Finding("per-channel activation", "its input has a scale for each channel")
             )
+        if not weighted and any(one.scale.shape == (1,) for one in given):
+            found.append(Finding("scale in a list of one", "its kernel takes scalars only"))
         found += self._output(node, given)
         if node.op_type == "Gemm" and len(node.input) > 2 and not self._is_int32(node.input[2]):
             found.append(Finding("float bias of Gemm", "QGemm takes an int32 bias"))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
 from google.protobuf.message import Message
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from ..runtime.errors import InputError
 from ..runtime.tensors import Array, TensorSpec
@@ -121,7 +122,7 @@ class Walk:
 
         Codes always stand for 0 and more than 0, so a Clip that leaves that out is none of those.
         """
-        if node.op_type not in ("Conv", "Gemm", "MatMul", "Add"):
+        if node.op_type not in ("Conv", "Gemm", "MatMul", "Add", "Concat"):
             return None
         reader = self.only_consumer(node.output[0])
         if reader is None or reader.op_type not in ("Relu", "Clip"):
@@ -149,6 +150,30 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
         if item.name == name:
             return onnx.helper.get_attribute_value(item)
     return default
+
+
+def channel_axis(node: onnx.NodeProto) -> int:
+    """The axis of a Conv's, Gemm's or MatMul's weights that counts its output channels."""
+    turned = node.op_type == "MatMul" or (
+        node.op_type == "Gemm" and not attribute(node, "transB", 0)
+    )
+    return 1 if turned else 0
+
+
+def evaluate(
+    node: onnx.NodeProto, opsets: Iterable[onnx.OperatorSetIdProto], feeds: Mapping[str, Array]
+) -> Array:
+    """What one of ONNX's own nodes, of one output, gives for constants; by its reference."""
+    inputs, outputs = (
+        [onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name]
+        for names in (node.input, node.output)
+    )
+    graph = onnx.helper.make_graph([node], "constant", inputs, outputs)
+    evaluator = cast(
+        "Any", ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=list(opsets)))
+    )
+    (value,) = evaluator.run(None, dict(feeds))
+    return np.asarray(value)
 
 
 def is_standard(node: onnx.NodeProto) -> bool:

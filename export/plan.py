@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import onnx
 
@@ -13,6 +14,11 @@ from .dialects import Dialect
 from .dialects.residual import skip_inputs
 from .graph import Graph, Walk, attribute, is_standard
 from .ranges import Ranges
+
+PRECISIONS = ("int8", "float32")
+"""What a plan can say of a node."""
+
+_FORMAT = "edgepress-plan-1"
 
 
 @dataclass(frozen=True)
@@ -34,9 +40,53 @@ class PrecisionPlan:
         choice = self.nodes.get(node.name)
         return choice is not None and choice.precision == "int8"
 
+    def to_dict(self) -> dict[str, object]:
+        """JSON form; :meth:`from_dict` reads it."""
+        return {
+            "format": _FORMAT,
+            "nodes": {
+                name: {"precision": choice.precision, "reason": choice.reason}
+                for name, choice in self.nodes.items()
+            },
+        }
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any], where: str = "the plan") -> PrecisionPlan:
+        """A plan from its JSON form.
+
+        Raises:
+            InputError: ``E_PLAN`` for anything else.
+        """
+        nodes = values.get("nodes")
+        if values.get("format") != _FORMAT or not isinstance(nodes, Mapping):
+            raise InputError(
+                "E_PLAN",
+                f"{where} has the format {values.get('format')!r}, expected '{_FORMAT}'.",
+                mend="Give a plan that PrecisionPlan.to_dict() wrote.",
+                path=where,
+            )
+        found: dict[str, Choice] = {}
+        for name, one in cast("Mapping[str, object]", nodes).items():
+            given = cast("Mapping[str, object]", one if isinstance(one, Mapping) else {})
+            precision = given.get("precision")
+            if precision not in PRECISIONS:
+                raise InputError(
+                    "E_PLAN",
+                    f"{where} has the precision {precision!r} for '{name}'.",
+                    mend="It may be " + " or ".join(PRECISIONS) + ".",
+                    path=where,
+                )
+            found[name] = Choice(str(precision), str(given.get("reason", "")))
+        return PrecisionPlan(found)
+
 
 def plan_int8(
-    graph: Graph, ranges: Ranges, dialect: Dialect, *, keep_float: Sequence[str] = ()
+    graph: Graph,
+    ranges: Ranges,
+    dialect: Dialect,
+    *,
+    keep_float: Sequence[str] = (),
+    given: PrecisionPlan | None = None,
 ) -> PrecisionPlan:
     """INT8 for every node that the dialect has a kernel for, float32 for the rest.
 
@@ -45,14 +95,19 @@ def plan_int8(
         ranges: What calibration saw; a node whose tensors it does not know stays float32.
         dialect: Which operators the engine runs in INT8.
         keep_float: Names of nodes that the user keeps in float32.
+        given: A plan that was decided before: it is followed wherever the dialect has a kernel, and
+            what it does not name stays float32.
 
     Raises:
-        InputError: ``E_RECIPE`` for a name in ``keep_float`` that no node has (the nearest are
-            suggested).
+        InputError: ``E_RECIPE`` for a name in ``keep_float`` or ``given`` that no node has (the
+            nearest are suggested).
     """
     model = graph.proto()
     walk = Walk(model)
-    _check_names(keep_float, [node.name for node in model.graph.node])
+    names = [node.name for node in model.graph.node]
+    check_names(keep_float, names)
+    if given is not None:
+        check_names(list(given.nodes), names, "the precision plan")
     refused = {
         node.name: "kept in float32 by the recipe"
         if node.name in keep_float
@@ -65,6 +120,9 @@ def plan_int8(
     chosen: dict[str, Choice] = {}
     for node in model.graph.node:
         reason = refused[node.name]
+        if reason is None and given is not None:
+            chosen[node.name] = given.nodes.get(node.name, _UNNAMED)
+            continue
         if reason is None and node.op_type in dialect.elementwise and node.name not in feeding:
             reason = "no INT8 layer reads what it gives: it would cost precision and save little"
         if reason is None:
@@ -74,6 +132,9 @@ def plan_int8(
         else:
             chosen[node.name] = Choice("float32", reason)
     return PrecisionPlan(chosen)
+
+
+_UNNAMED = Choice("float32", "the precision plan does not name it")
 
 
 def _only_residual(
@@ -90,13 +151,24 @@ def _only_residual(
             )
 
 
-def _check_names(wanted: Sequence[str], names: Sequence[str]) -> None:
+def check_names(wanted: Sequence[str], names: Sequence[str], who: str = "keep_float") -> None:
+    """Check that nodes which a recipe names are there.
+
+    Args:
+        wanted: The names.
+        names: Those that there are.
+        who: Who names them, for the message.
+
+    Raises:
+        InputError: ``E_RECIPE`` for a name that no node has (the nearest are suggested).
+    """
+    known = set(names)
     for name in wanted:
-        if name not in names:
+        if name not in known:
             near = " or ".join(f"'{one}'" for one in difflib.get_close_matches(name, names, 3, 0.4))
             raise InputError(
                 "E_RECIPE",
-                f"keep_float names '{name}', which is no node of this network.",
+                f"{who} names '{name}', which is no node of this network.",
                 mend=f"Did you mean {near}?"
                 if near
                 else "'edgepress inspect --nodes' lists the names.",

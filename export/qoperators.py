@@ -57,12 +57,13 @@ QOPERATORS = {
 }
 
 
-def why_not_plain(node: onnx.NodeProto) -> str | None:
-    """Why a node has no equal between floats; ``None`` where it has one."""
+def why_not_plain(node: onnx.NodeProto, opset: int) -> str | None:
+    """Why a node has no equal between floats, in an opset; ``None`` where it has one."""
     if attribute(node, "channels_last", 0):
         return "reads its channels last"
-    if node.op_type == "QLinearSoftmax" and attribute(node, "opset", 13) < 13:
-        return "is the Softmax of an opset before 13"
+    meant = attribute(node, "opset", 13)
+    if node.op_type == "QLinearSoftmax" and (meant < 13) != (opset < 13):
+        return f"is the Softmax of opset {meant} in a file of opset {opset}"
     return None
 
 

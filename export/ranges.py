@@ -159,6 +159,16 @@ def expose(graph: Graph) -> tuple[onnx.ModelProto, list[str]]:
 
 def element_types(model: onnx.ModelProto) -> dict[str, int]:
     """ONNX element type of every tensor that shape inference can tell."""
+    return {name: kind.elem_type for name, kind in _inferred(model).items()}
+
+
+def tensor_ranks(model: onnx.ModelProto) -> dict[str, int]:
+    """Number of dimensions of every tensor that shape inference can tell."""
+    known = {name: kind for name, kind in _inferred(model).items() if kind.HasField("shape")}
+    return {name: len(kind.shape.dim) for name, kind in known.items()}
+
+
+def _inferred(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
     inferred = onnx.shape_inference.infer_shapes(model).graph
     values = [*inferred.value_info, *inferred.input, *inferred.output]
-    return {v.name: v.type.tensor_type.elem_type for v in values}
+    return {v.name: v.type.tensor_type for v in values}

@@ -11,7 +11,7 @@ from ..runtime.engines import open_engine
 from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ..runtime.tensors import Arrays
 from .dialects.qdq import Quantized
-from .executed import rewritten
+from .executed import InTensorRt, rewritten
 from .graph import Graph, Walk, attribute, give_out, rows
 from .plan import PrecisionPlan
 
@@ -75,6 +75,27 @@ class Receipt:
         """Share of the multiply-adds that run in INT8 kernels, 0 to 1."""
         int8 = sum(node.macs for node in self.nodes if node.precision == "int8")
         return int8 / self.macs if self.macs else 0.0
+
+    def in_short(self) -> dict[str, object]:
+        """What is told of a graph that does not ship: the work, and which layers are not INT8.
+
+        Keys: ``int8_macs_share``, ``asked_int8``, ``fused_int8``; ``operators``, for each kind of
+        layer its ``macs`` and how many of them are ``int8_macs``; ``float32_layers``, those of
+        :attr:`nodes` with multiply-adds that do not run in INT8.
+        """
+        operators: dict[str, dict[str, int]] = {}
+        layers = [node for node in self.nodes if node.macs]
+        for node in layers:
+            work = operators.setdefault(node.op_type, {"macs": 0, "int8_macs": 0})
+            work["macs"] += node.macs
+            work["int8_macs"] += node.macs if node.precision == "int8" else 0
+        return {
+            "int8_macs_share": round(self.int8_share, 6),
+            "asked_int8": self.asked_int8,
+            "fused_int8": self.fused_int8,
+            "operators": operators,
+            "float32_layers": [node.to_dict() for node in layers if node.precision != "int8"],
+        }
 
     def to_dict(self) -> dict[str, object]:
         """JSON form."""
@@ -141,6 +162,33 @@ def int8_receipt(
         nodes.append(NodeReceipt(node.name, node.op_type, work, precision, reason))
     facts = _facts(engine, quantized.model)
     return Receipt(facts, tuple(nodes), len(units), fused, seen.kernels())
+
+
+def half_receipt(
+    graph: Graph, macs: Mapping[str, int], model: bytes, plan: PrecisionPlan, engine: str
+) -> Receipt:
+    """The receipt of an engine for a graph in FP16.
+
+    Args:
+        graph: The float32 network.
+        macs: Multiply-adds by node name.
+        model: What ships.
+        plan: FP16 or float32 by node name, and why.
+        engine: Which engine.
+    """
+    seen = rewritten(engine, model)
+    nodes: list[NodeReceipt] = []
+    for node in graph.proto().graph.node:
+        choice = plan.nodes.get(node.name)
+        precision, reason = "float32", "it computes with no floats"
+        if choice is not None:
+            precision, reason = choice.precision, choice.reason
+        told = seen.runs_in(node.name) if isinstance(seen, InTensorRt) else ""
+        if told and told != precision:
+            precision, reason = told, f"asked for {precision}, the engine runs it in {told}"
+        work = macs.get(node.name, 0)
+        nodes.append(NodeReceipt(node.name, node.op_type, work, precision, reason))
+    return Receipt(_facts(engine, model), tuple(nodes), 0, 0, seen.kernels())
 
 
 def _facts(engine: str, model: bytes) -> dict[str, object]:

@@ -152,9 +152,9 @@ def why_slow(
         if home is None or home.int8:
             continue
         around = seen.quantizers_around(home) - accounted
-        own = 0.0 if home.name in accounted else home.median_ms  # two may have become one kernel
+        own = 0.0 if home.name in accounted else home.ms  # two may have become one kernel
         accounted |= around | {home.name}
-        costs = sum(seen.kernels[name].median_ms for name in around)
+        costs = sum(seen.kernels[name].ms for name in around)
         fallen.append(Fallen(node.name, node.op_type, rules.findings(node), home.told, own, costs))
     return _told(tuple(fallen), seen, accounted)
 
@@ -171,14 +171,14 @@ def _told(fallen: tuple[Fallen, ...], seen: Timed, accounted: set[str]) -> Slown
     left = [k for k in kernels if k.quantizes and k.name not in accounted | used]
     for rule, found in (("stray quantizers", left), ("float16", [k for k in kernels if k.halves])):
         if found:
-            costs[rule] = sum(kernel.median_ms for kernel in found)
+            costs[rule] = sum(kernel.ms for kernel in found)
             counts[rule] = len(found)
     return Slowness(
         seen.title,
         not seen.error,
         seen.error,
-        sum(kernel.median_ms for kernel in kernels),
-        sum(kernel.median_ms for kernel in int8),
+        sum(kernel.ms for kernel in kernels),
+        sum(kernel.ms for kernel in int8),
         len(int8),
         tuple(sorted(fallen, key=lambda node: -node.cost_ms)),
         dict(sorted(costs.items(), key=lambda pair: -pair[1])),

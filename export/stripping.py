@@ -23,14 +23,14 @@ from onnx import numpy_helper
 
 from ..runtime.errors import InputError
 from ..runtime.tensors import Array
-from .codes import Codes
+from .codes import CODE_RANGES, Codes, read_codes
 from .exact import initializers_are_not_inputs
-from .graph import all_names, attribute, fresh, name_nodes
+from .graph import all_names, attribute, evaluate, fresh, name_nodes, opset_of
+from .normalization import as_factors
 from .onnx_files import check_valid, constant_tensors
 from .qoperators import QOPERATORS, plain_equal, why_not_plain
-from .ranges import element_types
+from .ranges import element_types, tensor_ranks
 
-_RANGES = {"int8": (-128, 127), "uint8": (0, 255)}
 _MOVES = frozenset(
     {
         "Concat",
@@ -52,7 +52,7 @@ _MOVES = frozenset(
 )
 _GIVE_QDQ = "Give the Q/DQ form of the network (quant_format=QDQ in quantize_static)."
 _GIVE_FLOATS = "Let the file take float32 and quantize inside."
-_SHAPES_WEIGHTS = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten")
+_SHAPES = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten", "Clip")
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Stripped:
         views: By name of a float32 tensor, the tensor of the given file with its values: codes
             where ``codes`` names it, else floats.
         weights: Constants of ``model`` that were quantized.
+        constants: By name of one of them, its quantizer, where it has one scale.
         notes: What was odd, in words.
     """
 
@@ -72,6 +73,7 @@ class Stripped:
     codes: dict[str, Codes]
     views: dict[str, str]
     weights: set[str]
+    constants: dict[str, Codes] = field(default_factory=dict[str, Codes])
     notes: list[str] = field(default_factory=list[str])
 
 
@@ -100,6 +102,7 @@ class _Stripper:
             name: _to_float32(numpy_helper.to_array(t)) for name, t in constant_tensors(model)
         }
         self.taken, self.kinds = all_names(model), element_types(model)
+        self.ranks = tensor_ranks(model)
         self.alias: dict[str, str] = {}  # a dequantized tensor -> the float tensor it stands for
         self.coded: dict[str, tuple[str, Codes]] = {}  # codes -> the float tensor, what they mean
         self.found = Stripped(onnx.ModelProto(), {}, {}, set())
@@ -142,48 +145,14 @@ class _Stripper:
     def _codes(
         self, node: onnx.NodeProto, inputs: list[str], kind: str = "", *, dead: bool = False
     ) -> Codes:
-        """What scale and zero point say, from the names of the two constants.
-
-        ``dead`` allows scales of 0: a channel of weights that are all 0 may have one.
-        """
-        scale_name, zero_name = [*inputs, ""][:2]
-        scale = self.constants.get(scale_name)
-        zero = self.constants.get(zero_name) if zero_name else None
-        if scale is None or (zero_name and zero is None):
-            raise self._refuse(
-                f"the scale of '{node.name}' is computed while it runs.",
-                "Quantize statically, with calibration: there is no scale to keep otherwise.",
-                node.name,
-            )
-        if zero is not None:
-            kind = zero.dtype.name
-        kind = kind or _declared_kind(node)
-        if kind not in (*_RANGES, "int32") or attribute(node, "block_size", 0):
-            raise self._refuse(
-                f"'{node.name}' quantizes to {kind}{' in blocks' if kind in _RANGES else ''}; "
-                "int8 and uint8, a scale for a tensor or a channel, can be rewritten.",
-                "Quantize to 8 bits.",
-                node.name,
-            )
-        lowest = 0.0 if dead else np.finfo(np.float32).smallest_subnormal
-        if not (np.isfinite(scale).all() and (scale >= lowest).all()):
-            raise self._refuse(
-                f"a scale of '{node.name}' is not positive and finite.",
-                "Quantize again; such codes stand for nothing.",
-                node.name,
-            )
-        zero = np.zeros(scale.shape, np.int64) if zero is None else zero.astype(np.int64)
-        scale, zero = (a.reshape(-1) if a.size > 1 else a.reshape(()) for a in (scale, zero))
-        low, high = _RANGES.get(kind, (-(2**31), 2**31 - 1))
-        axis = int(attribute(node, "axis", 1))
-        return Codes(scale.astype(np.float32), zero, kind, low, high, axis)
+        return read_codes(node, inputs, self.constants, self.path, kind=kind, dead=dead)
 
     def _quantize(self, node: onnx.NodeProto) -> None:
         source, out = node.input[0], node.output[0]
         codes = self._codes(node, list(node.input[1:]))
         self.quantizers += 1
         if source in self.constants:
-            self.constants[out] = codes.encode(self.constants[source])
+            self.constants[out] = codes.encode(self.constants[source]).astype(codes.kind)
         else:
             name = self.alias.get(source, source)
             self.coded[out] = (name, codes)
@@ -206,6 +175,8 @@ class _Stripper:
         if constant:
             self.constants[out] = codes.decode(self.constants[source])
             self.found.weights.add(out)
+            if not codes.per_channel and codes.kind in CODE_RANGES:
+                self.found.constants[out] = codes
             return
         if source not in self.coded:
             raise InputError(
@@ -231,7 +202,7 @@ class _Stripper:
     def _qoperator(self, node: onnx.NodeProto) -> None:
         """An operator on codes: what it computes, between floats."""
         shape, inputs = QOPERATORS[node.op_type], list[str]()
-        reason = why_not_plain(node)
+        reason = why_not_plain(node, opset_of(self.given))
         if reason is not None:
             raise self._refuse(f"'{node.name}' ({node.op_type}) {reason}.", _GIVE_QDQ, node.name)
         operands = shape.operands_of(node)
@@ -246,6 +217,8 @@ class _Stripper:
                 value = codes.decode(self.constants[name])
                 inputs.append(self._constant(f"{name}_float", value))
                 self.found.weights.add(inputs[-1])
+                if not codes.per_channel:
+                    self.found.constants[inputs[-1]] = codes
             else:
                 raise self._refuse(
                     f"'{node.name}' reads codes that come in.", _GIVE_FLOATS, node.name
@@ -284,18 +257,46 @@ class _Stripper:
                 _GIVE_QDQ,
                 node.name,
             )
-        if self._casts_float(node):
+        if self._casts_float(node) or self._folds(node):
             return
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        for i, name in enumerate(node.input):
+        copy = self._scaled(node) if self._scales_codes(node) else onnx.NodeProto()
+        if not copy.op_type:
+            copy.CopyFrom(node)
+        for i, name in enumerate(copy.input):
             copy.input[i] = self.alias.get(name, name)
         if node.op_type == "Cast" and attribute(node, "to") == onnx.TensorProto.FLOAT16:
             del copy.attribute[:]
             copy.attribute.append(onnx.helper.make_attribute("to", onnx.TensorProto.FLOAT))
-        if node.op_type in _SHAPES_WEIGHTS and node.input[0] in self.found.weights:
-            self.found.weights.update(node.output)
         self.nodes.append(copy)
+
+    def _folds(self, node: onnx.NodeProto) -> bool:
+        """Whether a node only brings a constant into another form, which is then done here."""
+        if node.op_type not in _SHAPES or any(n and n not in self.constants for n in node.input):
+            return False
+        feeds = {name: self.constants[name] for name in node.input if name}
+        self.constants[node.output[0]] = evaluate(node, self.given.opset_import, feeds)
+        if node.input[0] in self.found.weights:
+            self.found.weights.add(node.output[0])
+        return True
+
+    def _scales_codes(self, node: onnx.NodeProto) -> bool:
+        """Whether a BatchNormalization reads codes, which nothing may fold it across."""
+        if node.op_type != "BatchNormalization" or node.input[0] not in self.alias:
+            return False
+        constant = all(name in self.constants for name in node.input[1:])
+        return constant and len(node.output) == 1 and self.ranks.get(node.input[0], 0) > 2
+
+    def _scaled(self, node: onnx.NodeProto) -> onnx.NodeProto:
+        """A BatchNormalization as what has an INT8 kernel."""
+        gain, offset, mean, variance = (self.constants[name] for name in node.input[1:])
+        epsilon = float(attribute(node, "epsilon", 1e-5))
+        factor, bias = as_factors(gain, offset, mean, variance, epsilon)
+        shape = [-1] + [1] * (self.ranks[node.input[0]] - 1)
+        out = node.output[0]
+        weights = self._constant(f"{out}_factor", factor.reshape(shape))
+        self.found.weights.add(weights)
+        inputs = [node.input[0], weights, self._constant(f"{out}_offset", bias)]
+        return onnx.helper.make_node("Conv", inputs, [out], name=node.name, group=len(factor))
 
     def _casts_float(self, node: onnx.NodeProto) -> bool:
         """Whether a node casts floats to floats: all are float32 here, so that it is left out."""
@@ -310,12 +311,15 @@ class _Stripper:
 
     def _clip_codes(self, node: onnx.NodeProto) -> bool:
         """Clip on codes, which torch writes for a fake quantizer of fewer than 256 levels."""
-        bounds = [self.constants.get(name) for name in node.input[1:]]
-        if len(bounds) != 2 or bounds[0] is None or bounds[1] is None:
+        if any(one and one not in self.constants for one in node.input[1:]):
             return False
         name, codes = self.coded[node.input[0]]
-        low, high = int(bounds[0].item()), int(bounds[1].item())
-        fewer = replace(codes, lowest=low, highest=high)
+        low, high = [*node.input[1:], "", ""][:2]
+        fewer = replace(
+            codes,
+            lowest=int(self.constants[low].item()) if low else codes.lowest,
+            highest=int(self.constants[high].item()) if high else codes.highest,
+        )
         self.coded[node.output[0]] = (name, fewer)
         self.found.codes[name], self.found.views[name] = fewer, node.output[0]
         return True
@@ -385,10 +389,3 @@ class _Stripper:
 
 def _to_float32(value: Array) -> Array:
     return value.astype(np.float32) if value.dtype == np.float16 else value
-
-
-def _declared_kind(node: onnx.NodeProto) -> str:
-    declared = int(attribute(node, "output_dtype", 0))
-    if not declared:
-        return "uint8"
-    return str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(declared)).name)

@@ -8,7 +8,8 @@ from typing import Literal, Protocol, TypeVar
 
 import onnx
 
-from ..runtime.engines.onnxruntime import KernelTime, kernel_times, optimized_model
+from ..runtime.engines.kernels import KernelTime
+from ..runtime.engines.onnxruntime import optimized_model, profile
 from ..runtime.engines.openvino import Executed, executed_times
 from ..runtime.errors import EngineError
 from ..runtime.tensors import Arrays
@@ -32,7 +33,7 @@ class Kernel:
         int8: Whether it computes on INT8 codes.
         quantizes: Whether it makes codes of floats, or floats of codes, and no more.
         halves: Whether it is there because of float16.
-        median_ms: Median over the runs.
+        ms: Lower quartile over the runs.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Kernel:
     int8: bool
     quantizes: bool
     halves: bool
-    median_ms: float
+    ms: float
 
 
 class Timed(Protocol):
@@ -127,8 +128,8 @@ class _InOnnxRuntime:
         """Optimized, and where it does not run so, as it stands in the file."""
         data, error = model.SerializeToString(), ""
 
-        def take(feeds: Arrays, level: Literal["all", "none"]) -> list[KernelTime]:
-            return kernel_times(data, feeds, runs=runs, threads=threads, optimize=level)
+        def take(feeds: Arrays, level: Literal["all", "none"]) -> tuple[KernelTime, ...]:
+            return profile(data, feeds, threads, runs, level)
 
         try:
             times = _fitting(model, lambda feeds: take(feeds, "all"))
@@ -139,14 +140,14 @@ class _InOnnxRuntime:
         given = {node.name for node in model.graph.node}
         kernels: dict[str, Kernel] = {}
         for time in times:
-            halves = time.kernel == "Cast" or (time.kernel in _HALVES and time.node not in given)
-            kernels[time.node] = Kernel(
-                time.node,
-                time.kernel,
-                is_int8_kernel(time.kernel),
-                time.kernel in _QUANTIZERS,
+            halves = time.kind == "Cast" or (time.kind in _HALVES and time.name not in given)
+            kernels[time.name] = Kernel(
+                time.name,
+                time.kind,
+                is_int8_kernel(time.kind),
+                time.kind in _QUANTIZERS,
                 halves,
-                time.median_ms,
+                time.ms,
             )
         return cls(Walk(made), kernels, error)
 
@@ -193,9 +194,7 @@ class _InOpenVino:
             if one.kind not in _IDLE:
                 changes = one.kind in _CHANGES
                 int8 = one.precision in INT8 and not changes
-                self.kernels[one.name] = Kernel(
-                    one.name, told(one), int8, changes, False, one.median_ms
-                )
+                self.kernels[one.name] = Kernel(one.name, told(one), int8, changes, False, one.ms)
 
     def home_of(self, node: onnx.NodeProto) -> Kernel | None:
         """As the protocol says."""

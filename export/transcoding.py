@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -45,7 +45,7 @@ from .equality import Equality, Truth, compare_layers
 from .exact import tidy
 from .filling import Telling
 from .graph import Graph, Walk, is_standard
-from .kept_codes import keep_codes, on_grid
+from .kept_codes import has_grid, is_kept, keep_codes
 from .onnx_files import read_onnx
 from .plan import Choice, PrecisionPlan, why_not_weights
 from .stripping import Stripped, strip
@@ -113,34 +113,36 @@ def transcode(
         MissingExtraError: Where the engine is not installed.
     """
     given = read_onnx(path)
-    stripped = strip(given, path)
-    original = dict(stripped.codes)
-    decided = _Decision(stripped, dialect)
-    folded = decided.fold()
-    graph = tidy(stripped.model, source=path)
-    quantized = decided.write(graph)
-    filled = {name: decided.known[name] for name in decided.filled}
-    widened = frozenset(decided.widened)
-    truth = Truth(given, original, stripped.views, folded, filled, widened)
-    equality = compare_layers(truth, quantized, graph.inputs, engine)
-    result = Transcoded(
-        quantized.model,
-        dialect.name,
-        tuple(decided.changes),
-        tuple(decided.kept),
-        equality,
-        len(quantized.units),
-    )
-    if equality.layer_steps > LARGEST_STEPS and not force:
+    result = _attempt(given, path, dialect, engine)
+    if result.equality.layer_steps > LARGEST_STEPS and dialect.gates:
+        result = _attempt(given, path, replace(dialect, gates=frozenset()), engine)
+    if result.equality.layer_steps > LARGEST_STEPS and not force:
         raise BoundError(
             "E_BOUND",
             f"'{path}' in the dialect {dialect.name} would differ from the given file by "
-            f"{equality.layer_steps:.2f} steps at '{equality.worst_tensor}'; one is allowed.",
+            f"{result.equality.layer_steps:.2f} steps at '{result.equality.worst_tensor}'; one is "
+            "allowed.",
             mend="Nothing was written. Choose another --dialect, or take it as it is with "
             "--accept-difference.",
             path=path,
         )
     return result
+
+
+def _attempt(given: onnx.ModelProto, path: str, dialect: Dialect, engine: str) -> Transcoded:
+    stripped = strip(given, path)
+    original = dict(stripped.codes)
+    decided = _Decision(stripped, dialect)
+    folded = decided.fold()
+    graph = tidy(stripped.model, source=path, keep=sorted(stripped.codes))
+    quantized = decided.write(graph)
+    filled = {name: decided.known[name] for name in decided.filled}
+    widened = frozenset(decided.widened)
+    truth = Truth(given, original, stripped.views, folded, filled, widened)
+    equality = compare_layers(truth, quantized, graph.inputs, engine)
+    changes, kept = tuple(decided.changes), tuple(decided.kept)
+    units = len(quantized.units)
+    return Transcoded(quantized.model, dialect.name, changes, kept, equality, units)
 
 
 @dataclass
@@ -190,6 +192,9 @@ class _Decision:
         """The graph in the dialect."""
         walk = Walk(graph.proto())
         plan = self._plan(walk)
+        for name in self._inside(walk, plan):
+            del self.known[name]
+            self._note(name, "quantizer inside of a kernel", "left out: what reads it runs there")
         tails = {
             tail.output[0]: node.output[0]
             for node in walk.model.graph.node
@@ -208,13 +213,27 @@ class _Decision:
             for node in walk.model.graph.node
             if plan.is_int8(node)
             and node.op_type in self.dialect.weighted
-            and not on_grid(walk, node, self.dialect.weight_limit)
+            and not is_kept(walk, node, self.dialect)
         }
         for name in sorted(again):
             self._note(
                 name, "weights", f"quantized again: codes end at {self.dialect.weight_limit}"
             )
-        return write_layout(graph, layout, plan, self.dialect, keep_codes)
+        pack = partial(keep_codes, uint8_weights=self.dialect.uint8_weights)
+        return write_layout(graph, layout, plan, self.dialect, pack)
+
+    def _inside(self, walk: Walk, plan: PrecisionPlan) -> list[str]:
+        """Quantized tensors between an INT8 node and gates that run inside of its kernel."""
+        found: list[str] = []
+        for name in self.known:
+            maker, readers = walk.producer.get(name), walk.consumers.get(name, [])
+            if maker is None or name in walk.output_names or not readers:
+                continue
+            made = plan.is_int8(maker) or maker.op_type in self.dialect.gates
+            gates = self.dialect.gates
+            if made and all(r.op_type in gates and not plan.is_int8(r) for r in readers):
+                found.append(name)
+        return found
 
     def _plan(self, walk: Walk) -> PrecisionPlan:
         choices: dict[str, Choice] = {}
@@ -237,11 +256,14 @@ class _Decision:
             reason = why_not_weights(node, walk)
             if reason is not None:
                 return reason
-            if not (node.input[1] in self.stripped.weights or on_grid(walk, node, 127)):
+            if not (node.input[1] in self.stripped.weights or has_grid(walk, node)):
                 return "the given file has its weights in float32"
         inputs = list(node.input[:1]) if weighted else list(node.input)
-        if any(not name or name in walk.constants for name in inputs):
-            return "one of its inputs is a constant"
+        for name in inputs:
+            if name in self.stripped.constants and not weighted:
+                self.known[name] = self.stripped.constants[name]
+            elif not name or name in walk.constants:
+                return "one of its inputs is a constant that the given file has in float32"
         if not any(name in self.known for name in inputs):
             return "none of its inputs is quantized in the given file"
         tail = walk.folded_activation(node)

@@ -38,7 +38,8 @@ _cache = click.option(
     "--cache",
     type=click.Path(path_type=Path),
     default=None,
-    help="Folder that remembers what was quickest here; without it nothing is written.",
+    help="Folder that keeps what was quickest here and engines that had to be built; without it "
+    "nothing is written.",
 )
 
 

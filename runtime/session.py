@@ -78,7 +78,8 @@ class Session:
             variant: Name of the variant; by default the first whose engine is here and whose
                 dialect suits this processor (`facts` tells which, and what was passed over).
             fastest: Time the variants that suit, a second or two, and take the quickest.
-            cache: A folder that remembers what was quickest; without it nothing is written.
+            cache: A folder that keeps what was quickest, and engines that had to be built for
+                this device; without one nothing is written.
             allow_fallback: Whether another provider than the engine's own may serve; `facts` tells.
             selftest: Whether to run the golden inputs. Leave it out only where the same bundle
                 was proved on the same machine before.
@@ -108,6 +109,7 @@ class Session:
             threads=threads,
             allow_fallback=allow_fallback,
             precision="bf16" if chosen.precision == "bfloat16" else "f32",
+            cache=None if cache is None else os.fspath(cache),
         )
         running = open_engine(name)(bundle.model(chosen), options)
         try:

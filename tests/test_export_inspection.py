@@ -16,9 +16,9 @@ import pytest
 from onnx import numpy_helper
 
 import edgepress.export
+from edgepress.compress.commands import inspect
 from edgepress.export import Shipped, assemble, inspect_onnx, tidy
 from edgepress.export.bundling import golden_outputs, synthetic_inputs
-from edgepress.export.commands import inspect
 from edgepress.runtime import InputError, Preprocessing
 from edgepress.runtime.manifest import MODEL
 

@@ -23,11 +23,18 @@ from onnx import TensorProto, numpy_helper
 from safetensors.torch import load_file
 from torch import nn
 
-from edgepress.export import Graph, calibrate, dialect, plan_int8, write_qdq
+from edgepress.export import (
+    Graph,
+    calibrate,
+    dialect,
+    plan_int8,
+    settle_fp16,
+    write_qdq,
+)
 from edgepress.export.bias import correct_biases
 from edgepress.export.capture import capture
 from edgepress.export.dialects.qdq import Quantized
-from edgepress.export.exact import tidy
+from edgepress.export.exact import tidy, with_opset
 from edgepress.export.plan import PrecisionPlan
 from edgepress.runtime import EngineError, EngineOptions, MissingExtraError, open_engine
 from edgepress.runtime.engines import load_backend
@@ -266,6 +273,30 @@ def test_the_builder_takes_every_network(
     assert sqnr_db(wanted, run(made.model, feeds)) > least
 
 
+@pytest.mark.parametrize("speech", ["", *DIALECTS], ids=["fp16", "int8 and fp16", "rtx"])
+@pytest.mark.parametrize("name", ["demo", "resnet20", "mobile", "vit"])
+def test_the_builder_takes_every_network_in_fp16(
+    rtx: Any, name: str, speech: str, request: pytest.FixtureRequest
+) -> None:
+    graph, pictures = network_of(name, request)
+    feeds = {graph.inputs[0].name: pictures}
+    codes = None
+    if speech:
+        graph = with_opset(graph, 19, feeds)
+        codes = quantized(graph, feeds, speech)[1].model
+    batches = batches_of(feeds)
+    found = settle_fp16(graph, calibrate(graph, batches), batches, quantized=codes)
+    assert found.held
+    assert found.half.casts <= 2
+    convolutions = {n.name for n in graph.proto().graph.node if n.op_type == "Conv"}
+    assert convolutions <= found.half.nodes
+    assert build(rtx, found.half.model, BuildOptions()).plan
+    onnx.checker.check_model(onnx.load_model_from_string(found.half.model), full_check=True)
+    if not speech:
+        assert min(one.sqnr_db for one in found.outputs.values()) > 50
+        assert len(found.half.model) < 0.6 * len(graph.model)
+
+
 LAYERS = {
     "three by three": "(float[N,8,16,16] x) => (float[N,8,14,14] y) { y = Conv(x, w_8_8_3_3) }",
     "with a bias": "(float[N,8,16,16] x) => (float[N,8,14,14] y) { y = Conv(x, w_8_8_3_3, b_8) }",
@@ -304,7 +335,7 @@ def test_the_builder_takes_every_layer(rtx: Any, text: str, speech: str) -> None
     assert sqnr_db(run(graph.model, feeds), run(made.model, feeds)) > 28
 
 
-@pytest.mark.parametrize("opset", [13, 17, 18, 20])
+@pytest.mark.parametrize("opset", [11, 13, 17, 18, 20])
 def test_the_builder_takes_every_opset(rtx: Any, opset: int) -> None:
     graph = written(LAYERS["a gate"], opset=opset)
     _, made = quantized(graph, feeds_for(graph), "tensorrt")

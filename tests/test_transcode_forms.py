@@ -30,6 +30,11 @@ def within_a_step(path: str, convolutions: int) -> Transcoded:
     return found
 
 
+def fell_out(path: str) -> dict[str, str]:
+    """The first rule that each fallen node breaks."""
+    return {n.node: n.findings[0].rule for n in why_slow(path, X86, runs=2).fallen}
+
+
 def rewrite(path: str, change: Callable[[onnx.ModelProto], None]) -> str:
     model = onnx.load(path)
     change(model)
@@ -154,6 +159,34 @@ def test_an_unfolded_batch_normalization(tmp_path: Path) -> None:
     assert not any(change.rule == "weights" for change in found.changes)
 
 
+def test_a_batch_normalization_between_quantizers_becomes_a_kernel(tmp_path: Path) -> None:
+    """Nothing is folded across a quantizer: what it rounds and clips, stays rounded and clipped."""
+    net = Net(46)
+    y = net.pair(net.conv(net.pair("x", 0.03), 4, 8), 0.02, 128, "uint8")
+    parts = [net.rng.uniform(0.5, 1.5, 8), net.rng.normal(0, 0.1, 8)]
+    parts += [net.rng.normal(0, 0.1, 8), net.rng.uniform(0.05, 0.5, 8)]
+    y = net.op("BatchNormalization", y, *[net.constant(p.astype(np.float32)) for p in parts])
+    path = net.write(tmp_path / "a.onnx", net.pair(net.op("Relu", y), 0.02, 0, "uint8"))
+    assert set(fell_out(path).values()) == {"unfolded BatchNormalization"}
+    found = within_a_step(path, 2)
+    assert found.equality.output_steps <= 1.01
+    assert found.kept_float == ()
+
+
+def test_a_sum_with_a_quantized_constant_runs_in_int8(tmp_path: Path) -> None:
+    net = Net(47)
+    y = net.pair(net.conv(net.pair("x", 0.03), 4, 8), 0.02, 128, "uint8")
+    parts = [net.constant(np.float32(3 / 255)), net.constant(np.uint8(0))]
+    three = net.op("DequantizeLinear", net.constant(np.array(255, np.uint8)), *parts)
+    y = net.pair(net.op("Add", y, three), 0.03, 40, "uint8")
+    half = net.constant(np.float32(0.5))
+    path = net.write(tmp_path / "a.onnx", net.pair(net.op("Mul", y, half), 0.02, 40, "uint8"))
+    found = within_a_step(path, 1)
+    assert kernels(found.model)["QLinearAdd"] == 1
+    (kept,) = found.kept_float
+    assert "a constant that the given file has in float32" in kept.what
+
+
 def test_a_graph_full_of_transposes(tmp_path: Path) -> None:
     net = Net(37)
     y = net.op("Transpose", net.op("Transpose", "x", perm=[0, 2, 3, 1]), perm=[0, 3, 1, 2])
@@ -172,15 +205,38 @@ def test_scales_of_any_size(size: float, tmp_path: Path) -> None:
     within_a_step(path, 1)
 
 
-def test_uint8_weights_around_a_zero_point(tmp_path: Path) -> None:
+def weight_type(model: bytes) -> int:
+    graph = onnx.load_model_from_string(model).graph
+    (kind,) = {t.data_type for t in graph.initializer if len(t.dims) == 4}
+    return kind
+
+
+@pytest.mark.parametrize("zero", [128, 90])
+@pytest.mark.parametrize("name", ["onnxruntime-x86-vnni", "onnxruntime-x86"])
+def test_uint8_weights_around_a_zero_point(zero: int, name: str, tmp_path: Path) -> None:
+    """They become int8 where that holds them, and stay what they are where it does not."""
     net = Net(39)
-    codes = net.constant(net.rng.integers(10, 240, (8, 4, 3, 3)).astype(np.uint8))
-    weights = net.op(
-        "DequantizeLinear", codes, net.constant(np.float32(0.001)), net.constant(np.uint8(128))
-    )
+    codes = net.constant(net.rng.integers(0, 256, (8, 4, 3, 3)).astype(np.uint8))
+    parts = [net.constant(np.float32(0.001)), net.constant(np.uint8(zero))]
+    weights = net.op("DequantizeLinear", codes, *parts)
     y = net.op("Relu", net.op("Conv", net.pair("x", 0.03), weights, pads=[1, 1, 1, 1]))
     path = net.write(tmp_path / "a.onnx", net.pair(y, 0.02))
-    within_a_step(path, 1)
+    found = transcode(path, dialect(name))
+    assert found.equality.layer_steps <= 1.01
+    assert kernels(found.model)["QLinearConv"] == 1
+    whole = zero == 128 and name.endswith("vnni")
+    assert weight_type(found.model) == (TensorProto.INT8 if whole else TensorProto.UINT8)
+    assert not any(change.rule == "weights" for change in found.changes)
+
+
+def test_a_processor_without_vnni_gets_the_same_codes_in_uint8(tmp_path: Path) -> None:
+    """Sums of int8 products in 16 bits would saturate there; those of uint8 weights do not."""
+    net = Net(45)
+    path = net.write(tmp_path / "a.onnx", residual(net))
+    found = transcode(path, dialect("onnxruntime-x86"))
+    assert found.equality.layer_steps <= 1.01
+    assert kernels(found.model)["QLinearConv"] == 2
+    assert weight_type(found.model) == TensorProto.UINT8
 
 
 def test_an_operator_that_no_dialect_knows_stays_float(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 from edgepress.export.dialects import dialect
+from edgepress.export.slowness import why_slow
 from edgepress.export.transcoding import transcode
 from edgepress.runtime import EngineOptions
 from edgepress.runtime.engines.onnxruntime import OnnxRuntimeEngine, optimized_model
@@ -125,6 +126,62 @@ def test_symmetric_int8_of_quantize_static_becomes_int8_kernels(
         },
     )
     assert check(out)["QLinearConv"] == 3
+
+
+@pytest.mark.parametrize("levels", [256, 128])
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantization_aware_export_of_torch_becomes_int8_kernels(
+    levels: int, tmp_path: Path
+) -> None:
+    """ONNX Runtime refuses it as it is: its scales are lists of one."""
+    import torch
+    from torch.ao import quantization as q
+
+    def fake(kind: Any, dtype: torch.dtype, low: int, high: int, scheme: torch.qscheme) -> Any:
+        how = {"quant_min": low, "quant_max": high, "dtype": dtype, "qscheme": scheme}
+        return q.FakeQuantize.with_args(observer=kind, **how)()
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = torch.nn.Conv2d(3, 8, 3, padding=1)
+            self.second = torch.nn.Conv2d(8, 8, 3, padding=1)
+            average, channels = q.MovingAverageMinMaxObserver, q.PerChannelMinMaxObserver
+            tensor, channel = torch.per_tensor_affine, torch.per_channel_symmetric
+            self.acts = torch.nn.ModuleList(
+                [fake(average, torch.quint8, 0, levels - 1, tensor) for _ in range(4)]
+            )
+            self.weights = torch.nn.ModuleList(
+                [fake(channels, torch.qint8, -128, 127, channel) for _ in range(2)]
+            )
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            def conv(y: torch.Tensor, layer: torch.nn.Conv2d, weight: torch.nn.Module) -> Any:
+                return torch.conv2d(y, weight(layer.weight), layer.bias, padding=1)
+
+            y = self.acts[1](torch.relu(conv(self.acts[0](x), self.first, self.weights[0])))
+            z = self.acts[2](conv(y, self.second, self.weights[1]))
+            return self.acts[3](torch.relu(y + z))
+
+    torch.manual_seed(0)
+    net, x = Net(), torch.randn(4, 3, 16, 16)
+    net(x)
+    net.eval()
+    net.apply(q.disable_observer)
+    out = tmp_path / "qat.onnx"
+    torch.onnx.export(
+        net, (x,), out, dynamo=False, input_names=["x"], output_names=["y"], opset_version=13
+    )
+    model = onnx.load(out)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "N"
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "N"
+    onnx.save(model, out)
+    told = why_slow(str(out), X86, runs=2)
+    assert not told.runs
+    assert "scale in a list of one" in told.by_rule
+    found = check(out)
+    assert found["QLinearConv"] == 2
+    assert found["QLinearAdd"] == 1
 
 
 @pytest.mark.slow

@@ -1,286 +1,264 @@
-"""Our INT8 beside that of other tools: the same networks, the same pictures, one run, interleaved.
+"""Our INT8 beside that of other tools: the same networks, the same pictures, both CPU engines.
 
 ::
 
-    python benchmarks/proofs/int8_peers.py [NETWORK ...] [--out benchmarks/results/int8_peers]
+    python benchmarks/proofs/int8_peers.py [NETWORK ...] [--stage make,score,time] [--threads 1,2]
+        [--modelopt PYTHON] [--minutes M] [--files FOLDER] [--out benchmarks/results/int8_peers]
 
-For each network it makes the float32 graph and our bundle with the command line, and from that float32 graph
-the files of ``onnxruntime.quantization.quantize_static`` (MinMax, per channel, QDQ, uint8 activations) and of
-``nncf.quantize`` (its defaults), all with 300 calibration pictures from the same place. Every file is scored
-through ONNX Runtime on the test pictures and timed against float32 and against ours, in turn, in fresh
-processes. A tool that fails is shown with its error.
+From one float32 graph and the same 300 calibration pictures (250 where there are 500) come the files of
+``onnxruntime.quantization.quantize_static`` (MinMax, per channel, QDQ, uint8 activations), of ``nncf.quantize``
+(its defaults), of ModelOpt, each as it was made and after ``edgepress transcode``, and our bundle for each engine
+from the command line. Every file is scored through the runtime on the test pictures, and timed in turn with others
+in fresh processes. A tool that fails is shown with its error.
+
+It works in stages, each of which can be run alone and goes on where it was: ``make`` (peers, then our bundles, whose
+INT8 has to be faster here to be kept: on a quiet machine), ``score``, and ``time``, which is split into comparisons
+of seconds, the most telling first: ``--minutes`` ends it between two of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ["NNCF_CI"] = "1"  # NNCF sends telemetry otherwise
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-import onnx
-
-from edgepress.benchmarks import Agreement, Classification, Images, compare, fixed_batch
+from edgepress.benchmarks import Images, compare, fixed_batch
 from edgepress.benchmarks.fingerprint import fingerprint
-from edgepress.runtime import EngineOptions, Preprocessing, open_engine
-from networks import NETWORKS, Network, data_root, edgepress, pictures
+from edgepress.runtime import EngineOptions, open_engine
+from networks import FOREIGN, NETWORKS, Network, data_root, edgepress, pictures, to_toml
+from peer_scores import score
+from peer_shares import int8_share, macs_by_node
+from peer_table import markdown, print_machine
+from peer_ways import ENGINES, OURS, WAYS, pairs
+from peers import (
+    CALIBRATION,
+    MODELOPT,
+    PEERS,
+    feeds,
+    modelopt,
+    nncf_quantize,
+    quantize_static,
+    transcode,
+)
 
-_CALIBRATION = 300
-_THREADS = (1,)
+__all__ = ["feeds", "nncf_quantize", "print_machine", "quantize_static"]
+
+_ALL = {**NETWORKS, **FOREIGN}
+_STAGES = ("make", "score", "time")
+_BATCH = 50  # pictures scored at once
 
 
 def main() -> None:
     """Run the proof."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("networks", nargs="*", default=list(NETWORKS))
-    parser.add_argument("--out", default="benchmarks/results/int8_peers", type=Path)
-    parser.add_argument("--preset", default="standard")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("networks", nargs="*", default=list(_ALL))
+    parser.add_argument("--stage", default=",".join(_STAGES), metavar="STAGE,...")
+    parser.add_argument("--threads", default="1,2", metavar="N,...")
+    parser.add_argument("--modelopt", type=Path, help="a Python that has nvidia-modelopt")
+    parser.add_argument("--minutes", type=float, default=1e9, help="how long to time, at most")
+    parser.add_argument("--again", action="store_true", help="make, score and time anew")
+    parser.add_argument("--files", type=Path, default=Path(".work/int8_peers"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/int8_peers"))
+    parser.add_argument("--preset", default="quick")
     given = parser.parse_args()
+    stages = given.stage.split(",")
+    if set(stages) - set(_STAGES):
+        parser.error(f"stages are {', '.join(_STAGES)}")
+    until = time.monotonic() + 60 * given.minutes
     path = given.out.with_suffix(".json")
     told: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"networks": {}}
-    told["fingerprint"] = fingerprint()
-    for name in given.networks:
-        with tempfile.TemporaryDirectory() as folder:
-            told["networks"][name] = one(NETWORKS[name], Path(folder), given.preset)
+
+    def keep() -> None:
+        told["fingerprint"] = fingerprint()
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(told, indent=1) + "\n")
+        part = path.with_name(f".{path.name}.part")
+        part.write_text(json.dumps(told, indent=1) + "\n")
+        os.replace(part, path)
         given.out.with_suffix(".md").write_text(markdown(told))
-        print(
-            markdown(
-                {"networks": {name: told["networks"][name]}, "fingerprint": told["fingerprint"]}
-            )
-        )
+
+    for name in given.networks:
+        network, folder = _ALL[name], given.files / name
+        folder.mkdir(parents=True, exist_ok=True)
+        if given.again or name not in told["networks"]:
+            told["networks"][name] = {"files": {}, "ways": {}, "times": {}}
+        state = told["networks"][name]
+        if "make" in stages:
+            make(network, folder, state, given.modelopt, keep)
+        if "score" in stages:
+            score_all(network, folder, state, keep)
+        if "time" in stages:
+            for threads in map(int, given.threads.split(",")):
+                time_all(folder, state, threads, given.preset, until, keep)
+    print(markdown(told))
 
 
-def one(network: Network, folder: Path, preset: str) -> dict[str, Any]:
-    """Everything about one network."""
-    calibration, test = pictures(network, folder)
-    root = data_root()
-    model = f"{root}/backbones.py:{network.name}"
-    weights, preprocessing = root / "weights" / network.weights, root / network.preprocessing
-    float32 = folder / "float32.onnx"
-    common = ("--weights", weights, "--preprocessing", preprocessing)
-    edgepress("export", model, *common, "--data", calibration, "--out", float32)
-    started = time.monotonic()
-    ours = folder / "ours"
-    # --max-drop 100: this table shows what INT8 gives, whether it would be accepted or not
-    edgepress(
-        *("compress", model, *common, "--data", calibration, "--test-data", test),
-        *("--task", network.task, "--recipe", "int8", "--max-drop", "100", "--out", ours),
-        *("--calibration-size", _CALIBRATION),
-    )
-    seconds = {"edgepress (with proof)": time.monotonic() - started}
-    files: dict[str, Path | str] = {"float32": float32, "edgepress": ours / "model.onnx"}
-    given = Preprocessing.from_toml(preprocessing)
-    for peer, make in (("quantize_static", quantize_static), ("NNCF", nncf_quantize)):
-        started = time.monotonic()
-        try:
-            files[peer] = make(float32, folder / f"{peer}.onnx", Images.open(calibration), given)
-        except Exception as error:
-            files[peer] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-        seconds[peer] = time.monotonic() - started
-    rows: dict[str, Any] = {}
-    for name, file in files.items():
-        rows[name] = (
-            {"error": file}
-            if isinstance(file, str)
-            else row(network, file, files, given, test, preset)
-        )
-    return {"rows": rows, "seconds": seconds, "batches": network.batches}
-
-
-def row(
+def make(
     network: Network,
-    file: Path,
-    files: dict[str, Path | str],
-    given: Preprocessing,
-    test: Path,
+    folder: Path,
+    state: dict[str, Any],
+    python: Path | None,
+    keep: Callable[[], None],
+) -> None:
+    """Every file: float32, the peers', those transcoded, ours."""
+    calibration, test = pictures(network, folder)
+    root, how = data_root(), network.how()
+    preprocessing = folder / "preprocessing.toml"
+    preprocessing.write_text(to_toml(how))
+    float32, images = folder / "float32.onnx", Images.open(calibration)
+    model: list[object] = [root / "onnx" / network.weights]
+    if not network.onnx:
+        model = [
+            f"{root}/backbones.py:{network.name}",
+            "--weights",
+            root / "weights" / network.weights,
+        ]
+        model += ["--preprocessing", preprocessing]
+
+    def attempt(name: str, step: Callable[[], object]) -> None:
+        if "error" in state["files"].get(name, {"error": ""}) or not file_of(folder, name).exists():
+            print(f"{network.name}: {name}", flush=True)
+            started = time.monotonic()
+            try:
+                step()
+                state["files"][name] = {"size_bytes": file_of(folder, name).stat().st_size}
+            except (Exception, SystemExit) as error:
+                state["files"][name] = {"error": short(error)}
+            state["files"][name]["seconds"] = round(time.monotonic() - started, 1)
+            keep()
+
+    data = () if network.onnx else ("--data", calibration)
+    export = ("export", *model, *data, "--out", float32, "--force")
+    attempt("float32", lambda: edgepress(*export))
+    for peer, tool in PEERS.items():
+        attempt(
+            peer, lambda peer=peer, tool=tool: tool(float32, file_of(folder, peer), images, how)
+        )
+    attempt(MODELOPT, lambda: modelopt(python, float32, file_of(folder, MODELOPT), images, how))
+    for peer in (*PEERS, MODELOPT):
+        if "error" in state["files"][peer]:
+            continue
+        for engine in ENGINES:
+            name = f"{peer}, transcoded for {engine}"
+            source, out = file_of(folder, peer), file_of(folder, name)
+            attempt(name, lambda s=source, o=out, e=engine: transcode(s, o, f"{e}-cpu"))
+    for engine in ENGINES:
+        name = OURS.format(engine=engine)
+        words = ("compress", *model, *(("--preprocessing", preprocessing) if network.onnx else ()))
+        words += ("--data", calibration, "--test-data", test, "--task", network.task)
+        words += ("--target", f"{engine}-cpu", "--max-drop", network.max_drop, "--force")
+        words += ("--calibration-size", CALIBRATION, "--out", file_of(folder, name).parent)
+        attempt(name, lambda words=words: edgepress(*words))
+        manifest = file_of(folder, name).with_name("manifest.json")
+        if manifest.exists() and "error" not in state["files"][name]:
+            bundle = json.loads(manifest.read_text())
+            state["files"][name].update(declined=bundle["declined"], notes=bundle["notes"])
+            keep()
+
+
+def file_of(folder: Path, name: str) -> Path:
+    """Where a file lies."""
+    plain = "".join(c if c.isalnum() else "_" for c in name)
+    return (
+        folder / plain / "model.onnx" if name.startswith("edgepress") else folder / f"{plain}.onnx"
+    )
+
+
+def score_all(
+    network: Network, folder: Path, state: dict[str, Any], keep: Callable[[], None]
+) -> None:
+    """Score and share in INT8 of every way to run a file."""
+    _, test = pictures(network, folder)
+    images, how = Images.open(test), network.how()
+    float32 = file_of(folder, "float32")
+    macs: dict[str, int] = {}
+    for way in WAYS:
+        if "error" in state["files"].get(way.file, {"error": ""}):
+            continue
+        if "score" in state["ways"].get(way.key, {}):
+            continue
+        file, told = file_of(folder, way.file), dict[str, Any]()
+        print(f"{network.name}: scoring {way.key}", flush=True)
+        try:
+            options = EngineOptions(precision=way.precision)
+            with (
+                open_engine("onnxruntime")(float32.read_bytes(), EngineOptions()) as original,
+                open_engine(way.engine)(file.read_bytes(), options) as engine,
+            ):
+                name, wanted = engine.inputs[0].name, fixed_batch(original.run, original.inputs)
+                judged = fixed_batch(engine.run, engine.inputs)
+                batches = images.batches(original.inputs, how, _BATCH)
+                told["score"] = score(
+                    network.judged,
+                    lambda feeds, judged=judged, name=name: judged(
+                        {name: next(iter(feeds.values()))}
+                    ),
+                    wanted,
+                    batches,
+                )
+            if not macs:
+                first = next(iter(images.take([0]).batches(original.inputs, how, 1)))
+                macs = macs_by_node(float32, next(iter(first.inputs.values())).shape[1:])
+            told["int8_share"] = int8_share(file, way.engine, macs)
+        except Exception as error:
+            told["error"] = short(error)
+        state["ways"][way.key] = told
+        keep()
+
+
+def time_all(
+    folder: Path,
+    state: dict[str, Any],
+    threads: int,
     preset: str,
-) -> dict[str, Any]:
-    """Score and speed of one file."""
-    images = Images.open(test)
-    float32, ours = Path(files["float32"]), Path(files["edgepress"])
-    try:
-        onnxruntime = open_engine("onnxruntime")
-        with (
-            onnxruntime(file.read_bytes(), EngineOptions()) as engine,
-            onnxruntime(float32.read_bytes(), EngineOptions()) as reference,
-        ):
-            inputs = reference.inputs
-            name = engine.inputs[0].name
-
-            def run(feeds: Any) -> Any:
-                given_outputs = fixed_batch(engine.run, engine.inputs)(
-                    {name: next(iter(feeds.values()))}
-                )
-                return dict(
-                    zip([o.name for o in reference.outputs], given_outputs.values(), strict=True)
-                )
-
-            def batches() -> Iterator[Any]:
-                return images.batches(inputs, given, 50)
-
-            task = Classification() if network.task == "classification" else Agreement()
-            score = task.score(run, batches, reference.run)
-    except Exception as error:
-        return {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
-    told: dict[str, Any] = {
-        "size_bytes": file.stat().st_size,
-        "score": score.to_dict(),
-        "speed": {},
-    }
-    for batch in network.batches:
-        for against, base in (("float32", float32), ("edgepress", ours)):
-            if base == file:
-                continue
-            # compare(a, b).ratio is b's latency over a's: how many times faster this file is
-            found = compare(file, base, batch=batch, preset=preset)
-            told["speed"][f"batch {batch} against {against}"] = {
+    until: float,
+    keep: Callable[[], None],
+) -> None:
+    """Comparisons that are not recorded yet, until the time is up."""
+    times = state["times"].setdefault(f"{threads}", {})
+    runs = {way.key for way in WAYS if "score" in state["ways"].get(way.key, {})}
+    for a, b in pairs():
+        key = f"{a.key} against {b.key}"
+        if key in times or a.key not in runs or b.key not in runs:
+            continue
+        if time.monotonic() > until:
+            return
+        print(f"{folder.name}, {threads} threads: {key}", flush=True)
+        try:
+            # compare(a, b).ratio is b's latency over a's: how many times faster a is
+            found = compare(
+                file_of(folder, a.file),
+                file_of(folder, b.file),
+                threads=threads,
+                preset=preset,
+                engine=a.engine,
+                precision=a.precision,
+                against_engine=b.engine,
+                against_precision=b.precision,
+            )
+            times[key] = {
                 "ratio": found.ratio,
                 "low": found.ratio_low,
                 "high": found.ratio_high,
                 "p50_ms": found.a.latency.p50_ms,
+                "against_p50_ms": found.b.latency.p50_ms,
                 "settled": found.settled,
+                "faster": found.faster,
             }
-    return told
+        except Exception as error:
+            times[key] = {"error": short(error)}
+        keep()
 
 
-def feeds(images: Images, given: Preprocessing, name: str, batch: int) -> Iterator[dict[str, Any]]:
-    """The calibration pictures, as the graph takes them."""
-    from edgepress.runtime import TensorSpec
-
-    some = images.split(_CALIBRATION, 0, own_test=True).calibration
-    spec = (TensorSpec(name, "float32", ("N", "C", "H", "W")),)
-    for one_batch in some.batches(spec, given, batch):
-        yield one_batch.inputs
-
-
-def quantize_static(float32: Path, out: Path, images: Images, given: Preprocessing) -> Path:
-    """ONNX Runtime's own tool, as its documentation advises for x86."""
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    name = onnx.load(float32).graph.input[0].name
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.batches = feeds(images, given, name, 1)
-
-        def get_next(self) -> Any:
-            return next(self.batches, None)
-
-    logging.disable(logging.WARNING)
-    prepared = out.with_suffix(".prepared.onnx")
-    quant_pre_process(str(float32), str(prepared))
-    quantize_static(
-        str(prepared),
-        str(out),
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
-    return out
-
-
-def nncf_quantize(float32: Path, out: Path, images: Images, given: Preprocessing) -> Path:
-    """NNCF with its defaults."""
-    import nncf
-
-    model = onnx.load(float32)
-    name = model.graph.input[0].name
-    quantized = nncf.quantize(
-        model, nncf.Dataset(list(feeds(images, given, name, 1))), subset_size=_CALIBRATION
-    )
-    onnx.save(quantized, out)
-    return out
-
-
-def markdown(told: dict[str, Any]) -> str:
-    """The table."""
-    lines = [
-        "# INT8 of several tools on ONNX Runtime, one thread",
-        "",
-        "Made by `python benchmarks/proofs/int8_peers.py`. Scores are of the files as ONNX Runtime runs them; a ratio is",
-        "the latency of the other file over that of this one, both measured in turn in fresh processes, with its 95 %",
-        "interval: over 1, this file is faster.",
-        "",
-    ]
-    print_machine(lines, told["fingerprint"])
-    for name, found in told["networks"].items():
-        batches = found["batches"]
-        heads = [f"batch {b}: against float32" for b in batches] + [
-            f"batch {b}: against ours" for b in batches
-        ]
-        lines += [
-            "",
-            f"## {name}",
-            "",
-            "| file | size | score | SQNR | same top-1 | KL | cosine | " + " | ".join(heads) + " |",
-        ]
-        lines.append("|---|---|---|---|---|---|---|" + "---|" * len(heads))
-        for row_name, entry in found["rows"].items():
-            if "error" in entry:
-                lines.append(f"| {row_name} | failed: {entry['error']} |" + " |" * (5 + len(heads)))
-                continue
-            lines.append("| " + " | ".join([row_name, *cells(entry, batches)]) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def print_machine(lines: list[str], found: dict[str, Any]) -> None:
-    """What it ran on, in a line."""
-    cpu, software = found["cpu"], found["software"]
-    lines.append(
-        f"Machine: {cpu['model']} ({', '.join(cpu['flags'])}), {cpu['cores']} cores, virtual, shared and noisy; "
-        f"onnxruntime {software['onnxruntime']}, Python {software['python']}; {found['time_utc'][:10]}."
-    )
-
-
-def cells(entry: dict[str, Any], batches: list[int]) -> list[str]:
-    """One row."""
-    score = entry["score"]
-    details = score["details"]
-    outputs = details.get("agreement") or details.get("outputs") or {}
-    near = next(iter(outputs.values()), {})
-
-    def number(key: str, digits: int) -> str:
-        return "-" if near.get(key) is None else f"{near[key]:.{digits}f}"
-
-    value = f"{score['value']:.2f}"
-    if score["low"] is not None:
-        value += f" ({score['low']:.2f} to {score['high']:.2f})"
-    found = [
-        f"{entry['size_bytes'] / 1000:.0f} kB",
-        value,
-        number("sqnr_db", 2),
-        number("top1_agreement_percent", 2),
-    ]
-    found += [number("kl_nats", 5), number("mean_cosine", 5)]
-    for against in ("float32", "edgepress"):
-        for batch in batches:
-            speed = entry["speed"].get(f"batch {batch} against {against}")
-            if speed is None:
-                found.append("-")
-            else:
-                mark = "" if speed["settled"] else ", unsettled"
-                found.append(
-                    f"{speed['ratio']:.2f}x ({speed['low']:.2f} to {speed['high']:.2f}{mark})"
-                )
-    return found
+def short(error: BaseException) -> str:
+    """The first line of an error."""
+    first = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first[:250]}"
 
 
 if __name__ == "__main__":

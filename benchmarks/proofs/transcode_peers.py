@@ -30,12 +30,12 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import numpy as np
 import onnx
-from int8_peers import feeds, nncf_quantize, print_machine, quantize_static
 
 from edgepress.benchmarks import Images, compare, fixed_batch
 from edgepress.benchmarks.fingerprint import fingerprint
 from edgepress.runtime import EngineOptions, Preprocessing, open_engine
 from edgepress.runtime.target import target
+from int8_peers import feeds, nncf_quantize, print_machine, quantize_static
 from networks import NETWORKS, Network, data_root, edgepress, pictures
 
 _DEFAULT = ("efficientnet_lite0", "resnet56")

@@ -34,6 +34,12 @@ class Dialect:
             quantizers to where it wants them; every other node reads the float tensor.
         weight_only: Whether weights alone become codes.
         least_channels: A convolution over fewer channels than these stays in float.
+        uint8_weights: Whether kernels take weights in uint8, too, around a zero point; on x86 these
+            are slower than those of int8 weights, and never add in 16 bits.
+        gates: Activation functions and gates of floats that run inside of the INT8 kernel in front
+            of them, where nothing is quantized in between.
+        splits_dequantizers: Whether the engine gives each reader of a dequantized tensor a
+            dequantizer of its own, so that they no longer share the tensor that they read.
     """
 
     name: str
@@ -50,6 +56,9 @@ class Dialect:
     at_inputs: bool = False
     weight_only: bool = False
     least_channels: int = 1
+    uint8_weights: bool = False
+    gates: frozenset[str] = frozenset()
+    splits_dequantizers: bool = False
 
     @property
     def lowest(self) -> int:
@@ -97,6 +106,8 @@ def _onnxruntime(name: str, activation: str, weight_limit: int) -> Dialect:
                 *("AveragePool", "GlobalAveragePool"),
             }
         ),
+        uint8_weights=activation == "uint8",
+        splits_dequantizers=True,
     )
 
 
@@ -115,6 +126,8 @@ def _openvino(name: str, weight_limit: int) -> Dialect:
         free_output=ours.weighted,
         seized=frozenset(),
         moves_codes=False,
+        uint8_weights=False,
+        gates=frozenset({"Sigmoid", "Mul", "LeakyRelu", "HardSigmoid", "HardSwish", "Elu", "Tanh"}),
     )
 
 
@@ -149,6 +162,7 @@ def _tensorrt_rtx() -> Dialect:
         weighted=frozenset({"Gemm", "MatMul"}),
         elementwise=frozenset[str](),
         weight_only=True,
+        splits_dequantizers=False,
     )
 
 

@@ -83,6 +83,12 @@ def from_ranges(ranges: Ranges, dialect: Dialect) -> Choose:
     return choose
 
 
+def lay_out_ranges(walk: Walk, ranges: Ranges, plan: PrecisionPlan, dialect: Dialect) -> Layout:
+    """`lay_out` with the quantizers that calibration's ranges tell."""
+    choose = from_ranges(ranges, dialect)
+    return lay_out(walk, ranges.tensors, plan, dialect, choose, elements=ranges.elements)
+
+
 def lay_out(
     walk: Walk,
     known: Container[str],

@@ -22,7 +22,7 @@ from ..graph import Graph, Walk, all_names, attribute, fresh, serialize
 from ..plan import PrecisionPlan
 from ..ranges import Ranges
 from . import Dialect
-from .layout import Layout, from_ranges, lay_out
+from .layout import Layout, lay_out_ranges
 from .quantizers import PerChannel, PerTensor, bias_codes, weight_quantizer
 
 
@@ -85,14 +85,7 @@ def write_qdq(
         weight_method: How weights' scales are chosen; see
             :func:`~edgepress.export.dialects.quantizers.weight_quantizer`.
     """
-    layout = lay_out(
-        Walk(graph.proto()),
-        ranges.tensors,
-        plan,
-        dialect,
-        from_ranges(ranges, dialect),
-        elements=ranges.elements,
-    )
+    layout = lay_out_ranges(Walk(graph.proto()), ranges, plan, dialect)
     pack = partial(weight_quantizer, method=weight_method)
     return write_layout(graph, layout, plan, dialect, pack)
 
@@ -147,6 +140,8 @@ class _Writer:
         for value in model.graph.input:
             if value.name in self.layout.quantizers:
                 self._quantize(value.name, value.name)
+        for name in sorted(self.layout.quantizers.keys() & self.walk.constants.keys()):
+            self._encode(name)
         absorbed = {tail.name: name for name, tail in self.layout.absorbed.items()}
         moved: list[str] = []
         for node in model.graph.node:
@@ -221,6 +216,14 @@ class _Writer:
         self._dequantize(name, parameters)
         return made
 
+    def _encode(self, name: str) -> None:
+        """Codes of the constant ``name``, and what they stand for."""
+        quantizer = self.layout.quantizers[name]
+        codes = np.rint(self.walk.constant(name) / quantizer.scale) + quantizer.zero_point
+        kept = np.clip(codes, *self.dialect.codes).astype(self.dialect.activation)
+        self.codes[name] = self._constant(f"{name}_codes", kept)
+        self._dequantize(name, self._parameters(name, quantizer))
+
     def _clip(self, source: str, ends: Array, output: str) -> None:
         bounds = [self._constant(f"{output}_end", end) for end in ends]
         self._add("Clip", [source, *bounds], output)
@@ -284,12 +287,13 @@ class _Writer:
         else:
             scale_in = float(self.layout.quantizers[node.input[0]].scale)
             packed = self.pack(weights, axis, limit, bias=bias, input_scale=scale_in)
+        zero_points = np.full(channels, packed.zero_point, packed.codes.dtype)
         key = (stem, packed.codes.tobytes(), packed.scale.tobytes())
         if key not in self.packed:  # layers that share weights go on sharing them
             self.packed[key] = [
                 self._constant(f"{stem}_codes", packed.codes),
                 self._constant(f"{stem}_scale", packed.scale),
-                self._constant(f"{stem}_zero_point", np.zeros(channels, np.int8)),
+                self._constant(f"{stem}_zero_point", zero_points),
             ]
         copy.input[1] = fresh(self.names, f"{stem}_dequantized")
         self._add("DequantizeLinear", self.packed[key], copy.input[1], axis)
@@ -341,7 +345,8 @@ class _Writer:
         for i, name in enumerate(node.input):
             # Elsewhere the float32 tensor itself is there to be read.
             if name in self.layout.read_as_codes:
-                copy.input[i] = self._apart(name) if apart else self.floats[name]
+                alone = not apart and not self._is_shared(name)
+                copy.input[i] = self.floats[name] if alone else self._apart(name)
         self.nodes.append(copy)
         for i, name in enumerate(node.output):
             if name in self.layout.rounded:
@@ -359,6 +364,17 @@ class _Writer:
         elif node.op_type == "Where":
             data = data[1:]
         return node.op_type in self.dialect.seized and self.layout.read_as_codes.issuperset(data)
+
+    def _is_shared(self, name: str) -> bool:
+        """Whether two nodes read the floats of a coded tensor and the engine would make them twice.
+
+        Each reader would get a dequantizer of its own, and Sigmoid and Mul no longer be one kernel.
+        """
+        readers = self.walk.consumers.get(name, [])
+        floats = [
+            n for n in readers if not self.plan.is_int8(n) and n.name not in self.layout.moving
+        ]
+        return self.dialect.splits_dequantizers and len(floats) > 1
 
     def _apart(self, name: str) -> str:
         """The dequantized tensor behind a sum of one term, a copy that ONNX Runtime keeps."""

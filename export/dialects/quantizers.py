@@ -36,15 +36,17 @@ class PerTensor:
 
 @dataclass(frozen=True)
 class PerChannel:
-    """Quantized weights with one scale for each output channel, zero point 0.
+    """Quantized weights with one scale for each output channel.
 
     Attributes:
-        codes: int8, the weights' own shape.
+        codes: int8 or uint8, the weights' own shape.
         scale: float32, one entry for each output channel.
+        zero_point: The code of 0, the same for all channels; 0 for int8.
     """
 
-    codes: NDArray[np.int8]
+    codes: NDArray[np.int8] | NDArray[np.uint8]
     scale: NDArray[np.float32]
+    zero_point: int = 0
 
 
 def activation_quantizer(

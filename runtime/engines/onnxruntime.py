@@ -11,7 +11,6 @@ import importlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -21,11 +20,13 @@ from ..engine import Engine, EngineOptions
 from ..errors import EngineError
 from ..files import check_room, temporary_folder
 from ..tensors import Array, Arrays, Dimension, TensorSpec
+from .kernels import KernelTime, summarized
 
 OptimizationLevel: TypeAlias = Literal["basic", "extended", "all"]
 
 CPU = "CPUExecutionProvider"
 _QUIET = 3  # ONNX Runtime's severity "error": its warnings on stderr are no part of our output
+_NOT_LOOKED_AT = 2  # inferences of a profile in which memory is laid out
 _LEVELS = {
     "none": "ORT_DISABLE_ALL",
     "basic": "ORT_ENABLE_BASIC",
@@ -155,72 +156,43 @@ def optimized_model(model: bytes, level: OptimizationLevel) -> bytes:
             ) from error
 
 
-@dataclass(frozen=True)
-class KernelTime:
-    """What one kernel of the rewritten graph took.
-
-    Attributes:
-        node: Its name in the graph as :func:`optimized_model` gives it.
-        kernel: Its operator.
-        median_ms: Median over the runs.
-    """
-
-    node: str
-    kernel: str
-    median_ms: float
-
-
-def kernel_times(
+def profile(
     model: bytes,
     feeds: Mapping[str, Array],
-    *,
-    runs: int = 20,
-    threads: int = 1,
+    threads: int,
+    runs: int,
     optimize: Literal["all", "none"] = "all",
-) -> list[KernelTime]:
-    """Time every kernel on its own, with ONNX Runtime's profiler; it slows them a little.
+) -> tuple[KernelTime, ...]:
+    """What each kernel takes on the CPU, from ONNX Runtime's profiler.
 
-    Args:
-        model: An ONNX model.
-        feeds: Inputs by name.
-        runs: How often; one more goes before and does not count.
-        threads: Threads for one inference.
-        optimize: How far the graph may be rewritten.
-
-    Raises:
-        EngineError: ``E_BACKEND`` where it cannot be loaded or run.
+    See :func:`edgepress.runtime.engines.kernels.kernel_times`; ``optimize`` says how far the graph
+    may be rewritten.
     """
-    import tempfile
-
     ort = _backend()
-    with tempfile.TemporaryDirectory(prefix="edgepress-") as folder:
+    with temporary_folder() as folder:
         options = _session_options(ort, optimize, threads)
         options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
+        options.profile_file_prefix = str(folder / "profile")
         session = _create(ort, model, options, [CPU])
         try:
-            for _ in range(runs + 1):
+            for _ in range(runs + _NOT_LOOKED_AT):
                 session.run(None, dict(feeds))
-        except Exception as error:  # its own types, as in `_run`
+            events: Any = json.loads(Path(session.end_profiling()).read_bytes())
+        except Exception as error:  # ONNX Runtime's own types, OSError and ValueError
             raise EngineError(
                 "E_BACKEND",
-                f"ONNX Runtime failed while running: {_first_line(error)}",
-                mend="Check that the sizes of the inputs suit the graph.",
+                f"ONNX Runtime failed while its profiler ran: {_first_line(error)}",
+                mend="Check that the sizes of the inputs suit the graph, and the disk's room.",
             ) from error
-        finally:
-            profile = Path(session.end_profiling())
-        events: list[dict[str, Any]] = json.loads(profile.read_text(encoding="utf-8"))
-    seen: dict[tuple[str, str], list[float]] = {}
+    ending, seen = "_kernel_time", dict[tuple[str, str], list[float]]()
     for event in events:
-        name = str(event.get("name", ""))
-        if event.get("cat") == "Node" and name.endswith("_kernel_time"):
-            key = (name.removesuffix("_kernel_time"), str(event["args"]["op_name"]))
-            seen.setdefault(key, []).append(float(event["dur"]) / 1000)
-    return [
-        KernelTime(node, kernel, float(np.median(took[1:])))
-        for (node, kernel), took in seen.items()
-        if len(took) > 1
-    ]
+        if event.get("cat") == "Node" and event["name"].endswith(ending):
+            key = (str(event["args"]["op_name"]), str(event["name"]).removesuffix(ending))
+            seen.setdefault(key, []).append(event["dur"] / 1000)
+    return tuple(
+        summarized(kind, name, (), found[_NOT_LOOKED_AT:] or found)
+        for (kind, name), found in seen.items()
+    )
 
 
 def backend_version() -> str:

@@ -22,10 +22,12 @@ import numpy as np
 from ..engine import Engine, EngineOptions, Precision
 from ..errors import EngineError, MissingExtraError
 from ..tensors import Array, Arrays, TensorSpec, check_arrays
+from .kernels import KernelTime, lower_quartile
 from .symbols import free_names
 
 CPU = "CPU"
 _TELEMETRY = "openvino_telemetry"
+_NOT_LOOKED_AT = 2  # inferences in which kernels are chosen and built
 _DTYPES = {
     "f32": "float32",
     "f64": "float64",
@@ -135,7 +137,7 @@ class Executed:
             with OpenVINO's own endings.
         name: Its own name.
         reads: Names of the nodes that it reads from.
-        median_ms: What it took; 0 where it was not timed, or not run.
+        ms: What it took, the lower quartile over the runs; 0 where it was not timed, or not run.
     """
 
     kind: str
@@ -144,7 +146,7 @@ class Executed:
     origins: tuple[str, ...]
     name: str = ""
     reads: tuple[str, ...] = ()
-    median_ms: float = 0.0
+    ms: float = 0.0
 
 
 def executed_graph(model: bytes, options: EngineOptions | None = None) -> tuple[Executed, ...]:
@@ -165,12 +167,12 @@ def executed_graph(model: bytes, options: EngineOptions | None = None) -> tuple[
 def executed_times(
     model: bytes, feeds: Mapping[str, Array], *, runs: int = 20, threads: int = 1
 ) -> tuple[Executed, ...]:
-    """As :func:`executed_graph`, with the median time of each node over ``runs`` on the CPU.
+    """As :func:`executed_graph`, with what each node takes on the CPU.
 
     Args:
         model: An ONNX model.
         feeds: Inputs by name.
-        runs: How often; one more goes before and does not count.
+        runs: How often; two more go before and do not count.
         threads: Threads for one inference.
 
     Raises:
@@ -185,9 +187,9 @@ def executed_times(
     inputs = _specs(compiled.inputs, "input", free_names(model))
     check_arrays(inputs, feeds)
     try:
-        for run in range(runs + 1):
+        for run in range(runs + _NOT_LOOKED_AT):
             request.infer([feeds[spec.name] for spec in inputs])
-            for part in request.get_profiling_info() if run else ():
+            for part in request.get_profiling_info() if run >= _NOT_LOOKED_AT else ():
                 took.setdefault(str(part.node_name), []).append(part.real_time.total_seconds())
     except Exception as error:  # RuntimeError, and what the bindings raise besides
         raise EngineError(
@@ -195,7 +197,7 @@ def executed_times(
             f"OpenVINO failed while running: {_reason(error)}",
             mend="Check that the sizes of the inputs suit the graph.",
         ) from error
-    return _executed(compiled, {name: 1e3 * float(np.median(s)) for name, s in took.items()})
+    return _executed(compiled, {name: 1e3 * lower_quartile(s) for name, s in took.items()})
 
 
 def _executed(compiled: Any, times_ms: Mapping[str, float]) -> tuple[Executed, ...]:
@@ -217,6 +219,19 @@ def _executed(compiled: Any, times_ms: Mapping[str, float]) -> tuple[Executed, .
             )
         )
     return tuple(found)
+
+
+def profile(
+    model: bytes, feeds: Mapping[str, Array], threads: int, runs: int
+) -> tuple[KernelTime, ...]:
+    """What each kernel takes on the CPU, from OpenVINO's performance counters.
+
+    See :func:`edgepress.runtime.engines.kernels.kernel_times`.
+    """
+    return tuple(
+        KernelTime(one.kind, one.name, one.origins, one.ms)
+        for one in executed_times(model, feeds, runs=runs, threads=threads)
+    )
 
 
 def has_bf16() -> bool:

@@ -1,0 +1,219 @@
+"""The matrix as Markdown: one table of captures, one for each engine, and what of the aims holds."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+COSINE, CONVOLUTIONS = 0.98, 0.95
+"""What is asked for: agreement with float32, and the share of convolution work in INT8."""
+
+ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+
+
+def markdown(told: dict[str, Any], entries: Mapping[str, Any]) -> str:
+    """All tables."""
+    rows = {name: told["networks"][name] for name in entries if name in told["networks"]}
+    pictures = told["pictures"]
+    lines = [
+        "# INT8 across networks",
+        "",
+        "Made by `python benchmarks/proofs/network_matrix.py`, a process for each step. Networks marked *random* have no",
+        "trained weights here: their BatchNorm statistics are set from real pictures, and all that is said of them is how",
+        f"far INT8 agrees with the same network in float32. {pictures['calibration']} pictures for calibration, "
+        f"{pictures['selection']} for selection, {pictures['test']} for the",
+        "figures. A ratio is float32's latency over INT8's in the same engine, one thread, batch 1, in turn, with its 95 %",
+        "interval; seconds and memory are those of the whole step's process, timing included where there is some.",
+        "",
+        *machine(told["fingerprint"]),
+        "",
+    ]
+    for engine, title in ENGINES.items():
+        held = {name: row[engine] for name, row in rows.items() if engine in row}
+        if held:
+            lines += [f"## {title}", "", *aims(held), "", *engine_table(held, rows), ""]
+    built = {name: row["tensorrt"] for name, row in rows.items() if "tensorrt" in row}
+    if built:
+        lines += ["## TensorRT", "", *built_table(built), ""]
+    lines += ["## Capture", "", *capture_table(rows)]
+    return "\n".join(lines) + "\n"
+
+
+def machine(found: dict[str, Any]) -> list[str]:
+    """What it ran on."""
+    cpu, software = found["cpu"], found["software"]
+    versions = ", ".join(
+        f"{name} {software[name]}" for name in ("onnxruntime", "openvino") if software.get(name)
+    )
+    return [
+        f"Machine: {cpu['model']} ({', '.join(cpu['flags'])}), {cpu['cores']} cores, virtual, shared and noisy; "
+        f"{versions}; {found['time_utc'][:10]}."
+    ]
+
+
+def aims(held: Mapping[str, dict[str, Any]]) -> list[str]:
+    """How many networks meet what is asked for."""
+    whole = {name: one for name, one in held.items() if "error" not in one}
+    finite = [name for name, one in whole.items() if not non_finite(one)]
+    close = [name for name, one in whole.items() if cosine(one) >= COSINE]
+    most = [name for name, one in whole.items() if convolution_share(one) >= CONVOLUTIONS]
+    apart = [name for name in whole if name not in close]
+    lines = [
+        f"- {len(whole)} of {len(held)} networks made and run; finite outputs: {len(finite)}.",
+        f"- Cosine {COSINE} or better: {len(close)}"
+        + (f"; not {', '.join(apart)}." if apart else "."),
+        f"- At least {100 * CONVOLUTIONS:.0f} % of the convolutions' multiply-adds in INT8: {len(most)}; "
+        "the table says why not of the rest.",
+    ]
+    timed = [one for one in whole.values() if one["latency"]]
+    if timed:
+        faster = sum(one["latency"]["faster"] == "result" for one in timed)
+        kept = sum(one["accepted"] for one in timed)
+        lines.append(
+            f"- INT8 faster than float32 in the same engine: {faster} of {len(timed)}; "
+            f"the bundle holds INT8 in {kept}, else float32."
+        )
+    return lines
+
+
+def engine_table(
+    held: Mapping[str, dict[str, Any]], rows: Mapping[str, dict[str, Any]]
+) -> list[str]:
+    """INT8 on one engine."""
+    lines = [
+        "| network | weights | cosine | SQNR | convolutions in INT8 | all in INT8 | not in INT8 | against float32 "
+        "| bundle | seconds | peak |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, one in held.items():
+        weights = "trained" if rows[name]["trained"] else "random"
+        cost = f"{one['seconds']:.0f} | {mib(one)}"
+        if "error" in one:
+            lines.append(f"| {name} | {weights} | failed: {one['error']} | | | | | | | {cost} |")
+            continue
+        near = worst(one)
+        sqnr = "-" if near["sqnr_db"] is None else f"{near['sqnr_db']:.1f} dB"
+        receipt = one["receipt"]
+        cells = [
+            *(name, weights, f"{cosine(one):.4f}", sqnr, percent(convolution_share(one))),
+            *(percent(receipt["int8_macs_share"]), why_float(receipt), speed(one), bundle(one)),
+        ]
+        lines.append(f"| {' | '.join(cells)} | {cost} |")
+    return lines
+
+
+def built_table(held: Mapping[str, dict[str, Any]]) -> list[str]:
+    """What is written for NVIDIA: built by TensorRT-RTX, judged in ONNX Runtime."""
+    graphs = sorted({g for one in held.values() for g in one.get("graphs", {})})
+    built = {
+        g: sum("build_seconds" in o.get("graphs", {}).get(g, {}) for o in held.values())
+        for g in graphs
+    }
+    lines = [
+        f"- {g}: {n} of {len(held)} parsed and built by TensorRT-RTX." for g, n in built.items()
+    ]
+    heads = [f"{g}: {what}" for g in graphs for what in ("built", "in INT8", "cosine")]
+    lines += [
+        "",
+        f"| network | {' | '.join(heads)} | seconds | peak |",
+        "|---" * (3 + len(heads)) + "|",
+    ]
+    for name, one in held.items():
+        cost = f"{one['seconds']:.0f} | {mib(one)}"
+        if "error" in one:
+            lines.append(
+                f"| {name} | failed: {one['error']} |" + " |" * (len(heads) - 1) + f" {cost} |"
+            )
+            continue
+        cells: list[str] = []
+        for graph in graphs:
+            found = one["graphs"][graph]
+            refused = f"refused: {found.get('refused')}"
+            cells.append(f"{found['build_seconds']} s" if "build_seconds" in found else refused)
+            cells += [percent(found["int8_share"]), f"{cosine(found):.4f}"]
+        lines.append(f"| {name} | {' | '.join(cells)} | {cost} |")
+    return lines
+
+
+def capture_table(rows: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Torch to ONNX."""
+    lines = [
+        "| network | from | input | parameters | multiply-adds | file | cosine with torch | seconds | peak |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        one = row.get("capture")
+        if one is None:
+            continue
+        head = f"| {name} | `{row['source']}` | {row['size'][0]}x{row['size'][1]} |"
+        cost = f"{one['seconds']:.0f} | {mib(one)} |"
+        if "error" in one:
+            lines.append(f"{head} | | failed: {one['error']} | | {cost}")
+            continue
+        parameters = "-" if one["parameters"] is None else f"{one['parameters'] / 1e6:.1f} M"
+        macs = next((macs_of(row[e]) for e in ENGINES if "receipt" in row.get(e, {})), None)
+        work = "-" if macs is None else f"{macs / 1e6:,.0f} M"
+        near = "-" if one["parity"] is None else f"{min(one['parity']['cosine'].values()):.6f}"
+        size = f"{one['size_bytes'] / 1e6:.1f} MB"
+        lines.append(f"{head} {parameters} | {work} | {size} | {near} | {cost}")
+    return lines
+
+
+def worst(one: dict[str, Any]) -> dict[str, Any]:
+    """The agreement of the output that agrees least."""
+    outputs = one["test_score"]["details"]["outputs"].values()
+    return min(outputs, key=lambda output: output["mean_cosine"])
+
+
+def cosine(one: dict[str, Any]) -> float:
+    return worst(one)["mean_cosine"]
+
+
+def non_finite(one: dict[str, Any]) -> int:
+    return sum(o["non_finite"] for o in one["test_score"]["details"]["outputs"].values())
+
+
+def macs_of(one: dict[str, Any]) -> int:
+    return sum(work["macs"] for work in one["receipt"]["operators"].values())
+
+
+def convolution_share(one: dict[str, Any]) -> float:
+    """Share of the convolutions' multiply-adds that run in INT8 kernels; 1 where there are none."""
+    works = [one["receipt"]["operators"].get(op) for op in _CONVOLUTIONS]
+    whole = sum(work["macs"] for work in works if work)
+    return sum(work["int8_macs"] for work in works if work) / whole if whole else 1.0
+
+
+def why_float(receipt: dict[str, Any]) -> str:
+    """The reasons of what computes in float32, each with its share of all work."""
+    whole = sum(work["macs"] for work in receipt["operators"].values())
+    found: dict[str, list[int]] = defaultdict(list)
+    for layer in receipt["float32_layers"]:
+        found[f"{layer['op_type']}: {layer['reason']}"].append(layer["macs"])
+    told = sorted(found.items(), key=lambda item: -sum(item[1]))
+    return "; ".join(f"{len(m)} {why} ({percent(sum(m) / whole)})" for why, m in told[:3]) or "-"
+
+
+def speed(one: dict[str, Any]) -> str:
+    found = one["latency"]
+    if found is None:
+        return "-"
+    mark = "" if found["settled"] else ", unsettled"
+    low, high = found["speedup_low"], found["speedup_high"]
+    return f"{found['speedup']:.2f}x ({low:.2f} to {high:.2f}{mark})"
+
+
+def bundle(one: dict[str, Any]) -> str:
+    if "accepted" not in one:
+        return "not made"
+    return "INT8" if one["accepted"] else "float32: " + "; ".join(one["reasons"])
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def mib(one: dict[str, Any]) -> str:
+    return f"{one['peak_kib'] / 1024:.0f} MiB" if "peak_kib" in one else "-"

@@ -1,0 +1,141 @@
+"""Thirty networks and more: what INT8 makes of each, on each engine, and what making it costs.
+
+::
+
+    python benchmarks/proofs/network_matrix.py [--only NETWORK,...] [--engines onnxruntime,openvino,tensorrt]
+        [--resume] [--no-timing] [--out benchmarks/results/network_matrix] [--keep FOLDER]
+
+Every step of every network (capture, INT8 for an engine) runs in a process of its own under a limit
+of time and memory, and is written to the JSON when it is done: whatever ends this script, nothing
+that was finished is lost, and ``--resume`` goes on with what is missing or failed. A network that
+fails is a row with its error.
+
+pytorchcv, timm and torchvision are needed for the networks that come from them, the extras ``openvino`` and
+``tensorrt-rtx`` for those steps; the latter parses and builds, which takes no GPU, and times nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from edgepress.benchmarks.fingerprint import fingerprint
+from matrix_networks import ENTRIES, Entry
+from matrix_steps import CALIBRATION, MAX_DROP, SELECTION, STEPS, TEST
+from matrix_table import markdown
+
+_ENGINES = [name for name in STEPS if name != "capture"]
+_POLL_SECONDS = 0.2
+
+
+def main() -> None:
+    """Run the proof."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", default=",".join(ENTRIES), metavar="NETWORK,...")
+    parser.add_argument("--engines", default=",".join(_ENGINES), metavar="ENGINE,...")
+    parser.add_argument("--resume", action="store_true", help="Do what is missing or failed.")
+    parser.add_argument("--no-timing", action="store_true", help="For a machine that is busy.")
+    parser.add_argument("--minutes", type=float, default=20, help="Limit of a step.")
+    parser.add_argument("--gib", type=float, default=10, help="Limit of a step's memory.")
+    parser.add_argument("--keep", type=Path, help="Keep the graphs of each network in this folder.")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/network_matrix"))
+    given = parser.parse_args()
+    names, engines = given.only.split(","), given.engines.split(",")
+    for word, known in [*((n, ENTRIES) for n in names), *((e, _ENGINES) for e in engines)]:
+        if word not in known:
+            parser.error(f"unknown: {word}. Known: {', '.join(known)}")
+    path = given.out.with_suffix(".json")
+    told = json.loads(path.read_text()) if path.exists() else {"networks": {}}
+    told["pictures"] = {"calibration": CALIBRATION, "selection": SELECTION, "test": TEST}
+    told["max_drop"] = MAX_DROP
+    for count, name in enumerate(names, 1):
+        entry = ENTRIES[name]
+        row = told["networks"].get(name, {}) if given.resume else {}
+        told["networks"][name] = row
+        row.update(source=entry.where, trained=entry.trained, size=entry.size)
+        steps = [step for step in ("capture", *engines) if not done(row, step, given.no_timing)]
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) if given.keep is None else given.keep / name
+            folder.mkdir(parents=True, exist_ok=True)
+            if steps and "capture" not in steps and not (folder / "float32.onnx").exists():
+                steps.insert(0, "capture")
+            for step in steps:
+                print(f"[{count}/{len(names)}] {name}: {step}", file=sys.stderr, flush=True)
+                row[step] = run(step, entry, folder, given)
+                told["fingerprint"] = fingerprint()
+                write(path, json.dumps(told, indent=1) + "\n")
+                write(given.out.with_suffix(".md"), markdown(told, ENTRIES))
+                if step == "capture" and "error" in row[step]:
+                    break
+    print(markdown(told, ENTRIES))
+
+
+def done(row: dict[str, Any], step: str, no_timing: bool) -> bool:
+    """Whether a step is recorded and whole; one without timing is not whole where that is wanted."""
+    found = row.get(step)
+    if found is None or "error" in found:
+        return False
+    return no_timing or found.get("latency", True) is not None
+
+
+def run(step: str, entry: Entry, folder: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """One step in a process of its own; what became of it."""
+    out, log = folder / f"{step}.json", folder / f"{step}.log"
+    out.unlink(missing_ok=True)
+    words = [sys.executable, str(Path(__file__).with_name("matrix_steps.py")), step, entry.name]
+    words += [str(folder), str(out), *(["--no-timing"] if given.no_timing else [])]
+    started = time.monotonic()
+    with log.open("wb") as file:
+        child = subprocess.Popen(words, stdout=file, stderr=file, start_new_session=True)
+        try:
+            why = watch(child, started + 60 * given.minutes, given.gib * 2**20)
+        finally:
+            if child.poll() is None:  # stopped at a limit, or by Ctrl-C: its own children as well
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+    if out.exists():
+        return json.loads(out.read_text())
+    last = log.read_text(errors="replace").strip().splitlines()[-1:] or [""]
+    seconds = round(time.monotonic() - started, 1)
+    return {"error": f"{why or ending(child.returncode)}: {last[0][:400]}", "seconds": seconds}
+
+
+def ending(status: int) -> str:
+    """How a process ended that gave no answer."""
+    return f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with {status}"
+
+
+def watch(child: subprocess.Popen[bytes], until: float, kib: float) -> str:
+    """Wait for the child to end or to cross a limit, which is then told."""
+    status = Path(f"/proc/{child.pid}/status")
+    while child.poll() is None:
+        if time.monotonic() > until:
+            return "stopped at its time limit"
+        try:
+            lines = status.read_text().splitlines()
+        except OSError:
+            lines = []
+        if any(line.startswith("VmRSS") and int(line.split()[1]) > kib for line in lines):
+            return "stopped at its memory limit"
+        time.sleep(_POLL_SECONDS)
+    return ""
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+if __name__ == "__main__":
+    main()

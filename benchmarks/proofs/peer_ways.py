@@ -1,0 +1,72 @@
+"""Which files are run how, and which of them are timed against which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from peers import MODELOPT, PEERS
+
+ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+OURS = "edgepress for {engine}"
+
+
+@dataclass(frozen=True)
+class Way:
+    """A file in an engine.
+
+    Attributes:
+        file: What tables call the file.
+        engine: What runs it.
+        precision: What that computes floats in.
+    """
+
+    file: str
+    engine: str
+    precision: Literal["f32", "bf16"] = "f32"
+
+    @property
+    def key(self) -> str:
+        """What tables call it."""
+        plain = self.file == "float32" and self.precision == "bf16"
+        return f"{'bfloat16' if plain else self.file} in {ENGINES[self.engine]}"
+
+
+FLOAT = {engine: Way("float32", engine) for engine in ENGINES}
+BF16 = Way("float32", "openvino", "bf16")
+MADE = {engine: Way(OURS.format(engine=engine), engine) for engine in ENGINES}
+THEIRS = {
+    engine: tuple(
+        Way(name, engine)
+        for peer in (*PEERS, MODELOPT)
+        for name in (peer, f"{peer}, transcoded for {engine}")
+    )
+    for engine in ENGINES
+}
+WAYS = (
+    *(FLOAT["onnxruntime"], *THEIRS["onnxruntime"], MADE["onnxruntime"]),
+    *(FLOAT["openvino"], BF16, *THEIRS["openvino"], MADE["openvino"]),
+)
+
+
+def best_floats(engine: str) -> tuple[Way, ...]:
+    """The unquantized ways to run a network on an engine."""
+    return (FLOAT[engine], BF16) if engine == "openvino" else (FLOAT[engine],)
+
+
+def pairs() -> Iterator[tuple[Way, Way]]:
+    """What is timed against what, the most telling first."""
+    base = FLOAT["onnxruntime"]
+    for engine, ours in MADE.items():
+        for floats in best_floats(engine):
+            yield ours, floats
+    yield FLOAT["openvino"], base
+    yield BF16, base
+    yield MADE["openvino"], base
+    for engine, ours in MADE.items():
+        for theirs in THEIRS[engine]:
+            yield ours, theirs
+    for engine, floats in FLOAT.items():
+        for theirs in THEIRS[engine]:
+            yield theirs, floats

@@ -1,0 +1,116 @@
+"""The scripts behind the figures: boxes, scores, and a matrix that survives its networks."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+PROOFS = Path(__file__).resolve().parent.parent / "benchmarks" / "proofs"
+
+
+@pytest.fixture
+def proofs(monkeypatch: pytest.MonkeyPatch, shared_data: Path) -> Iterator[Any]:
+    """Imports a script by its name; what it changed of the environment is put back."""
+    monkeypatch.syspath_prepend(str(PROOFS))
+    monkeypatch.setenv("EDGEPRESS_DATA", str(shared_data))
+    for name in ("ORT_DISABLE_TELEMETRY", "NNCF_CI"):
+        monkeypatch.setenv(name, "1")
+    before = set(sys.modules)
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    yield load
+    for name in set(sys.modules) - before:
+        if (
+            getattr(sys.modules[name], "__file__", "")
+            and PROOFS in Path(str(sys.modules[name].__file__)).parents
+        ):
+            del sys.modules[name]
+
+
+def test_yolox_boxes_are_decoded_where_they_are(proofs: Any) -> None:
+    output = np.zeros((3549, 85), np.float32)
+    cell = 52 * 52 + 26 * 3 + 7  # stride 16, row 3, column 7
+    output[cell, :5] = [0.5, 0.25, np.log(2), np.log(4), 0.9]
+    output[cell, 5 + 16] = 0.8
+    output[cell + 1, :5] = [-0.4, 0.25, np.log(2), np.log(4), 0.8]  # the same object, less sure
+    output[cell + 1, 5 + 16] = 0.8
+    found = proofs("detections").yolox(output, 416, 0.5)
+    np.testing.assert_allclose(found.corners, [[104, 20, 136, 84]], rtol=1e-5)
+    assert found.scores == pytest.approx([0.72])
+    assert found.classes.tolist() == [16]
+
+
+def test_a_box_is_found_again_once_and_in_its_class(proofs: Any) -> None:
+    boxes = proofs("detections")
+    corners = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [0.5, 0, 10, 10]], float)
+    scores = np.array([0.9, 0.8, 0.7])
+    wanted = boxes.Boxes(corners, scores, np.array([1, 1, 1]))
+    found = boxes.Boxes(corners[[1, 0]] + 0.5, scores[:2], np.array([2, 1]))
+    assert boxes.found_again(wanted, found, 0.75) == 1
+    assert boxes.found_again(wanted, wanted, 0.75) == 3
+    assert boxes.found_again(wanted, wanted.over(0.95), 0.75) == 0
+
+
+def test_neighbours_do_not_count_themselves(proofs: Any) -> None:
+    judge = proofs("peer_scores").Neighbours()
+    features = np.array([[1, 0.1], [1, 0.2], [0.1, 1], [0.9, 1]], np.float32)
+    judge.add({"y": features}, {}, np.array([0, 0, 1, 0]))
+    assert judge.told()["value"] == 50  # the third and the fourth have each other
+
+
+def test_the_matrix_names_only_networks_that_can_be_looked_up(proofs: Any) -> None:
+    networks = proofs("matrix_networks")
+    assert len(networks.ENTRIES) >= 30
+    for entry in networks.ENTRIES.values():
+        assert entry.onnx is None or entry.onnx.is_file()
+        assert entry.how().size == entry.size or entry.pictures == "cifar"
+
+
+def test_statistics_of_a_random_network_come_from_the_pictures(proofs: Any) -> None:
+    import torch
+
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+    batches = [torch.randn(4, 3, 8, 8) * 5 + 2 for _ in range(3)]
+    proofs("matrix_networks").set_statistics(module, batches)
+    with torch.no_grad():
+        found = torch.cat([module(batch) for batch in batches])
+    assert not module.training
+    torch.testing.assert_close(found.mean((0, 2, 3)), torch.zeros(4), atol=0.05, rtol=0)
+    torch.testing.assert_close(found.std((0, 2, 3)), torch.ones(4), atol=0.1, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_network_that_fails_is_a_row_and_the_next_run_goes_on(
+    proofs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    matrix, out = proofs("network_matrix"), tmp_path / "matrix"
+    words = ["network_matrix.py", "--only", "resnet8", "--engines", "onnxruntime", "--no-timing"]
+    words += ["--resume", "--out", str(out), "--keep", str(tmp_path / "kept")]
+    monkeypatch.setenv("PYTHONPATH", str(Path(matrix.fingerprint.__code__.co_filename).parents[2]))
+    monkeypatch.setattr(sys, "argv", [*words, "--gib", "0.01"])
+    matrix.main()
+    told = json.loads(out.with_suffix(".json").read_text())["networks"]["resnet8"]
+    assert "memory limit" in told["capture"]["error"]
+    assert "onnxruntime" not in told
+    monkeypatch.setattr(sys, "argv", words)
+    matrix.main()
+    told = json.loads(out.with_suffix(".json").read_text())["networks"]["resnet8"]
+    assert told["capture"]["parameters"] > 70_000
+    receipt = told["onnxruntime"]["receipt"]
+    assert receipt["operators"]["Conv"]["macs"] == receipt["operators"]["Conv"]["int8_macs"] > 10**7
+    assert receipt["float32_layers"] == []
+    assert "| resnet8 | trained | 0.99" in capsys.readouterr().out
+    stamp = (tmp_path / "kept" / "resnet8" / "capture.json").stat().st_mtime_ns
+    matrix.main()
+    assert (tmp_path / "kept" / "resnet8" / "capture.json").stat().st_mtime_ns == stamp

@@ -1,0 +1,612 @@
+"""The engines tensorrt and tensorrt-rtx: what can be proved without a GPU, and what needs one.
+
+Tests marked ``gpu`` run the engines; they are skipped, with the driver's own words, where there is
+none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgepress.__main__ import main
+from edgepress.runtime import (
+    EngineError,
+    EngineOptions,
+    InputError,
+    MissingExtraError,
+    TensorSpec,
+    open_engine,
+)
+from edgepress.runtime.doctor import examine
+from edgepress.runtime.engines import import_backend, load_backend
+from edgepress.runtime.nvidia import BuildOptions
+from edgepress.runtime.nvidia.builder import build_engine
+from edgepress.runtime.nvidia.cache import EngineCache, default_folder, key_of
+from edgepress.runtime.nvidia.driver import Cuda, cuda
+from edgepress.runtime.nvidia.engine import NvidiaEngine
+from edgepress.runtime.nvidia.inspection import layers_of
+from edgepress.runtime.nvidia.trtexec import trtexec_line
+from edgepress.runtime.target import TARGET_NAMES, target
+
+ENGINES = ("tensorrt", "tensorrt-rtx")
+every_engine = pytest.mark.parametrize("name", ENGINES)
+Tiny = Callable[..., bytes]
+
+
+def missing_driver() -> str:
+    """Why there is no GPU here; empty where there is one."""
+    try:
+        cuda()
+    except EngineError as error:
+        return error.message
+    return ""
+
+
+NO_GPU = missing_driver()
+gpu = [pytest.mark.gpu, pytest.mark.skipif(bool(NO_GPU), reason=NO_GPU)]
+without_gpu = pytest.mark.skipif(not NO_GPU, reason="this machine has a GPU")
+
+
+def installed(name: str) -> bool:
+    try:
+        import_backend(name)
+    except MissingExtraError:
+        return False
+    return True
+
+
+needs_rtx = pytest.mark.skipif(
+    not installed("tensorrt-rtx"), reason="the extra tensorrt-rtx is not installed"
+)
+
+
+def run_cli(capture: pytest.CaptureFixture[str], *words: object) -> tuple[int, dict[str, Any]]:
+    with pytest.raises(SystemExit) as ended:
+        main([*map(str, words), "--json"])
+    told = capture.readouterr()
+    assert isinstance(ended.value.code, int), told.err
+    return ended.value.code, json.loads(told.out)
+
+
+# ---------------------------------------------------------------- the driver comes first
+
+
+@without_gpu
+@every_engine
+def test_without_a_driver_nothing_of_tensorrt_is_imported(name: str, tiny_classifier: Tiny) -> None:
+    code = (
+        "import sys\n"
+        "from edgepress.runtime import EngineError, open_engine\n"
+        f"try:\n    open_engine({name!r})(sys.stdin.buffer.read()).__enter__()\n"
+        "except EngineError as error:\n    print(error.code)\n"
+        "print([m for m in sys.modules if m.startswith('tensorrt')])\n"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", code],
+        input=tiny_classifier(),
+        capture_output=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert child.stdout.decode().split() == ["E_DRIVER", "[]"]
+
+
+@without_gpu
+@every_engine
+def test_doctor_tells_missing_hardware_from_a_broken_engine(name: str) -> None:
+    report = examine(name)
+    assert not report.ok
+    assert not report.installed
+    assert "driver" in report.reason
+    assert "NVIDIA GPU" in report.mend
+
+
+@pytest.mark.parametrize("library", ["libnowhere.so.9", "libc.so.6"])
+@pytest.mark.skipif(sys.platform != "linux", reason="names of Linux's libraries")
+def test_what_is_no_driver_is_told(library: str) -> None:
+    with pytest.raises(EngineError) as caught:
+        Cuda(library)
+    assert caught.value.code == "E_DRIVER"
+    assert library in caught.value.message
+
+
+@every_engine
+def test_a_missing_package_names_its_extra(name: str) -> None:
+    if installed(name):
+        assert load_backend(name).Builder
+        return
+    with pytest.raises(MissingExtraError) as caught:
+        load_backend(name)
+    assert f"pip install 'edgepress[{name}]'" in caught.value.mend
+
+
+@every_engine
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (EngineOptions(precision="bf16"), "E_PRECISION"),
+        (EngineOptions(optimize="none"), "E_USAGE"),
+    ],
+)
+def test_options_that_it_has_not_are_refused_before_anything_else(
+    name: str, options: EngineOptions, code: str
+) -> None:
+    with pytest.raises(EngineError) as caught:
+        open_engine(name)(b"", options).__enter__()
+    assert caught.value.code == code
+
+
+@every_engine
+def test_an_engine_that_is_not_open_does_not_run(name: str, tiny_classifier: Tiny) -> None:
+    made = open_engine(name)(tiny_classifier())
+    assert isinstance(made, NvidiaEngine)
+    for use in (lambda: made.run({}), made.layers):
+        with pytest.raises(EngineError) as caught:
+            use()
+        assert caught.value.code == "E_CLOSED"
+
+
+def test_the_targets_are_known() -> None:
+    for name in ENGINES:
+        assert name in TARGET_NAMES
+        found = target(name)
+        assert (found.engine, found.dialect) == (name, name)
+        assert found.precisions == ("int8", "float16", "float32")
+
+
+# ---------------------------------------------------------------- how it is built
+
+
+def test_free_sizes_become_profiles() -> None:
+    options = BuildOptions(batch=(1, 4, 8), sizes={"H": (32, 64, 96)})
+    spec = TensorSpec("x", "float32", ("N", 3, "H", 64))
+    assert options.shapes(spec) == ((1, 3, 32, 64), (4, 3, 64, 64), (8, 3, 96, 64))
+    assert options.shapes(TensorSpec("x", "float32", (2, 3, 8, 8))) is None
+    with pytest.raises(InputError) as caught:
+        options.shapes(TensorSpec("x", "float32", ("N", 3, 8, "W")))
+    assert caught.value.code == "E_SHAPE"
+    assert "--size W=" in caught.value.mend
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"batch": (4, 1, 8)}, {"batch": (0, 1, 1)}, {"sizes": {"H": (1, 3, 2)}}, {"level": 6}],
+)
+def test_options_that_make_no_sense_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(InputError) as caught:
+        BuildOptions(**values)
+    assert caught.value.code == "E_USAGE"
+
+
+def test_options_survive_as_json() -> None:
+    options = BuildOptions((1, 2, 3), {"H": (1, 2, 3)}, 2**30, 1, True, 3, 60.0)
+    again = BuildOptions.from_dict(json.loads(json.dumps(options.to_dict())))
+    assert again == options
+    assert "time_limit_s" not in options.of_engine()
+
+
+@needs_rtx
+def test_rtx_builds_in_a_child_without_a_gpu(tiny_classifier: Tiny) -> None:
+    made = build_engine("tensorrt-rtx", tiny_classifier(), BuildOptions())
+    assert len(made.plan) > 1000
+    assert made.facts["version"] == import_backend("tensorrt-rtx")
+    assert isinstance(made.facts["layers"], int)
+
+
+@needs_rtx
+@pytest.mark.parametrize("cut", [0, 40, 300])
+def test_what_is_no_model_never_reaches_the_parser(tiny_classifier: Tiny, cut: int) -> None:
+    with pytest.raises(InputError) as caught:
+        build_engine("tensorrt-rtx", tiny_classifier()[:cut], BuildOptions())
+    assert caught.value.code == "E_MODEL"
+
+
+@needs_rtx
+def test_a_node_that_it_cannot_build_is_named(tiny_classifier: Tiny) -> None:
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load_from_string(tiny_classifier())
+    model.graph.node[1].op_type, model.graph.node[1].name = "Bernoulli", "coin"
+    with pytest.raises(EngineError) as caught:
+        build_engine("tensorrt-rtx", model.SerializeToString(), BuildOptions())
+    assert caught.value.code == "E_BACKEND"
+    assert "coin" in caught.value.message
+    assert "Bernoulli" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "crashed with SIGSEGV"),
+        ("import os; os._exit(7)", "ended with status 7"),
+        ("import time; time.sleep(60)", "within 3 s"),
+        ("raise ImportError('libfoo.so is missing')", "libfoo.so"),
+    ],
+    ids=["crash", "exit", "hang", "broken"],
+)
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of a POSIX system")
+def test_the_parent_survives_whatever_the_builder_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_classifier: Tiny, body: str, said: str
+) -> None:
+    package = tmp_path / "tensorrt_rtx"
+    package.mkdir()
+    (package / "__init__.py").write_text(body)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(EngineError) as caught:
+        build_engine("tensorrt-rtx", tiny_classifier(), BuildOptions(time_limit_s=3))
+    assert caught.value.code == "E_BACKEND"
+    assert said in caught.value.message
+
+
+@without_gpu
+def test_tensorrt_itself_is_not_built_without_a_driver(tiny_classifier: Tiny) -> None:
+    with pytest.raises(EngineError) as caught:
+        build_engine("tensorrt", tiny_classifier(), BuildOptions())
+    assert caught.value.code == "E_DRIVER"
+
+
+# ---------------------------------------------------------------- the line for trtexec
+
+INPUTS = (TensorSpec("x", "float32", ("N", 3, 32, 32)), TensorSpec("mask", "float32", ("N", 5)))
+
+
+def test_the_line_for_trtexec_says_what_is_built() -> None:
+    line = trtexec_line("tensorrt", "b/model.onnx", INPUTS, BuildOptions())
+    assert line == (
+        "trtexec --onnx=b/model.onnx --saveEngine=model.plan --stronglyTyped "
+        "--minShapes=x:1x3x32x32,mask:1x5 --optShapes=x:1x3x32x32,mask:1x5 "
+        "--maxShapes=x:16x3x32x32,mask:16x5 --noTF32 --profilingVerbosity=detailed"
+    )
+
+
+def test_version_11_knows_nothing_but_strong_types() -> None:
+    options = BuildOptions(workspace_bytes=512 * 2**20, dla_core=0, gpu_fallback=True, level=4)
+    fixed = (TensorSpec("x", "float32", (1, 3, 32, 32)),)
+    line = trtexec_line("tensorrt", "my model.onnx", fixed, options, version="11.4.0.106")
+    assert line == (
+        "trtexec '--onnx=my model.onnx' --saveEngine=model.plan --noTF32 "
+        "--memPoolSize=workspace:512 --builderOptimizationLevel=4 --useDLACore=0 "
+        "--allowGPUFallback --profilingVerbosity=detailed"
+    )
+    older = trtexec_line("tensorrt", "m.onnx", fixed, options, version="10.3.0")
+    assert "--stronglyTyped" in older
+
+
+def test_rtx_has_a_program_of_its_own() -> None:
+    line = trtexec_line("tensorrt-rtx", "m.onnx", INPUTS[:1], BuildOptions(batch=(1, 8, 8)))
+    assert line == (
+        "tensorrt_rtx --onnx=m.onnx --saveEngine=model.plan --minShapes=x:1x3x32x32 "
+        "--optShapes=x:8x3x32x32 --maxShapes=x:8x3x32x32 --profilingVerbosity=detailed"
+    )
+
+
+# ---------------------------------------------------------------- the cache
+
+MADE_OF: dict[str, object] = {"engine": "tensorrt", "gpu": "Orin", "options": {"batch": [1, 1, 16]}}
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> EngineCache:
+    return EngineCache(tmp_path / "cache")
+
+
+def test_an_engine_is_found_by_all_that_made_it(cache: EngineCache) -> None:
+    assert cache.find(MADE_OF) is None
+    cache.put(MADE_OF, b"native code")
+    assert cache.find(MADE_OF) == b"native code"
+    for change in ({"gpu": "RTX 4090"}, {"driver": "570"}, {"options": {"batch": [1, 8, 16]}}):
+        assert cache.find({**MADE_OF, **change}) is None
+    assert key_of(MADE_OF) != key_of({**MADE_OF, "version": "10.3"})
+    again = EngineCache(cache.folder)
+    assert again.find(MADE_OF) == b"native code"
+    if sys.platform != "win32":
+        modes = {path.stat().st_mode & 0o777 for path in cache.folder.rglob("*.plan")}
+        assert modes == {0o600}
+
+
+@pytest.mark.parametrize("what", ["edited", "cut", "told", "other key", "writable", "link", "gone"])
+@pytest.mark.skipif(sys.platform == "win32", reason="modes and links of a POSIX system")
+def test_what_was_tampered_with_is_built_again(cache: EngineCache, what: str) -> None:
+    cache.put(MADE_OF, b"native code")
+    (plan,) = cache.folder.rglob("*.plan")
+    told = plan.with_suffix(".json")
+    if what == "edited":
+        plan.write_bytes(b"native c0de")
+    elif what == "cut":
+        plan.write_bytes(b"")
+    elif what == "told":
+        told.write_text("{")
+    elif what == "other key":
+        other = {**MADE_OF, "gpu": "RTX 4090"}
+        for path in (plan, told):
+            path.rename(path.with_stem(key_of(other)))
+        assert cache.find(other) is None
+    elif what == "writable":
+        plan.chmod(0o666)
+    elif what == "link":
+        plan.rename(plan.with_suffix(".real"))
+        plan.symlink_to(plan.with_suffix(".real"))
+    else:
+        told.unlink()
+    assert cache.find(MADE_OF) is None
+    cache.put(MADE_OF, b"built again")
+    assert cache.find(MADE_OF) == b"built again"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes of a POSIX system")
+def test_a_folder_where_others_may_write_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(InputError) as caught:
+        EngineCache(folder)
+    assert caught.value.code == "E_CACHE"
+    assert "chmod 700" in caught.value.mend
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(InputError) as caught:
+        EngineCache(file)
+    assert caught.value.code == "E_WRITE"
+
+
+def test_what_the_builder_measured_is_kept_by_device(cache: EngineCache) -> None:
+    assert cache.timing({"gpu": "Orin"}) == b""
+    cache.put_timing({"gpu": "Orin"}, b"measured")
+    assert cache.timing({"gpu": "Orin"}) == b"measured"
+    assert cache.timing({"gpu": "Thor"}) == b""
+
+
+def test_two_builders_of_one_engine_take_turns(cache: EngineCache) -> None:
+    order: list[str] = []
+
+    def second() -> None:
+        with EngineCache(cache.folder).lock(MADE_OF):
+            order.append("second")
+
+    with cache.lock(MADE_OF):
+        other = threading.Thread(target=second)
+        other.start()
+        time.sleep(0.2)
+        order.append("first")
+    other.join(timeout=10)
+    assert order == ["first", "second"]
+
+
+def test_the_cache_lies_where_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEPRESS_CACHE", "/somewhere")
+    assert default_folder() == Path("/somewhere")
+    monkeypatch.delenv("EDGEPRESS_CACHE")
+    assert default_folder().is_relative_to(Path.home())
+
+
+# ---------------------------------------------------------------- what an engine tells of itself
+
+TOLD = {
+    "Layers": [
+        {
+            "Name": "stem + Relu_r0",
+            "LayerType": "CaskConvolution",
+            "Inputs": [{"Name": "x", "Format/Datatype": "Row major linear FP32"}],
+            "Outputs": [{"Name": "r0", "Format/Datatype": "Row major linear FP16 format"}],
+            "Metadata": "[ONNX Layer: stem]\x1e[ONNX Layer: Relu_r0]",
+        },
+        {
+            "Name": "c1",
+            "LayerType": "CaskConvolution",
+            "Inputs": [
+                {"Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"},
+                {"Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"},
+            ],
+            "Outputs": [{"Format/Datatype": "Row major linear FP16 format"}],
+            "Metadata": "[ONNX Layer: c1]\x1e[ONNX Layer: Add_s]",
+        },
+        {"Name": "odd", "LayerType": "NoOp", "Inputs": [], "Outputs": [{"Datatype": "Half"}]},
+    ],
+    "Bindings": ["x", "y"],
+}
+
+
+def test_the_inspector_tells_types_and_origins() -> None:
+    stem, inner, odd = layers_of(json.dumps(TOLD))
+    assert (stem.reads, stem.gives, stem.origins) == (("float32",), ("fp16",), ("stem", "Relu_r0"))
+    assert (inner.computes_in, inner.origins) == ("int8", ("c1", "Add_s"))
+    assert (odd.computes_in, odd.origins) == ("fp16", ())
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"Layers": ["stem + Relu_r0"]}', "[]"])
+def test_an_engine_without_details_tells_nothing(text: str) -> None:
+    with pytest.raises(EngineError) as caught:
+        layers_of(text)
+    assert caught.value.code == "E_BACKEND"
+
+
+def test_a_receipt_is_read_from_what_the_inspector_tells() -> None:
+    pytest.importorskip("onnx")
+    from edgepress.export.dialects.qdq import Unit
+    from edgepress.export.executed import InTensorRt
+
+    seen = InTensorRt(layers_of(json.dumps(TOLD)))
+    assert seen.kernel_of(Unit("c1", "Conv", "c1", "c1")) == ("CaskConvolution int8", True)
+    assert seen.kernel_of(Unit("Add_s", "Add", "s", "s")) == ("CaskConvolution int8", True)
+    assert seen.kernel_of(Unit("stem", "Conv", "y", "y")) == ("CaskConvolution float32", False)
+    assert seen.kernel_of(Unit("gone", "Conv", "y", "y"))[1] is False
+    assert seen.runs_in("Relu_r0") == "float32"
+    assert seen.kernels() == {
+        "CaskConvolution float32": 1, "CaskConvolution int8": 1, "NoOp fp16": 1
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def model_file(tmp_path: Path, tiny_classifier: Tiny) -> Path:
+    path = tmp_path / "tiny.onnx"
+    path.write_bytes(tiny_classifier())
+    return path
+
+
+def test_the_command_prints_the_line_and_does_nothing_else(
+    model_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(model_file.parent.rglob("*"))
+    status, told = run_cli(
+        capsys, "engine", model_file, "--engine", "tensorrt", "--trtexec", "--batch", "1,4,8"
+    )
+    assert status == 0
+    assert told["trtexec"].startswith(f"trtexec --onnx={model_file} ")
+    assert "--optShapes=input:4x3x8x8" in told["trtexec"]
+    assert sorted(model_file.parent.rglob("*")) == before
+
+
+@needs_rtx
+def test_the_command_proves_without_a_gpu_and_keeps_nothing(
+    model_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(model_file.parent.rglob("*"))
+    status, told = run_cli(capsys, "engine", model_file, "--engine", "tensorrt-rtx", "--prove")
+    assert status == 0, told
+    assert told["proved"] is True
+    assert told["layers"] > 3
+    assert sorted(model_file.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ((), "E_USAGE"),
+        (("--engine", "tensorrt", "--batch", "1,2"), "E_USAGE"),
+        (("--engine", "tensorrt", "--batch", "8,2,1"), "E_USAGE"),
+        (("--engine", "tensorrt", "--size", "H"), "E_USAGE"),
+        pytest.param(("--engine", "tensorrt"), "E_DRIVER", marks=without_gpu),
+        pytest.param(("--engine", "tensorrt", "--prove"), "E_DRIVER", marks=without_gpu),
+    ],
+)
+def test_the_command_refuses_and_writes_nothing(
+    model_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    code: str,
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    status, told = run_cli(capsys, "engine", model_file, "--cache", tmp_path / "kept", *words)
+    assert status == 2
+    assert told["error"]["code"] == code
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_command_refuses_a_bundle_for_another_engine(
+    small_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, told = run_cli(capsys, "engine", small_bundle)
+    assert (status, told["error"]["code"]) == (2, "E_DIALECT")
+    status, told = run_cli(capsys, "engine", small_bundle, "--engine", "tensorrt", "--trtexec")
+    assert status == 0, "its model is plain float32"
+    assert f"--onnx={small_bundle / 'model.onnx'}" in told["trtexec"]
+
+
+# ---------------------------------------------------------------- on a GPU
+
+
+def usable(name: str) -> None:
+    if not installed(name):
+        pytest.skip(f"the extra {name} is not installed")
+
+
+def opened(name: str, model: bytes, options: EngineOptions | None = None, **more: Any) -> Any:
+    usable(name)
+    return open_engine(name)(model, options, **more)  # type: ignore[call-arg]
+
+
+def feeds(count: int = 2) -> dict[str, Any]:
+    return {"input": np.random.default_rng(0).normal(size=(count, 3, 8, 8)).astype(np.float32)}
+
+
+class TestOnGpu:
+    pytestmark = gpu
+
+    @every_engine
+    def test_it_computes_what_onnxruntime_does(self, name: str, tiny_classifier: Tiny) -> None:
+        model = tiny_classifier()
+        with open_engine("onnxruntime")(model) as reference, opened(name, model) as engine:
+            assert (engine.inputs, engine.outputs) == (reference.inputs, reference.outputs)
+            for count in (1, 2, 16, 3):
+                wanted, found = reference.run(feeds(count)), engine.run(feeds(count))
+                np.testing.assert_allclose(found["logits"], wanted["logits"], atol=1e-4)
+            facts = engine.facts()
+            assert facts["engine"] == name
+            assert facts["fell_back"] is False
+            assert json.loads(engine.layers())
+
+    @every_engine
+    def test_a_recorded_inference_gives_the_same(self, name: str, tiny_classifier: Tiny) -> None:
+        model = tiny_classifier()
+        with (
+            opened(name, model) as plain,
+            opened(name, model, cuda_graph=True) as recorded,
+        ):
+            for count in (2, 5, 2):
+                one, other = plain.run(feeds(count)), recorded.run(feeds(count))
+                np.testing.assert_array_equal(one["logits"], other["logits"])
+
+    @every_engine
+    def test_sizes_that_it_was_not_built_for_are_refused(
+        self, name: str, tiny_classifier: Tiny
+    ) -> None:
+        with opened(name, tiny_classifier(), build=BuildOptions(batch=(1, 2, 4))) as engine:
+            with pytest.raises(InputError) as caught:
+                engine.run(feeds(5))
+            assert caught.value.code == "E_INPUT"
+            assert engine.run(feeds(4))["logits"].shape == (4, 4)
+
+    @every_engine
+    def test_a_cached_engine_is_found_again(
+        self, name: str, tiny_classifier: Tiny, tmp_path: Path
+    ) -> None:
+        options = EngineOptions(cache=str(tmp_path / "cache"))
+        found = []
+        for _ in range(2):
+            with opened(name, tiny_classifier(), options) as engine:
+                found.append((engine.facts()["from_cache"], engine.run(feeds())["logits"]))
+        assert [one for one, _ in found] == [False, True]
+        np.testing.assert_array_equal(found[0][1], found[1][1])
+
+    @every_engine
+    def test_threads_take_turns(self, name: str, tiny_classifier: Tiny) -> None:
+        with opened(name, tiny_classifier()) as engine:
+            wanted = engine.run(feeds())["logits"]
+            found: list[Any] = []
+            workers = [
+                threading.Thread(target=lambda: found.append(engine.run(feeds())["logits"]))
+                for _ in range(4)
+            ]
+            for worker in workers:
+                worker.start()
+            for worker in workers:
+                worker.join()
+        assert len(found) == 4
+        for one in found:
+            np.testing.assert_array_equal(one, wanted)
+
+    def test_a_gpu_that_is_not_there_is_refused(self, tiny_classifier: Tiny) -> None:
+        for provider in ("GPU:99", "TPU"):
+            with pytest.raises(EngineError) as caught:
+                opened("tensorrt", tiny_classifier(), EngineOptions(provider=provider)).__enter__()
+            assert caught.value.code == "E_PROVIDER"
+
+    @every_engine
+    def test_doctor_proves_it(self, name: str) -> None:
+        usable(name)
+        report = examine(name)
+        assert report.ok, report
