@@ -65,19 +65,10 @@ _keep = click.option(
     "--recipe",
     default="int8",
     show_default=True,
-    help="int8, fp16, float32; prune, distil, prune-distil, each also with -int8 after it; or a "
-    "TOML or JSON file.",
+    help="int8, fp16, float32, prune, distil, prune-distil (and each with -int8), or a file.",
 )
 @click.option(
-    "--max-latency-ratio", type=float, default=None, help="Prune to this share of the latency."
-)
-@click.option(
-    "--max-macs-ratio", type=float, default=None, help="Prune to this share of the multiply-adds."
-)
-@click.option("--max-size-mb", type=float, default=None, help="Prune to this size of the weights.")
-@_keep
-@click.option(
-    "--student", default=None, help="A smaller network to train, as MODEL, for distil recipes."
+    "--student", default=None, help="A smaller network to train, as MODEL, for the recipe distil."
 )
 @click.option("--student-weights", type=click.Path(), default=None, help="What it begins with.")
 @click.option("--epochs", type=click.IntRange(1), default=None, help="Of training; recipe's else.")
@@ -88,6 +79,14 @@ _keep = click.option(
     help="Time for training; its schedule is fitted to it.",
 )
 @click.option("--resume", is_flag=True, help="Go on with a training that was interrupted.")
+@click.option(
+    "--max-latency-ratio", type=float, default=None, help="Prune to this share of the latency."
+)
+@click.option(
+    "--max-macs-ratio", type=float, default=None, help="Prune to this share of the multiply-adds."
+)
+@click.option("--max-size-mb", type=float, default=None, help="Prune to this size of the weights.")
+@_keep
 @click.option(
     "--weights-out",
     type=click.Path(),

@@ -71,7 +71,6 @@ class Outcome:
         report: What the pass did and saw, JSON values only.
         name: What reports call it.
         trained: Whether its weights were trained on other pictures than the original's.
-        macs: Multiply-adds; 0 where they are the original's.
     """
 
     shipped: Shipped
@@ -80,7 +79,6 @@ class Outcome:
     report: dict[str, object] = field(default_factory=dict[str, object])
     name: str = "INT8"
     trained: bool = False
-    macs: int = 0
 
 
 def float32(graph: Graph, context: Context) -> Outcome:

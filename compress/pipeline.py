@@ -37,17 +37,10 @@ from .material import (
 from .mixing import mix, notes_of
 from .passes import Context, Outcome, Progress, finish, float32, prepare, run_pass
 from .prove import DEFAULT_MAX_DROP, Judge, Trial, best_rival, forgotten, is_faster, try_out
-from .pruning_pass import Cut, precision_after, prune_pass, with_limits
+from .pruning_pass import precision_after, prune_pass, with_limits
 from .recipe import Distil, Fp16, Int8, Prune, Recipe
 from .result import Result
-from .students import (
-    Finetune,
-    Pupil,
-    School,
-    distil_settings,
-    open_student,
-    teacher_of,
-)
+from .students import Finetune, School, enrol
 from .subject import (
     Model,
     Subject,
@@ -58,8 +51,6 @@ from .subject import (
     torch_network,
     with_batch,
 )
-from .training.preparing import check_count
-from .training.processes import Processes
 from .unproven import STAND_IN, check_device, note
 from .weights import check_weights_out, save_weights
 
@@ -136,13 +127,13 @@ def compress(
         opset: Of the exported graph.
         loader: The user's own loader over the *test* pictures, in their order: the original is
             scored through it as well, and a difference stops everything.
-        student: A smaller network with the original's inputs and outputs, for recipes that train:
-            what ``model`` may be, but for ONNX. It is trained from the weights it has.
+        student: A smaller network with the original's inputs and outputs, for the recipe
+            ``distil``: what ``model`` may be, but for ONNX. It is trained from the weights it has.
         student_weights: File of its weights, where ``student`` names a factory.
         finetune: Your own training instead of ours: gets copies of the student, in training mode,
             and of the original, frozen, and gives back the trained student.
         resume: Go on with a training that was interrupted; its checkpoints lie beside the bundle,
-            in ``OUT.training``, until that is written.
+            in ``OUT.training``, until the trained student ships.
         golden_pictures: Whether the bundle's self-test shows the first calibration picture; made up
             by default.
         unproven: Whether a bundle may be made for a device that is not here. Its time is not
@@ -153,8 +144,8 @@ def compress(
         max_size_mb: The same for the size of the weights, in 10**6 bytes.
         keep: Names of modules that pruning leaves whole.
         cache: Folder in which the latencies of layers are kept; ``None`` to keep none.
-        weights_out: A ``.safetensors`` file for the weights and history of the pruned network,
-            where it ships, or of the trained one; it goes wherever weights of its factory go.
+        weights_out: A ``.safetensors`` file for the pruned or trained torch network's weights and
+            history, which goes wherever weights of its factory go; written where it ships.
         force: Replace what is at ``out`` and ``weights_out``.
         progress: Told how far the work is.
 
@@ -175,9 +166,9 @@ def compress(
         "max_size_mb": max_size_mb,
     }
     steps = with_limits(steps, limits, keep)
+    school = School.of(steps, finetune, out, resume, seed)
     if weights_out is not None:
         check_weights_out(weights_out, force=force)
-    learning = distil_settings(steps, student, finetune, resume)
     if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
         raise InputError("E_USAGE", f"max_drop is {max_drop}.", mend="Give 0 or more points.")
     destination = target_of(target)
@@ -193,22 +184,13 @@ def compress(
             torch_network(opened)
         if isinstance(opened, Backbone):
             stack.enter_context(evaluating(opened.module))
-        ours = learning is not None and finetune is None  # who trains
-        material = gather(data, test_data, task, calibration_size, seed, training=ours)
+        trains = school is not None and finetune is None
+        material = gather(data, test_data, task, calibration_size, seed, training=trains)
         split = material.split
-        pupil: Pupil | None = None
-        school: School | None = None
-        if learning is not None:
-            processes = Processes.join() if ours else Processes()
-            stack.callback(processes.leave)
-            kept = out.with_name(f"{out.name}.training")
-            school = School(learning, finetune, kept, resume, seed, processes)
-            if ours:
-                check_count(len(split.training) if split.training is not None else 0)
-            if student is not None:
-                first = open_student(student, student_weights, seed)
-                pupil = Pupil(first, teacher_of(opened), given, material, school)
-            if pupil is not None and not processes.first:
+        pupil = enrol(school, student, student_weights, opened, given, material)
+        if pupil is not None:
+            stack.callback(pupil.leave)
+            if not pupil.first:
                 pupil.go_along(progress)
                 return Bundle.open(out)
         progress("exporting", 0, None)
@@ -235,11 +217,15 @@ def compress(
         context = _context(subject, material, destination, example, progress, device_here)
         outcome = float32(graph, context)
         notes, trials = suspicions(material, original), list[Trial]()
-        now, at, best = subject, context, None
+        now, at, shipped_macs = graph, context, context.macs
         pruned: Pruned | None = None
+        best: Trial | None = None
+        reports: list[dict[str, object]] = []
         for number, settings in enumerate(steps.passes):
-            step, then = now, at  # what the candidate is, before its precision
-            cut: Cut | None = None
+            smaller: tuple[Graph, Pruned] | None = None
+            if isinstance(settings, Prune) and pupil is not None and pupil.cut_before is not None:
+                reports.append(pupil.take(pupil.cut_before))
+                continue
             if isinstance(settings, Prune):
                 cut = prune_pass(
                     opened,
@@ -253,31 +239,19 @@ def compress(
                     opset=opset,
                     cache=cache,
                 )
-                candidate = cut.outcome
-                step = replace(subject, graph=cut.graph)
-                then = _context(step, material, destination, example, progress, device_here)
-                if school is not None:  # what it lost is for the training to bring back
-                    first = torch_network(opened)
-                    first = replace(first, module=cut.pruned.module, history=cut.pruned.history)
-                    pupil = Pupil(first, teacher_of(opened), given, material, school)
+                if pupil is not None:  # judged when it is trained
+                    reports.append(pupil.take(cut.pruned))
                     continue
+                candidate, smaller = cut.outcome, (cut.graph, cut.pruned)
             elif isinstance(settings, Distil):
                 assert pupil is not None
                 lesson = pupil.learn(subject, opset, progress)
+                candidate, smaller = lesson.outcome(context), (lesson.graph, lesson.pruned)
                 notes += lesson.notes
-                step = lesson.subject
-                then = _context(step, material, destination, example, progress, device_here)
-                candidate = replace(
-                    float32(step.graph, then),
-                    changed=True,
-                    report=lesson.report,
-                    name="the student",
-                )
             else:
-                candidate = _candidate(step.graph, settings, then, judge, material, original, limit)
-            if step is not subject:
-                macs, learnt = sum(then.macs.values()), pupil is not None
-                candidate = replace(candidate, trained=learnt, macs=macs)
+                candidate = _candidate(now, settings, at, judge, material, original, limit)
+                candidate = replace(candidate, trained=outcome.trained)
+            reports.append(candidate.report)
             trial = try_out(candidate, judge, material, original, limit)
             trials.append(trial)
             notes += [*(_fallen(candidate) if device_here else []), *notes_of(candidate)]
@@ -289,9 +263,11 @@ def compress(
             notes += [] if instead is None else [instead]
             if trial.verdict.accepted and is_faster(trial, best):
                 best, outcome = trial, candidate
-                pruned = cut.pruned if cut is not None else pruned
-            if trial.verdict.accepted or isinstance(settings, Distil):
-                now, at = step, then
+                if smaller is not None:
+                    now, pruned = smaller
+                    less = replace(subject, graph=now)
+                    at = _context(less, material, destination, example, progress, device_here)
+                shipped_macs = at.macs
         if not device_here:
             notes.append(note(destination, outcome.receipt))
         settled = {
@@ -306,8 +282,9 @@ def compress(
             **({} if pupil is None else pupil.to_dict()),
             "seed": seed,
             "opset": opset,
+            "reports": reports,
         }
-        result = Result(subject, material, outcome, trials, original, context.macs, notes, settled)
+        result = Result(subject, material, outcome, trials, original, shipped_macs, notes, settled)
         if strict and result.declined:
             raise BoundError(
                 "E_DECLINED",
@@ -317,9 +294,9 @@ def compress(
         files = result.files(example, shipped, real_golden=golden_pictures)
         write_files(files, out, force=force)
         if pupil is not None:
-            pupil.finish(weights_out, force=force)
-        elif weights_out is not None and pruned is not None:
-            save_weights(pruned.module, weights_out, history=pruned.history, force=force)
+            pupil.finish(ships=outcome.trained)
+    if weights_out is not None and pruned is not None:
+        save_weights(pruned.module, weights_out, history=pruned.history, force=force)
     return Bundle.open(out)
 
 

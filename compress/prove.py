@@ -236,8 +236,8 @@ def try_out(
         part = material.split.selection
         original_selection = judge.score(judge.graph.model, part, "float32 on the selection")
     seen = candidate.trained and has_seen(original_selection, original_test)
-    known = _Known(judge, material, original_selection, original_test, seen)
     told = original_selection if seen else None
+    known = _Known(judge, material, original_selection, original_test, seen)
     if shipped.emulated is not None:  # its device is not here: what it scores, and no time
         selection, test, drops = known.scores(shipped.emulated, shipped.precision)
         verdict = decide_score(drops, max_drop)

@@ -166,7 +166,12 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "max_minutes": (0, 1e6),
 }
 PassSettings: TypeAlias = "Prune | Distil | Int8 | Fp16"
-KINDS: dict[str, type[PassSettings]] = {one.kind: one for one in (Prune, Distil, Int8, Fp16)}
+KINDS: dict[str, type[PassSettings]] = {
+    Prune.kind: Prune,
+    Distil.kind: Distil,
+    Int8.kind: Int8,
+    Fp16.kind: Fp16,
+}
 _CHOICES = {
     "ranges": ("mse", "minmax", "percentile"),
     "weights": ("mse", "minmax"),
@@ -293,18 +298,15 @@ class Recipe:
 
 
 BUILT_IN = {
-    one.name: one
-    for one in (
-        Recipe("int8", (Int8(),)),
-        Recipe("fp16", (Fp16(),)),
-        Recipe("float32"),
-        Recipe("prune", (Prune(),)),
-        Recipe("prune-int8", (Prune(), Int8())),
-        Recipe("distil", (Distil(),)),
-        Recipe("distil-int8", (Distil(), Int8())),
-        Recipe("prune-distil", (Prune(), Distil())),
-        Recipe("prune-distil-int8", (Prune(), Distil(), Int8())),
-    )
+    "int8": Recipe("int8", (Int8(),)),
+    "fp16": Recipe("fp16", (Fp16(),)),
+    "float32": Recipe("float32"),
+    "prune": Recipe("prune", (Prune(),)),
+    "prune-int8": Recipe("prune-int8", (Prune(), Int8())),
+    "distil": Recipe("distil", (Distil(),)),
+    "distil-int8": Recipe("distil-int8", (Distil(), Int8())),
+    "prune-distil": Recipe("prune-distil", (Prune(), Distil())),
+    "prune-distil-int8": Recipe("prune-distil-int8", (Prune(), Distil(), Int8())),
 }
 
 

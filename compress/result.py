@@ -51,8 +51,8 @@ class Result:
         return bool(self.trials) and not self.outcome.changed
 
     @property
-    def shipped(self) -> Trial | None:
-        """The trial of what ships; ``None`` where that is the original in float32."""
+    def _trial(self) -> Trial | None:
+        """The trial of what ships; ``None`` where that is the untouched network."""
         return next((one for one in self.trials if one.outcome is self.outcome), None)
 
     @property
@@ -88,7 +88,7 @@ class Result:
             task=self.material.task.name,
             preprocessing=preprocessing,
             labels=labels,
-            recipe={**self.recipe, "reports": [one.outcome.report for one in self.trials]},
+            recipe=self.recipe,
             scores=self._scores(),
             measurements=self._measurements(),
             notes=self.notes,
@@ -101,7 +101,7 @@ class Result:
         return files
 
     def _scores(self) -> dict[str, object]:
-        shipped = self.original if self.shipped is None else self.shipped.test
+        shipped = self._trial.test if self._trial else self.original
         test = None if self.material.own_score else Path(self.material.test.source).name
         return {
             "task": self.material.task.name,
@@ -113,11 +113,10 @@ class Result:
 
     def _measurements(self) -> dict[str, object]:
         graph = self.subject.graph
-        shipped = None if self.shipped is None else self.shipped.comparison
+        shipped = self._trial.comparison if self._trial else None
         return {
             "size_bytes": {"original": len(graph.model), "result": len(self.outcome.shipped.model)},
             "macs": sum(self.macs.values()),
-            "result_macs": self.outcome.macs or sum(self.macs.values()),
             "int8_macs_share": self.outcome.receipt.int8_share,
             "parity": graph.parity.to_dict() if graph.parity else None,
             "latency": _latency(shipped),
@@ -130,7 +129,6 @@ def _candidate(trial: Trial) -> dict[str, object]:
     return {
         "name": trial.outcome.name,
         "precision": trial.outcome.shipped.precision,
-        "pass": trial.outcome.name,
         "size_bytes": len(trial.outcome.shipped.model),
         "accepted": trial.verdict.accepted,
         "reasons": list(trial.verdict.reasons),

@@ -4,54 +4,82 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import nn
 
-from ..benchmarks.images import Images
 from ..export.graph import Graph
 from ..runtime.errors import InputError
+from ..runtime.files import read_file, write_file
 from ..runtime.preprocessing import Preprocessing
+from ..runtime.tensors import Arrays
 from .backbone import Backbone
+from .finetuning import Finetune, student_graph, tuned
+from .history import History, Pruned
 from .material import Material
-from .passes import Progress
+from .passes import Context, Outcome, Progress
+from .pruning_pass import pruned_outcome
 from .recipe import Distil, Prune, Recipe
-from .subject import Model, Subject, make_subject, open_model
+from .subject import Model, Subject, first_rows, open_model, torch_network
 from .training import Trained, distil
 from .training.checkpoint import FILE, LOG
+from .training.preparing import check_count
 from .training.processes import Processes, several
-from .weights import save_weights
+from .weights import load_weights, save_weights
 
-Finetune = Callable[[nn.Module, nn.Module], nn.Module]
-"""The user's own training: takes the student and its teacher, gives the trained student."""
-
-_SHOWN = 5
+_CUT, _CUT_REPORT = "pruned.safetensors", "pruned.json"
 _random: Any = torch.random  # where torch's own annotations do not say what is given
 
 
 @dataclass(frozen=True)
 class School:
-    """What training back needs beside the networks.
+    """What training back needs beside the networks and pictures.
 
     Attributes:
         settings: Of the pass ``distil``.
+        prunes: Whether the student is cut out of the original.
         finetune: The user's own training, which takes the place of ours.
         folder: Where checkpoints are kept.
         resume: Whether to go on from there.
         seed: Of everything random.
-        processes: Who trains.
     """
 
     settings: Distil
+    prunes: bool
     finetune: Finetune | None
     folder: Path
     resume: bool
     seed: int
-    processes: Processes
+
+    @staticmethod
+    def of(
+        recipe: Recipe, finetune: Finetune | None, out: Path, resume: bool, seed: int
+    ) -> School | None:
+        """What the recipe's training needs; ``None`` where it trains nothing.
+
+        Raises:
+            InputError: ``E_USAGE`` for a training of the user's own or a resumption where nothing
+                is trained, and for a training of the user's own in several processes.
+        """
+        settings = next((one for one in recipe.passes if isinstance(one, Distil)), None)
+        if settings is None:
+            odd = "finetune" if finetune is not None else "resume" if resume else None
+            if odd is not None:
+                raise _trains_nothing(recipe.name, odd)
+            return None
+        if finetune is not None and several():
+            raise InputError(
+                "E_USAGE",
+                "finetune runs in one process, and torchrun started several.",
+                mend="Train in a script of your own, then compress the trained module in one "
+                "process.",
+            )
+        prunes = any(isinstance(one, Prune) for one in recipe.passes)
+        folder = out.with_name(f"{out.name}.training")
+        return School(settings, prunes, finetune, folder, resume, seed)
 
 
 @dataclass(frozen=True)
@@ -59,38 +87,81 @@ class Lesson:
     """What training back gave.
 
     Attributes:
-        subject: The trained student, captured.
+        graph: The trained student, captured.
+        pruned: The trained student, with what pruning did to it.
         report: How it was trained, JSON values only.
         notes: Remarks for people.
     """
 
-    subject: Subject
+    graph: Graph
+    pruned: Pruned
     report: dict[str, object]
     notes: list[str]
+    example: Arrays
+
+    def outcome(self, context: Context) -> Outcome:
+        """The student in float32 as what might ship.
+
+        Args:
+            context: Of the original.
+        """
+        made = pruned_outcome(self.graph, self.pruned, context, self.example)
+        return replace(made, report=self.report, name="the student", trained=True)
 
 
 class Pupil:
     """A student on its way through the pipeline; the networks that the user gave stay as they are.
 
     Args:
-        student: From the weights it has.
+        student: From the weights it has; ``None`` where it is still to be cut out of the teacher.
         teacher: The original.
         preprocessing: The user's own, which goes before the one that the teacher came with.
         material: Pictures and task.
         school: Everything else.
+        processes: Who trains.
     """
 
     def __init__(
         self,
-        student: Backbone,
+        student: Backbone | None,
         teacher: Backbone,
         preprocessing: Preprocessing | None,
         material: Material,
         school: School,
+        processes: Processes,
     ) -> None:
         self._student, self._teacher, self._material = student, teacher, material
         self._preprocessing, self._school = preprocessing, school
-        self._trained: nn.Module | None = None
+        self._processes = processes
+
+    @property
+    def first(self) -> bool:
+        """Whether this process captures, judges and writes."""
+        return self._processes.first
+
+    @property
+    def cut_before(self) -> Pruned | None:
+        """The student that was cut before the training was interrupted; a cut hangs on timings."""
+        file, told = self._school.folder / _CUT, self._school.folder / _CUT_REPORT
+        if not (self._school.resume and file.exists() and told.exists()):
+            return None
+        module = copy.deepcopy(self._teacher.module)
+        _, history = load_weights(module, str(file))
+        report: dict[str, object] = json.loads(read_file(told))
+        return Pruned(module.eval(), history, report)
+
+    def take(self, cut: Pruned) -> dict[str, object]:
+        """Take a cut network as the student; what the recipe says of it."""
+        name = f"{self._teacher.name}, pruned"
+        self._student = Backbone(cut.module, name, history=cut.history)
+        report = {**cut.report, "history": cut.history.to_dict()}
+        if self._school.finetune is None:
+            folder = self._school.folder
+            folder.mkdir(parents=True, exist_ok=True)
+            save_weights(cut.module, folder / _CUT, history=cut.history, force=True)
+            write_file(json.dumps(dict(cut.report)).encode(), folder / _CUT_REPORT, force=True)
+        self._processes.share(cut.history.to_json())
+        return report
 
     def learn(self, original: Subject, opset: int, progress: Progress) -> Lesson:
         """Train the student to its teacher, here or in the user's own loop, and capture it.
@@ -109,15 +180,18 @@ class Pupil:
 
         Raises:
             InputError: As :func:`~edgepress.compress.training.distil`, :func:`tuned` and
-                :func:`student_subject`.
+                :func:`student_graph`.
         """
-        images = self._material.split.calibration
-        student = self._student
-        student_subject(student, student.module, original, images, opset)
+        images, student = self._material.split.calibration, self._student
+        assert student is not None
+        if not self._school.prunes:
+            student_graph(student, student.module, original, images, opset)
         found = self._train(progress)
-        self._trained = found.module
-        made = student_subject(student, found.module, original, images, opset)
-        return Lesson(made, {"training": found.log}, list(found.notes))
+        graph = student_graph(student, found.module, original, images, opset)
+        report: dict[str, object] = {"training": found.log}
+        example = first_rows(images, graph.inputs, original.preprocessing, 1)
+        pruned = Pruned(found.module, student.history, report)
+        return Lesson(graph, pruned, report, list(found.notes), example)
 
     def go_along(self, progress: Progress) -> None:
         """What every process but the first does: train, and wait until the first has written.
@@ -126,8 +200,12 @@ class Pupil:
             InputError: As :meth:`learn`; ``E_PROCESS`` where the first process ended early.
         """
         try:
+            if self._school.prunes:
+                history = History.from_json(str(self._processes.share(None)))
+                module = history.apply(copy.deepcopy(self._teacher.module))
+                self._student = Backbone(module.eval(), self._teacher.name, history=history)
             self._train(progress)
-            self._school.processes.share(None)
+            self._processes.share(None)
         except RuntimeError as error:
             raise InputError(
                 "E_PROCESS",
@@ -135,34 +213,35 @@ class Pupil:
                 mend="Its own message says why.",
             ) from error
 
-    def finish(self, weights_out: str | Path | None, *, force: bool) -> None:
-        """The bundle is written: write the weights, remove checkpoints, let the others go."""
-        if weights_out is not None and self._trained is not None:
-            history = self._student.history
-            save_weights(
-                self._trained,
-                weights_out,
-                history=history if history.steps else None,
-                force=force,
-            )
-        folder = self._school.folder
-        for name in (FILE, LOG):
-            (folder / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # it is not there, or the user keeps something in it
-            folder.rmdir()
-        self._school.processes.share(None)
+    def finish(self, *, ships: bool) -> None:
+        """The bundle is written: let the others go, and remove checkpoints of what ships.
+
+        Args:
+            ships: Whether the trained student does; else its training may go on another time.
+        """
+        if ships:
+            for name in (FILE, LOG, _CUT, _CUT_REPORT):
+                (self._school.folder / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it is not there, or the user keeps something in it
+                self._school.folder.rmdir()
+        self._processes.share(None)
+
+    def leave(self) -> None:
+        """Close what was opened for several processes."""
+        self._processes.leave()
 
     def to_dict(self) -> dict[str, object]:
         """What a bundle's recipe says of it, JSON values only."""
-        pictures = self._material.split.training
+        pictures, student = self._material.split.training, self._student
         return {
-            "student": self._student.name,
-            "student_weights_sha256": self._student.weights_sha256,
+            "student": None if student is None else student.name,
+            "student_weights_sha256": None if student is None else student.weights_sha256,
             "training_size": 0 if pictures is None else len(pictures),
         }
 
     def _train(self, progress: Progress) -> Trained:
         school, split = self._school, self._material.split
+        assert self._student is not None
         student, teacher = self._student.module, self._teacher.module
         if school.finetune is not None:
             progress("your own training", 0, None)
@@ -180,57 +259,58 @@ class Pupil:
             seed=school.seed,
             folder=school.folder,
             resume=school.resume,
-            processes=school.processes,
+            processes=self._processes,
             report=progress,
         )
 
 
-def distil_settings(
-    recipe: Recipe, student: Model | None, finetune: Finetune | None, resume: bool
-) -> Distil | None:
-    """The settings of the recipe's training; ``None`` where it has none.
+def enrol(
+    school: School | None,
+    student: Model | None,
+    student_weights: str | None,
+    teacher: Backbone | Graph,
+    preprocessing: Preprocessing | None,
+    material: Material,
+) -> Pupil | None:
+    """Open the student and join the other processes; ``None`` where nothing is trained.
+
+    Args:
+        school: What the recipe's training needs, or ``None``.
+        student: What the user named.
+        student_weights: File of its weights.
+        teacher: The original, open.
+        preprocessing: The user's own.
+        material: Pictures and task.
 
     Raises:
-        InputError: ``E_USAGE`` for a student, a training of the user's own or a resumption where
-            nothing is trained, or no student where one is.
+        InputError: ``E_USAGE`` for a student where none is trained, or is cut out of the original,
+            none where one is needed, or an ONNX file; ``E_DATA`` for too few pictures; what
+            opening the student raises.
     """
-    found = next((one for one in recipe.passes if isinstance(one, Distil)), None)
-    prunes = any(isinstance(one, Prune) for one in recipe.passes)
-    given = {"student": student, "finetune": finetune, "resume": resume or None}
-    odd = [name for name, value in given.items() if value is not None]
-    if found is None and odd:
+    if school is None:
+        if student is not None or student_weights is not None:
+            raise _trains_nothing("that was asked for", "student")
+        return None
+    if school.prunes and student is not None:
         raise InputError(
             "E_USAGE",
-            f"the recipe '{recipe.name}' trains nothing, and {' and '.join(odd)} was given.",
-            mend="Take a recipe with the pass distil: distil, distil-int8.",
+            "the recipe cuts its student out of the original, and another one was given.",
+            mend="Leave the student out, or take the recipe distil.",
         )
-    if found is not None and prunes and student is not None:
+    if not school.prunes and student is None:
         raise InputError(
             "E_USAGE",
-            f"the recipe '{recipe.name}' trains what it prunes, and a student was given.",
-            mend="Leave the student out, or take the recipe distil or distil-int8.",
-        )
-    if found is not None and prunes and several():
-        raise InputError(
-            "E_USAGE",
-            f"the recipe '{recipe.name}' prunes in one process, and torchrun started several.",
-            mend="Prune first, in one process: --recipe prune --weights-out P.safetensors; then "
-            "train with --recipe distil --student FACTORY --student-weights P.safetensors.",
-        )
-    if found is not None and student is None and not prunes:
-        raise InputError(
-            "E_USAGE",
-            f"the recipe '{recipe.name}' trains a student, and there is none.",
+            "the recipe trains a student, and there is none.",
             mend="Name a smaller network: --student path/to/file.py:factory (student=... in "
-            "Python).",
+            "Python); or take the recipe prune-distil.",
         )
-    if finetune is not None and several():
-        raise InputError(
-            "E_USAGE",
-            "finetune runs in one process, and torchrun started several.",
-            mend="Train in a script of your own, then compress the trained module in one process.",
-        )
-    return found
+    if school.finetune is None:
+        pictures = material.split.training
+        check_count(0 if pictures is None else len(pictures))
+    original = torch_network(teacher)
+    opened = None if student is None else open_student(student, student_weights, school.seed)
+    processes = Processes() if school.finetune is not None else Processes.join()
+    return Pupil(opened, original, preprocessing, material, school, processes)
 
 
 def open_student(student: Model, weights: str | None, seed: int) -> Backbone:
@@ -241,117 +321,12 @@ def open_student(student: Model, weights: str | None, seed: int) -> Backbone:
     """
     with _random.fork_rng([]):
         _random.manual_seed(seed)
-        opened = open_model(student, weights)
-    if not isinstance(opened, Backbone):
-        raise InputError(
-            "E_USAGE",
-            f"the student {opened.source} is an ONNX file, which cannot be trained.",
-            mend="Give path/to/file.py:factory, or a torch.nn.Module.",
-        )
-    return opened
+        return torch_network(open_model(student, weights))
 
 
-def teacher_of(opened: Backbone | Graph) -> Backbone:
-    """The original as a teacher.
-
-    Raises:
-        InputError: ``E_USAGE`` for an ONNX file.
-    """
-    if isinstance(opened, Backbone):
-        return opened
-    raise InputError(
+def _trains_nothing(recipe: str, given: str) -> InputError:
+    return InputError(
         "E_USAGE",
-        f"{opened.source} is an ONNX file; a teacher runs in torch.",
-        mend="Give path/to/file.py:factory with --weights, or a torch.nn.Module.",
-    )
-
-
-def tuned(finetune: Finetune, student: nn.Module, teacher: nn.Module) -> nn.Module:
-    """Call the user's own training and see that the student comes back.
-
-    Args:
-        finetune: Gets copies: the student in training mode, the teacher frozen in evaluation mode.
-        student: Stays as it is.
-        teacher: Stays as it is.
-
-    Returns:
-        What it gave, in evaluation mode, on the CPU, without the wrapper of DDP or of compiling.
-
-    Raises:
-        InputError: ``E_FINETUNE`` where it gives no module, or one of another architecture;
-            ``E_NAN`` for weights that are not finite. What it raises itself comes through.
-    """
-    ours = copy.deepcopy(student).train()
-    theirs = copy.deepcopy(teacher).eval().requires_grad_(False)
-    given = cast("object", finetune(ours, theirs))
-    if not isinstance(given, nn.Module):
-        raise InputError(
-            "E_FINETUNE",
-            f"your finetune gave {'None' if given is None else f'a {type(given).__name__}'}.",
-            mend="Return the trained student, a torch.nn.Module: def finetune(student, teacher): "
-            "...; return student",
-        )
-    wanted = {key: tuple(value.shape) for key, value in student.state_dict().items()}
-    module = given
-    for name in ("_orig_mod", "module"):
-        inner = getattr(module, name, None)
-        if isinstance(inner, nn.Module) and set(module.state_dict()) != set(wanted):
-            module = inner
-    found = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    if found != wanted:
-        raise InputError(
-            "E_FINETUNE",
-            "your finetune gave another architecture than the student's: " + _apart(wanted, found),
-            mend="Train the module that it is given, and return that one. To ship another "
-            "network, name it as the student.",
-        )
-    for key, value in module.state_dict().items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise InputError(
-                "E_NAN",
-                f"your finetune gave a student whose weight '{key}' is not finite.",
-                mend="Its training diverged: take a smaller learning rate.",
-                path=key,
-            )
-    return module.cpu().eval()
-
-
-def _apart(wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> str:
-    odd = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
-    lines = [f"{key} is {found.get(key, 'absent')}, was {wanted.get(key, 'absent')}" for key in odd]
-    return "; ".join(lines[:_SHOWN]) + (f"; and {len(odd) - _SHOWN} more" * (len(odd) > _SHOWN))
-
-
-def student_subject(
-    student: Backbone, trained: nn.Module, original: Subject, images: Images, opset: int
-) -> Subject:
-    """The trained student as a Graph, which takes the original's place.
-
-    Raises:
-        InputError: What capturing raises; ``E_STUDENT`` where its inputs or outputs are others.
-    """
-    named = replace(student, module=trained)
-    made = make_subject(trained, named, original.preprocessing, images, opset)
-    for what in ("inputs", "outputs"):
-        ours: Any = getattr(made.graph, what)
-        theirs: Any = getattr(original.graph, what)
-        alike = [one.name for one in ours] == [one.name for one in theirs] and all(
-            len(a.shape) == len(b.shape) and a.dtype == b.dtype and _fits(a.shape, b.shape)
-            for a, b in zip(ours, theirs, strict=True)
-        )
-        if not alike:
-            raise InputError(
-                "E_STUDENT",
-                f"the student's {what} are {'; '.join(map(str, ours))}, the original's "
-                f"{'; '.join(map(str, theirs))}.",
-                mend="Give its forward the same parameters and what it returns the same form: it "
-                "takes the original's place.",
-            )
-    return made
-
-
-def _fits(ours: tuple[object, ...], theirs: tuple[object, ...]) -> bool:
-    return all(
-        a == b or isinstance(a, str) or isinstance(b, str)
-        for a, b in zip(ours[1:], theirs[1:], strict=True)
+        f"the recipe '{recipe}' trains nothing, and {given} was given.",
+        mend="Take a recipe with the pass distil: distil, prune-distil, or those with -int8.",
     )

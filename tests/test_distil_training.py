@@ -576,11 +576,13 @@ def test_ways_that_fail_or_do_not_pay_are_left() -> None:
             raise RuntimeError("no such kernel")
         time.sleep(0.001 if way.channels_last else 0.05)
 
-    way, took = choose(candidates(Distil(), module), module, step)
+    settled: list[Way] = []
+    way, took = choose(candidates(Distil(), module), module, settled.append, step)
     assert way == Way(False, True)
     assert list(took) == ["float32", "float32, channels last"]
+    assert settled[3:] == [Way(), way] * 3, "in turns"
     with pytest.raises(InputError, match="no such kernel") as refused:
-        choose([Way(True, True)], module, step)
+        choose([Way(True, True)], module, settled.append, step)
     assert refused.value.code == "E_TRAINING"
 
 

@@ -128,13 +128,15 @@ class Training:
         count = self._batch // self._processes.world
         step = self._chosen(torch.arange(count), self._chance(0, 0))
 
-        def once(module: nn.Module, way: Way) -> None:
+        def settle(way: Way) -> None:
             way.placed(self._networks.teacher)
+
+        def once(module: nn.Module, way: Way) -> None:
             _sum(self._terms(module, step, way)).backward()
 
         self._report("trying precisions and layouts", 0, None)
         ways = candidates(self._settings, self._networks.watched)
-        way, self._state.took = choose(ways, self._networks.watched, once)
+        way, self._state.took = choose(ways, self._networks.watched, settle, once)
         self._state.way = Way(**self._processes.share(way.to_dict()))
 
     def _distributed(self) -> nn.Module:

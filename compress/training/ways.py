@@ -15,7 +15,7 @@ from torch import nn
 from ...runtime.errors import InputError
 from ..recipe import Distil
 
-_TIMED = 2  # steps of each way, after one that is not counted
+_TIMED = 3  # steps of each way, after one that is not counted
 _WORTH = 1.05  # a narrower precision must be so much faster
 
 
@@ -83,13 +83,15 @@ def candidates(settings: Distil, module: nn.Module) -> list[Way]:
 def choose(
     ways: list[Way],
     module: nn.Module,
+    settle: Callable[[Way], None],
     step: Callable[[nn.Module, Way], None],
 ) -> tuple[Way, dict[str, float]]:
-    """Try some steps each way and keep the fastest.
+    """Try some steps each way, in turns, and keep the fastest.
 
     Args:
         ways: What is tried; one alone is tried as well, so that it fails here where it must.
         module: What is trained; each way gets a copy.
+        settle: Brings everything else into a way's layout; its time does not count.
         step: Makes one step on the copy, without changing its weights.
 
     Returns:
@@ -99,21 +101,28 @@ def choose(
         InputError: ``E_TRAINING`` where no way works, with torch's own words.
     """
     took: dict[str, float] = {}
-    best: Way | None = None
+    tried: dict[Way, nn.Module] = {}
     refusal: Exception | None = None
-    for way in ways:
-        tried = way.placed(copy.deepcopy(module))
-        try:
-            step(tried, way)
-            seconds: list[float] = []
-            for _ in range(_TIMED if len(ways) > 1 else 1):
+    rounds = _TIMED if len(ways) > 1 else 1
+    for turn in range(rounds + 1):  # the first is not counted
+        for way in ways:
+            if turn and way not in tried:
+                continue
+            settle(way)
+            try:
+                copied = tried.pop(way, None) or way.placed(copy.deepcopy(module))
                 start = time.perf_counter()
-                step(tried, way)
-                seconds.append(time.perf_counter() - start)
-        except (RuntimeError, TypeError, ValueError) as error:  # an operator without such a kernel
-            refusal = error
-            continue
-        took[str(way)] = min(seconds)
+                step(copied, way)
+            except (RuntimeError, TypeError, ValueError) as error:  # an operator without a kernel
+                refusal = error
+                took.pop(str(way), None)
+                continue
+            tried[way] = copied
+            if turn:
+                seconds = time.perf_counter() - start
+                took[str(way)] = min(seconds, took.get(str(way), seconds))
+    best: Way | None = None
+    for way in tried:
         needed = took[str(best)] / (_WORTH if way.bfloat16 else 1.0) if best else None
         if needed is None or took[str(way)] < needed:
             best = way
