@@ -30,6 +30,14 @@ def markdown(told: dict[str, Any], entries: Mapping[str, Any]) -> str:
         *machine(told["fingerprint"]),
         "",
     ]
+    missing = [name for name in entries if name not in rows]
+    if missing:
+        lines += [f"Not run yet: {', '.join(missing)}.", ""]
+    if not any(row.get(e, {}).get("latency") for row in rows.values() for e in ENGINES):
+        lines += [
+            "Nothing is timed here yet (`--no-timing`), and without that no bundle is made.",
+            "",
+        ]
     for engine, title in ENGINES.items():
         held = {name: row[engine] for name, row in rows.items() if engine in row}
         if held:
