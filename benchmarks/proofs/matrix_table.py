@@ -35,7 +35,8 @@ def markdown(told: dict[str, Any], entries: Mapping[str, Any]) -> str:
         lines += [f"Not run yet: {', '.join(missing)}.", ""]
     if not any(row.get(e, {}).get("latency") for row in rows.values() for e in ENGINES):
         lines += [
-            "Nothing is timed here yet (`--no-timing`), and without that no bundle is made.",
+            "Nothing is timed here yet (`--no-timing`), and without that no bundle is made: all layers are in INT8 that can be,",
+            "since what goes back to float32 is decided from measured times and damage.",
             "",
         ]
     for engine, title in ENGINES.items():
