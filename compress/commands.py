@@ -97,7 +97,6 @@ _keep = click.option(
     "--cache",
     type=click.Path(),
     default=None,
-    envvar="EDGEPRESS_CACHE",
     help="Folder for latencies of layers, written with --max-latency-ratio; by default the "
     "system's cache folder.",
 )

@@ -10,7 +10,6 @@ folder beside the table; every network that is timed later joins them.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from .costs import Choice, Frame
 from .latency_table import LatencyTable, read_cache
 from .layers import Layer
 from .selection import Bound
+from .solver import fit
 
 RANDOM_NETWORKS = 6
 _RIDGE = 0.02
@@ -133,9 +133,7 @@ class LatencyModel:
             row[place] = _RIDGE
             rows.append(row)
             wanted.append(_RIDGE * float(prior[place]))
-        optimize: Any = importlib.import_module("scipy.optimize")
-        solution: NDArray[np.float64] = optimize.nnls(np.array(rows), np.array(wanted))[0]
-        return solution
+        return fit(np.array(rows), np.array(wanted))
 
 
 def random_choices(

@@ -9,10 +9,9 @@ are added, and the bound is moved until the true sum obeys it.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from ..runtime.errors import BoundError
 from .costs import Choice, Cost, Frame, Ports
 from .damage import Damage
 from .layers import Layer
+from .solver import minimize
 
 _GAP = 0.005
 _SECONDS = 30.0
@@ -28,6 +28,7 @@ _ROUNDS = 8
 _SLACK = 1e-9
 
 _Matrix = NDArray[np.float64]
+_Row: TypeAlias = tuple[dict[int, float], float, float]
 
 
 @dataclass(frozen=True)
@@ -121,9 +122,7 @@ class _Program:
     objective: list[float] = field(default_factory=list[float])
     integral: list[int] = field(default_factory=list[int])
     upper: list[float] = field(default_factory=list[float])
-    entries: list[tuple[int, int, float]] = field(default_factory=list[tuple[int, int, float]])
-    low: list[float] = field(default_factory=list[float])
-    high: list[float] = field(default_factory=list[float])
+    rows: list[_Row] = field(default_factory=list[_Row])
 
     def __post_init__(self) -> None:
         self.first: list[int] = []
@@ -143,28 +142,24 @@ class _Program:
 
     def solve(self, limits: _Matrix) -> Choice | None:
         """The best choice with the sums below ``limits``; ``None`` where there is none."""
-        highs: Any = importlib.import_module("scipy.optimize")
-        matrices: Any = importlib.import_module("scipy.sparse")
-        rows, columns, values = zip(*self.entries, strict=True)
-        matrix = matrices.csr_array(
-            (values, (rows, columns)), shape=(len(self.low), len(self.objective))
-        )
-        high = np.array(self.high)
-        high[self.bound_rows] = limits - self.constant
-        found = highs.milp(
+        rows = list(self.rows)
+        for row, limit in zip(self.bound_rows, limits - self.constant, strict=True):
+            rows[row] = (rows[row][0], -np.inf, float(limit))
+        found = minimize(
             np.array(self.objective) / max(*self.objective, _SLACK),
-            integrality=np.array(self.integral),
-            bounds=highs.Bounds(0.0, np.array(self.upper)),
-            constraints=highs.LinearConstraint(matrix, np.array(self.low), high),
-            options={"mip_rel_gap": _GAP, "time_limit": _SECONDS},
+            rows,
+            seconds=_SECONDS,
+            gap=_GAP,
+            integral=self.integral,
+            upper=self.upper,
         )
-        if found.x is None:
+        if found is None:
             return None
         kept = tuple(
-            int(each[int(np.argmax(found.x[first : first + len(each)]))])
+            int(each[int(np.argmax(found[first : first + len(each)]))])
             for first, each in zip(self.first, self.widths, strict=True)
         )
-        return Choice(kept, tuple(bool(found.x[column] > 0.5) for column in self.skip))
+        return Choice(kept, tuple(bool(found[column] > 0.5) for column in self.skip))
 
     def _tables(self) -> dict[tuple[tuple[int, ...], int | None], list[_Matrix]]:
         """For each set of groups that meet in layers, what these cost at every pair of widths."""
@@ -249,8 +244,8 @@ class _Program:
         return len(self.objective) - 1
 
     def _row(self, held: Sequence[tuple[int, float]], low: float, high: float) -> int:
-        row = len(self.low)
-        self.entries += [(row, column, value) for column, value in held]
-        self.low.append(low)
-        self.high.append(high)
-        return row
+        entries: dict[int, float] = {}
+        for column, value in held:  # one that is named twice counts twice
+            entries[column] = entries.get(column, 0.0) + value
+        self.rows.append((entries, low, high))
+        return len(self.rows) - 1

@@ -1,4 +1,4 @@
-"""Integer programs: the only file that imports scipy."""
+"""Integer programs and fits that may not go below zero: the only file that imports scipy."""
 
 from __future__ import annotations
 
@@ -18,26 +18,28 @@ def minimize(
     *,
     seconds: float,
     gap: float,
+    integral: Sequence[int] | None = None,
+    upper: Sequence[float] | None = None,
 ) -> NDArray[np.float64] | None:
-    """The binary vector with the least cost, by HiGHS.
+    """The vector between 0 and 1 with the least cost, by HiGHS.
 
     Args:
-        cost: ``(n,)``, one entry for each binary variable.
+        cost: ``(n,)``, one entry for each variable.
         rows: Constraints: coefficients by variable, lower and upper bound of their sum.
         seconds: After which the best that was found is taken.
         gap: Relative distance to the best possible cost that is good enough.
+        integral: ``(n,)``, 1 for a variable that is 0 or 1, 0 for any number between; all are
+            whole without it.
+        upper: ``(n,)``, the largest value of each; 1 without it.
 
     Returns:
-        ``(n,)``, zeros and ones; ``None`` where none was found in that time.
+        ``(n,)``, whole numbers to within the solver's tolerance; ``None`` where none was found in
+        that time.
 
     Raises:
         MissingExtraError: Where scipy is not installed.
     """
-    try:
-        optimize: Any = importlib.import_module("scipy.optimize")
-        sparse: Any = importlib.import_module("scipy.sparse")
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("scipy", "compress", "deciding on precision") from error
+    optimize, sparse = _scipy("optimize"), _scipy("sparse")
     entries = [(i, j, value) for i, (row, _, _) in enumerate(rows) for j, value in row.items()]
     constraints: Any = ()
     if entries:
@@ -47,9 +49,32 @@ def minimize(
         constraints = optimize.LinearConstraint(matrix, low, high)
     found: Any = optimize.milp(
         cost,
-        integrality=np.ones(len(cost)),
-        bounds=optimize.Bounds(0, 1),
+        integrality=np.ones(len(cost)) if integral is None else np.array(integral),
+        bounds=optimize.Bounds(0.0, 1.0 if upper is None else np.array(upper)),
         constraints=constraints,
         options={"time_limit": seconds, "mip_rel_gap": gap},
     )
-    return None if found.x is None else np.rint(np.asarray(found.x, np.float64))
+    return None if found.x is None else np.asarray(found.x, np.float64)
+
+
+def fit(rows: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The vector, nowhere negative, whose products with ``rows`` are nearest to ``wanted``.
+
+    Args:
+        rows: ``(m, n)``.
+        wanted: ``(m,)``.
+
+    Returns:
+        ``(n,)``, by least squares.
+
+    Raises:
+        MissingExtraError: Where scipy is not installed.
+    """
+    return np.asarray(_scipy("optimize").nnls(rows, wanted)[0], np.float64)
+
+
+def _scipy(part: str) -> Any:
+    try:
+        return importlib.import_module(f"scipy.{part}")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("scipy", "compress", "choosing what to cut or quantize") from error

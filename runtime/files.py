@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .errors import InputError
 
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 _BLOCK = 2**16  # larger than what file systems give out at once
 _FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
@@ -53,8 +54,14 @@ def check_file(out: Path, *, force: bool) -> None:
         )
 
 
-def write_file(data: bytes, out: Path, *, force: bool = False) -> None:
+def write_file(data: bytes, out: Path, *, force: bool = False, private: bool = False) -> None:
     """Write a file whole or not at all: under another name first, then renamed.
+
+    Args:
+        data: What to write.
+        out: Where.
+        force: Replace a file that is there.
+        private: Whether nobody but this user may read or write it.
 
     Raises:
         InputError: As :func:`check_file`; ``E_WRITE`` where the disk is full or may not be written.
@@ -62,7 +69,8 @@ def write_file(data: bytes, out: Path, *, force: bool = False) -> None:
     check_file(out, force=force)
     part = out.with_name(f".{out.name}.{secrets.token_hex(4)}.part")
     try:
-        with part.open("xb") as file:
+        mode = 0o600 if private else 0o666
+        with open(os.open(part, _NEW, mode), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

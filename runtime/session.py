@@ -14,7 +14,6 @@ from .choosing import fastest as find_fastest
 from .engine import Engine, EngineOptions
 from .engines import open_engine
 from .errors import BundleError, EngineError, InputError
-from .manifest import Variant
 from .pictures import PictureSource
 from .prediction import Prediction
 from .preprocessing import Preprocessing
@@ -45,15 +44,15 @@ class Session:
     """
 
     def __init__(
-        self, bundle: Bundle, variant: Variant, engine: Engine, selftest: tuple[SelfTest, ...]
+        self, bundle: Bundle, choice: Choice, engine: Engine, selftest: tuple[SelfTest, ...]
     ) -> None:
         self.bundle = bundle
-        self.variant = variant
+        self.variant = choice.variant
         self.inputs: tuple[TensorSpec, ...] = engine.inputs
         self.outputs: tuple[TensorSpec, ...] = engine.outputs
         self.selftest = selftest
         self._engine = engine
-        self._choice = Choice(variant, "asked for")
+        self._choice = choice
         self._floats = [spec.name for spec in engine.inputs if spec.dtype.startswith("float")]
 
     @classmethod
@@ -126,9 +125,7 @@ class Session:
         except BaseException:
             running.__exit__(None, None, None)
             raise
-        session = cls(bundle, chosen, running, found)
-        session._choice = choice
-        return session
+        return cls(bundle, choice, running, found)
 
     def __enter__(self) -> Session:
         return self

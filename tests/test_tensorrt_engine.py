@@ -28,12 +28,13 @@ from edgepress.runtime import (
     TensorSpec,
     open_engine,
 )
+from edgepress.runtime.cache import cache_folder
 from edgepress.runtime.doctor import examine
 from edgepress.runtime.engines import import_backend, load_backend
 from edgepress.runtime.nvidia import BuildOptions
 from edgepress.runtime.nvidia.builder import build_engine
 from edgepress.runtime.nvidia.building import DTYPES, build
-from edgepress.runtime.nvidia.cache import EngineCache, default_folder, key_of
+from edgepress.runtime.nvidia.cache import EngineCache, key_of
 from edgepress.runtime.nvidia.driver import Cuda, cuda
 from edgepress.runtime.nvidia.engine import NvidiaEngine
 from edgepress.runtime.nvidia.inspection import layers_of
@@ -425,9 +426,9 @@ def test_two_builders_of_one_engine_take_turns(cache: EngineCache) -> None:
 
 def test_the_cache_lies_where_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEPRESS_CACHE", "/somewhere")
-    assert default_folder() == Path("/somewhere")
+    assert cache_folder() == Path("/somewhere")
     monkeypatch.delenv("EDGEPRESS_CACHE")
-    assert default_folder().is_relative_to(Path.home())
+    assert cache_folder().is_relative_to(Path.home())
 
 
 # ---------------------------------------------------------------- what an engine tells of itself

@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 import stat
 import sys
 from collections.abc import Generator, Mapping
@@ -22,22 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..files import write_file
 
 _LAYOUT = "1"  # of this folder; part of every key
 _FOLDERS = ("engines", "timing")
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
-
-
-def default_folder() -> Path:
-    """Where edgepress keeps caches: ``$EDGEPRESS_CACHE``, else the platform's own place."""
-    given = os.environ.get("EDGEPRESS_CACHE")
-    if given:
-        return Path(given)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "edgepress"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "edgepress"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgepress"
 
 
 def key_of(made_of: Mapping[str, object]) -> str:
@@ -105,8 +93,8 @@ class EngineCache:
         """
         key = key_of(made_of)
         told = {"sha256": hashlib.sha256(plan).hexdigest(), "made_of": _plain(made_of)}
-        _write(self._engine(key), plan)
-        _write(self._told(key), json.dumps(told, sort_keys=True, indent=1).encode("utf-8"))
+        _keep(self._engine(key), plan)
+        _keep(self._told(key), json.dumps(told, sort_keys=True, indent=1).encode("utf-8"))
 
     def timing(self, device: Mapping[str, object]) -> bytes:
         """What the builder measured on this GPU before; empty where nothing can be trusted."""
@@ -118,7 +106,7 @@ class EngineCache:
 
     def put_timing(self, device: Mapping[str, object], measured: bytes) -> None:
         """Keep what the builder measured. Raises as :meth:`put`."""
-        _write(self.folder / "timing" / f"{key_of(device)}.cache", measured)
+        _keep(self.folder / "timing" / f"{key_of(device)}.cache", measured)
 
     @contextlib.contextmanager
     def lock(self, made_of: Mapping[str, object]) -> Generator[None, None, None]:
@@ -148,23 +136,10 @@ def _is_ours(path: Path) -> bool:
     return found.st_uid == os.getuid() and not found.st_mode & _OTHERS
 
 
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise InputError(
-            "E_WRITE",
-            f"'{path}' could not be written: {error.strerror or error}.",
-            mend="Is there room on the disk? The engine runs without a cache as well.",
-            path=str(path),
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
+def _keep(path: Path, data: bytes) -> None:
+    if path.is_symlink():  # somebody else's doing; the engine takes its place
+        path.unlink(missing_ok=True)
+    write_file(data, path, force=True, private=True)
 
 
 def _lock(file: Any) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ..bundle import Bundle
+from ..cache import cache_folder
 from ..console import Console, report_errors
 from ..engine import EngineOptions
 from ..engines import open_engine
@@ -14,7 +15,6 @@ from ..errors import EngineError, InputError
 from ..files import read_file
 from ..tensors import TensorSpec
 from .builder import build_engine
-from .cache import default_folder
 from .options import BuildOptions, Extent
 from .trtexec import trtexec_line
 
@@ -111,7 +111,7 @@ def engine(
         )
         console.result({**told, "proved": True, "size_bytes": len(made.plan), **made.facts})
         return
-    folder = cache or default_folder()
+    folder = cache_folder(cache)
     with console.progress() as progress:
         progress("building", 0, None)
         facts = _build(chosen, model, options, folder)

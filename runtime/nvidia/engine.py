@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
@@ -74,9 +75,9 @@ class NvidiaEngine(Engine):
         return self._open_execution().layers()
 
     @classmethod
+    @abstractmethod
     def backend(cls) -> Any:
         """The module that this engine stands on; each engine's own file imports it."""
-        raise NotImplementedError
 
     def _load(self) -> None:
         self._check_options()
