@@ -12,6 +12,7 @@ Source: dependencies by Torch-Pruning (Fang et al. 2023, "DepGraph"), worth as
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from .backbone import Backbone
 from .candidates import cut_by
 from .costs import Choice, Frame, macs_cost
 from .damage import damages, widths_of
-from .gates import Outputs
+from .gates import Outputs, Tensors
 from .groups import Block, Structure
 from .history import History, Pruned, apply_step
 from .importance import Scores, method
@@ -45,6 +46,10 @@ PICTURES = 256
 _FEWEST = 8
 _BATCH = 64
 _BATCH_BYTES = 2**26
+_REMEMBERED_BYTES = 2**30
+_REMEMBERED = (
+    16  # bytes for each value that a layer makes: itself, its norm, its activation, a gate
+)
 
 
 def prune(
@@ -222,7 +227,8 @@ def prune_backbone(
                 progress,
             )
         progress("scoring channels", 0, None)
-        scores = score(module, structure.groups, feeds, outputs, settings.seed)
+        small = _in_parts(feeds, structure)
+        scores = score(module, structure.groups, small, outputs, settings.seed)
         _check_scores(structure, scores)
         damage = damages(module, structure, feeds, scores, widths, outputs, progress)
         progress("choosing widths", 0, None)
@@ -273,6 +279,18 @@ def sample(
     batch = int(np.clip(_BATCH_BYTES // max(1, size), 2, _BATCH))
     found = [one.inputs for one in some.batches(specs, preprocessing, batch)]
     return [one for one in found if next(iter(one.values())).shape[0] > 1]
+
+
+def _in_parts(batches: Sequence[Tensors], structure: Structure) -> list[Tensors]:
+    """The batches in parts so small that what a derivative has to remember takes about 1 GiB."""
+    values = sum(layer.calls * math.prod(layer.out_shape) for layer in structure.layers)
+    rows = int(np.clip(_REMEMBERED_BYTES // max(1, values * _REMEMBERED), 2, _BATCH))
+    parts: list[Tensors] = []
+    for feeds in batches:
+        count = next(iter(feeds.values())).shape[0]
+        for start in range(0, count, rows):
+            parts.append({name: one[start : start + rows] for name, one in feeds.items()})
+    return parts
 
 
 def _check_finite(given: Arrays) -> None:
