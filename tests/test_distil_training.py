@@ -530,6 +530,17 @@ def test_the_rate_rises_and_falls_and_a_limit_of_time_shortens_it() -> None:
     assert short.progress == pytest.approx(before + (1 - before) / 30)
 
 
+def test_a_slow_moment_does_not_hurry_a_long_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    clock = Clock(100_000, limit_s=2000.0)
+    clock.start()
+    for step in range(400):
+        now += 5.0 if step == 0 else 0.1 if step < 380 else 0.5  # the first one compiles
+        clock.stepped(clock.left())
+    assert clock.left() * 0.1 == pytest.approx(2000.0 - clock.spent_s, rel=0.4)
+
+
 def test_a_limit_of_time_ends_the_training_with_its_schedule() -> None:
     settings = Distil(epochs=100_000, batch=32, lr=0.1, max_minutes=0.03, precision="float32",
                       layout="contiguous")  # fmt: skip

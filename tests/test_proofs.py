@@ -95,7 +95,7 @@ def test_a_network_that_fails_is_a_row_and_the_next_run_goes_on(
     proofs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     matrix, out = proofs("network_matrix"), tmp_path / "matrix"
-    words = ["network_matrix.py", "--only", "resnet8", "--engines", "onnxruntime", "--no-timing"]
+    words = ["network_matrix.py", "--only", "resnet8", "--steps", "onnxruntime", "--no-timing"]
     words += ["--resume", "--out", str(out), "--keep", str(tmp_path / "kept")]
     monkeypatch.setenv("PYTHONPATH", str(Path(matrix.fingerprint.__code__.co_filename).parents[2]))
     monkeypatch.setattr(sys, "argv", [*words, "--gib", "0.01"])

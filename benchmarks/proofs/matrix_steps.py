@@ -81,11 +81,20 @@ def for_tensorrt(entry: Entry, folder: Path, timing: bool) -> dict[str, Any]:
     return parse_and_build(entry, folder, *pictures_of(entry), CALIBRATION)
 
 
+def pruning(entry: Entry, folder: Path, timing: bool) -> dict[str, Any]:
+    """Pruned to a share of its multiply-adds, saved, rebuilt, exported and run."""
+    del timing
+    from matrix_pruning import prune
+
+    return prune(entry, folder)
+
+
 STEPS: dict[str, Callable[[Entry, Path, bool], dict[str, Any]]] = {
     "capture": capture,
     "onnxruntime": on_onnxruntime,
     "openvino": on_openvino,
     "tensorrt": for_tensorrt,
+    "pruning": pruning,
 }
 
 

@@ -9,6 +9,9 @@ from typing import Any
 COSINE, CONVOLUTIONS = 0.98, 0.95
 """What is asked for: agreement with float32, and the share of convolution work in INT8."""
 
+SHARE = 0.7
+"""Of the multiply-adds, what pruning may leave."""
+
 ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 
@@ -46,6 +49,9 @@ def markdown(told: dict[str, Any], entries: Mapping[str, Any]) -> str:
     built = {name: row["tensorrt"] for name, row in rows.items() if "tensorrt" in row}
     if built:
         lines += ["## TensorRT", "", *built_table(built), ""]
+    cut = {name: row["pruning"] for name, row in rows.items() if "pruning" in row}
+    if cut:
+        lines += ["## Pruning", "", *pruning_table(cut), ""]
     lines += ["## Capture", "", *capture_table(rows)]
     return "\n".join(lines) + "\n"
 
@@ -143,6 +149,40 @@ def built_table(held: Mapping[str, dict[str, Any]]) -> list[str]:
             cells.append(f"{found['build_seconds']} s" if "build_seconds" in found else refused)
             cells += [percent(found["int8_share"]), f"{cosine(found):.4f}"]
         lines.append(f"| {name} | {' | '.join(cells)} | {cost} |")
+    return lines
+
+
+def pruning_table(held: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Cut to a share of the multiply-adds, saved, rebuilt, exported and run."""
+    torch = {name: one for name, one in held.items() if "refused" not in one}
+    good = [
+        name
+        for name, one in torch.items()
+        if one.get("rebuilt_equal") and one["macs_left"] <= SHARE
+    ]
+    whole = sorted(set(torch) - set(good))
+    lines = [
+        f"Channels leave by their magnitude until {SHARE:.0%} of the multiply-adds or fewer are left; nothing is trained",
+        "back. *Rebuilt* compares the outputs of the cut network with those of one made from its factory and the saved",
+        "file; *exported* is the ONNX file in ONNX Runtime against torch.",
+        "",
+        f"- {len(good)} of {len(torch)} networks: cut so far, rebuilt to equal outputs, exported and run"
+        + (f"; not {', '.join(whole)}." if whole else "."),
+        "",
+        "| network | groups | blocks | layers that stay whole | multiply-adds left | rebuilt | exported, cosine | seconds | peak |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, one in held.items():
+        cost = f"{one['seconds']:.0f} | {mib(one)} |"
+        why = one.get("refused") or (f"failed: {one['error']}" if "error" in one else None)
+        if why:
+            lines.append(f"| {name} | | | {why} | | | | {cost}")
+            continue
+        equal = "equal" if one["rebuilt_equal"] else "**not equal**"
+        lines.append(
+            f"| {name} | {one['groups']} | {one['blocks']} | {len(one['stays_whole'])} | "
+            f"{percent(one['macs_left'])} | {equal} | {one['cosine']:.6f} | {cost}"
+        )
     return lines
 
 

@@ -16,6 +16,7 @@ from edgepress.compress.prove import Judge
 from edgepress.compress.subject import first_rows, fixed_batches, open_model, with_batch
 from edgepress.export import calibrate, correct_biases, dialect, plan_int8, write_qdq
 from edgepress.export.exact import with_opset
+from edgepress.export.fp16 import settle_fp16
 from edgepress.export.graph import Graph
 from edgepress.export.ranges import Batches, Ranges
 from edgepress.export.receipt import count_macs
@@ -46,7 +47,19 @@ def in_dialect(
     return write
 
 
-GRAPHS = {"tensorrt": in_dialect("tensorrt"), "tensorrt-rtx": in_dialect("tensorrt-rtx")}
+def in_fp16(
+    graph: Graph, ranges: Ranges, batches: Batches, macs: Mapping[str, int]
+) -> tuple[bytes, float]:
+    """Writes FP16, with what does not bear it in float32; nothing of it is in INT8."""
+    del macs
+    return settle_fp16(graph, ranges, batches).half.model, 0.0
+
+
+GRAPHS = {
+    "tensorrt": in_dialect("tensorrt"),
+    "tensorrt-rtx": in_dialect("tensorrt-rtx"),
+    "fp16": in_fp16,
+}
 """What is written: add a function here, and the table has its columns."""
 
 

@@ -2,10 +2,10 @@
 
 ::
 
-    python benchmarks/proofs/network_matrix.py [--only NETWORK,...] [--engines onnxruntime,openvino,tensorrt]
+    python benchmarks/proofs/network_matrix.py [--only NETWORK,...] [--steps onnxruntime,openvino,tensorrt,pruning]
         [--resume] [--no-timing] [--out benchmarks/results/network_matrix] [--keep FOLDER]
 
-Every step of every network (capture, INT8 for an engine) runs in a process of its own under a limit
+Every step of every network (capture, INT8 for an engine, pruning) runs in a process of its own under a limit
 of time and memory, and is written to the JSON when it is done: whatever ends this script, nothing
 that was finished is lost, and ``--resume`` goes on with what is missing or failed. A network that
 fails is a row with its error.
@@ -32,7 +32,8 @@ from matrix_networks import ENTRIES, Entry
 from matrix_steps import CALIBRATION, MAX_DROP, SELECTION, STEPS, TEST
 from matrix_table import markdown
 
-_ENGINES = [name for name in STEPS if name != "capture"]
+_STEPS = [name for name in STEPS if name != "capture"]
+_ALONE = {"pruning"}  # steps that need no float32 graph
 _POLL_SECONDS = 0.2
 
 
@@ -40,7 +41,7 @@ def main() -> None:
     """Run the proof."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default=",".join(ENTRIES), metavar="NETWORK,...")
-    parser.add_argument("--engines", default=",".join(_ENGINES), metavar="ENGINE,...")
+    parser.add_argument("--steps", default=",".join(_STEPS), metavar="STEP,...")
     parser.add_argument("--resume", action="store_true", help="Do what is missing or failed.")
     parser.add_argument("--no-timing", action="store_true", help="For a machine that is busy.")
     parser.add_argument("--minutes", type=float, default=20, help="Limit of a step.")
@@ -48,8 +49,8 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="Keep the graphs of each network in this folder.")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/network_matrix"))
     given = parser.parse_args()
-    names, engines = given.only.split(","), given.engines.split(",")
-    for word, known in [*((n, ENTRIES) for n in names), *((e, _ENGINES) for e in engines)]:
+    names, wanted = given.only.split(","), given.steps.split(",")
+    for word, known in [*((n, ENTRIES) for n in names), *((s, _STEPS) for s in wanted)]:
         if word not in known:
             parser.error(f"unknown: {word}. Known: {', '.join(known)}")
     path = given.out.with_suffix(".json")
@@ -61,11 +62,16 @@ def main() -> None:
         row = told["networks"].get(name, {}) if given.resume else {}
         told["networks"][name] = row
         row.update(source=entry.where, trained=entry.trained, size=entry.size)
-        steps = [step for step in ("capture", *engines) if not done(row, step, given.no_timing)]
+        first = [] if set(wanted) <= _ALONE else ["capture"]
+        steps = [step for step in (*first, *wanted) if not done(row, step, given.no_timing)]
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) if given.keep is None else given.keep / name
             folder.mkdir(parents=True, exist_ok=True)
-            if steps and "capture" not in steps and not (folder / "float32.onnx").exists():
+            if (
+                set(steps) - _ALONE - {"capture"}
+                and "capture" not in steps
+                and not (folder / "float32.onnx").exists()
+            ):
                 steps.insert(0, "capture")
             for step in steps:
                 print(f"[{count}/{len(names)}] {name}: {step}", file=sys.stderr, flush=True)

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 _NOT_YET = 3  # steps before their time is believed
-_SMOOTHING = 0.05
+_SMOOTHING = 0.005  # some slow seconds must not hurry a training of hours
 
 
 def learning_rate(progress: float, warmup: float) -> float:
@@ -35,7 +35,7 @@ class Clock:
         done: Steps that were made.
         progress: Share of the training that is done; 1 ends it.
         spent_s: Seconds of training so far, over all processes that were killed on the way.
-        step_s: What a step takes, smoothed; 0 before it is known.
+        step_s: What a step takes, on the average of the last hundreds; 0 before it is known.
         judging_s: What the scoring after an epoch takes, a step.
     """
 
@@ -78,6 +78,7 @@ class Clock:
                 is not done is spread evenly over them.
         """
         took = self._pause()
-        self.step_s = took if not self.step_s else self.step_s + _SMOOTHING * (took - self.step_s)
         self.done += 1
+        share = max(1 / self.done, _SMOOTHING) if self.step_s else 1.0
+        self.step_s += share * (took - self.step_s)
         self.progress += (1 - self.progress) / max(1, left)

@@ -1,0 +1,174 @@
+"""What the recorded bundles give up in accuracy, and what they gain in speed: a table and a picture.
+
+::
+
+    python benchmarks/proofs/trade_off.py [BUNDLE ...] [--out benchmarks/results/trade_off]
+
+Each bundle (all in ``benchmarks/results/bundles`` by default) is scored on ``test_a`` by ``edgepress evaluate``, and
+timed by ``edgepress bench`` in turns with the float32 original that it was made from, exported anew from the trained
+weights: one thread, batch 1, fresh processes. Nothing is read from the bundles' own records but which network they
+are. The picture needs ``pip install matplotlib``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from edgepress.benchmarks.fingerprint import fingerprint
+from networks import NETWORKS, data_root, edgepress
+from peer_table import print_machine
+from trained_bundles import arrays
+
+_BUNDLES = Path("benchmarks/results/bundles")
+_COLOURS = {"float32": "#1f6fb4", "int8": "#d1495b"}
+
+
+def main() -> None:
+    """Measure, and write what was found."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("bundles", nargs="*", type=Path)
+    parser.add_argument("--work", type=Path, default=Path(".work/trained"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/trade_off"))
+    parser.add_argument("--preset", default="standard")
+    given = parser.parse_args()
+    bundles = given.bundles or sorted(one for one in _BUNDLES.iterdir() if one.is_dir())
+    told: dict[str, Any] = {"originals": {}, "rows": []}
+    for bundle in bundles:
+        row = measured(bundle, given.work, given.preset, told["originals"])
+        told["rows"].append(row)
+    told["fingerprint"] = fingerprint()
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.with_suffix(".json").write_text(json.dumps(told, indent=1) + "\n")
+    given.out.with_suffix(".md").write_text(markdown(told))
+    draw(told, given.out.with_suffix(".svg"))
+    print(markdown(told))
+
+
+def measured(bundle: Path, work: Path, preset: str, originals: dict[str, Any]) -> dict[str, Any]:
+    """One bundle's score, size and speed."""
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    name = str(manifest["recipe"]["model"]).rpartition(":")[2]
+    _, test = arrays(work)
+    float32 = work / f"{name}.onnx"
+    if name not in originals:
+        network = NETWORKS[name]
+        how = data_root() / str(network.preprocessing)
+        weights = data_root() / "weights" / network.weights
+        model = (f"{data_root()}/backbones.py:{name}", "--weights", weights)
+        edgepress(
+            "export", *model, "--preprocessing", how, "--data", test, "--out", float32, "--force"
+        )
+        judged = ("--data", test, "--preprocessing", how, "--json")
+        score = json.loads(edgepress("evaluate", float32, *judged))["score"]
+        originals[name] = {"score": score, "size_bytes": float32.stat().st_size}
+    score = json.loads(edgepress("evaluate", bundle, "--data", test, "--json"))["score"]
+    against = ("--against", float32, "--threads", 1, "--preset", preset, "--json")
+    return {
+        "bundle": bundle.name,
+        "network": name,
+        "precision": manifest["variants"][0]["precision"],
+        "score": score,
+        "macs": manifest["measurements"]["macs"],
+        "size_bytes": (bundle / manifest["variants"][0]["file"]).stat().st_size,
+        "bench": json.loads(edgepress("bench", bundle, *against)),
+    }
+
+
+def markdown(told: dict[str, Any]) -> str:
+    """The table."""
+    lines = [
+        "# Pruned, trained back, quantized: what it costs and what it brings",
+        "",
+        "Made by `python benchmarks/proofs/trade_off.py` from the bundles in `benchmarks/results/bundles`, which "
+        "`trained_bundles.py` made. Accuracy on the 5,000 pictures of CIFAR-10's `test_a`, with its 95 % interval; "
+        "speed in turns with the float32 original in ONNX Runtime, one thread, batch 1.",
+        "",
+    ]
+    print_machine(lines, told["fingerprint"])
+    lines += [
+        "| network | bundle | precision | multiply-adds | model | top-1 | against the original |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, original in told["originals"].items():
+        lines.append(
+            f"| {name} | - | float32 | | {_kilobytes(original)} | {_percent(original)} | 1 |"
+        )
+        for row in told["rows"]:
+            if row["network"] == name:
+                low, mid, high = _speed(row)
+                lines.append(
+                    f"| {name} | {row['bundle']} | {row['precision']} | {row['macs'] / 1e6:.1f} M | "
+                    f"{_kilobytes(row)} | {_percent(row)} | {mid:.2f}x ({low:.2f} to {high:.2f}) |"
+                )
+    return "\n".join(lines) + "\n"
+
+
+def draw(told: dict[str, Any], path: Path) -> None:
+    """The picture: speed to the right, accuracy upwards, one panel for each network."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams["svg.hashsalt"] = "edgepress"  # the same file from the same figures
+    names = list(told["originals"])
+    figure, panels = pyplot.subplots(
+        1, len(names), figsize=(4.6 * len(names), 3.4), squeeze=False, layout="constrained"
+    )
+    for name, panel in zip(names, panels[0], strict=True):
+        value = told["originals"][name]["score"]["value"]
+        panel.axhline(value, color="#999999", linewidth=1, linestyle="--")
+        panel.plot([1], [value], "s", color="#555555")
+        panel.annotate("original", (1, value), (4, 5), textcoords="offset points", fontsize=8)
+        for row in told["rows"]:
+            if row["network"] != name:
+                continue
+            low, mid, high = _speed(row)
+            score, colour = row["score"], _COLOURS[row["precision"]]
+            panel.errorbar(
+                mid,
+                score["value"],
+                xerr=[[mid - low], [high - mid]],
+                yerr=[[score["value"] - score["low"]], [score["high"] - score["value"]]],
+                fmt="o",
+                color=colour,
+                elinewidth=0.8,
+                capsize=2,
+            )
+            label = row["bundle"].removeprefix(f"{name}-")
+            panel.annotate(
+                f"{label}\n{row['size_bytes'] / 1000:.0f} kB",
+                (mid, score["value"]),
+                (6, -14),
+                textcoords="offset points",
+                fontsize=8,
+                color=colour,
+            )
+        panel.set_title(name, fontsize=10)
+        panel.set_xlabel("times as fast as the float32 original, measured")
+        panel.set_ylabel("top-1 on test_a, %")
+        panel.margins(x=0.15, y=0.12)
+        panel.grid(alpha=0.25)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def _speed(row: dict[str, Any]) -> tuple[float, float, float]:
+    found = row["bench"]["comparison"]
+    return found["ratio_low"], found["ratio"], found["ratio_high"]
+
+
+def _kilobytes(row: dict[str, Any]) -> str:
+    return f"{row['size_bytes'] / 1000:.0f} kB"
+
+
+def _percent(row: dict[str, Any]) -> str:
+    score = row["score"]
+    return f"{score['value']:.2f} % ({score['low']:.2f} to {score['high']:.2f})"
+
+
+if __name__ == "__main__":
+    main()
