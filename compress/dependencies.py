@@ -7,8 +7,9 @@ reads wrongly, a trial finds (:mod:`edgepress.compress.trials`).
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -70,7 +71,7 @@ def chains(module: nn.Module, example: Mapping[str, torch.Tensor]) -> list[Chain
 
     for parameter in module.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    with warnings.catch_warnings(), torch.enable_grad():
+    with warnings.catch_warnings(), torch.enable_grad(), _reshapes_of_nothing():
         warnings.simplefilter("ignore")
         graph: Any = torch_pruning.DependencyGraph()
         graph.build_dependency(
@@ -86,6 +87,30 @@ def _outputs(module: nn.Module, example: Mapping[str, torch.Tensor]) -> list[tor
     if not found:
         raise ValueError("no gradient flows to any of its outputs")
     return found
+
+
+@contextlib.contextmanager
+def _reshapes_of_nothing() -> Generator[None]:
+    """Inside, a reshape whose channels Torch-Pruning counts as none moves none.
+
+    It divides by that count (shuffled channels, in 1.6). Where they do move, a trial finds it.
+    """
+    from torch_pruning.dependency import (  # pyright: ignore[reportMissingTypeStubs]
+        index_mapping,
+    )
+
+    given: Any = index_mapping
+    whole = given.update_reshape_index_mapping
+
+    def update(graph: Any, node: Any) -> None:
+        with contextlib.suppress(ZeroDivisionError):
+            whole(graph, node)
+
+    given.update_reshape_index_mapping = update
+    try:
+        yield
+    finally:
+        given.update_reshape_index_mapping = whole
 
 
 class _Shift:

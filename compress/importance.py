@@ -22,7 +22,7 @@ from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
 from ..export.capture import flatten_outputs
 from ..runtime.errors import InputError
 from .cutting import modules_of
-from .gates import Outputs, Tensors, channel_axis, gates, readers
+from .gates import Outputs, Tensors, channel_axis, gates, log_shares, readers
 from .groups import Group, Member
 
 Scores: TypeAlias = "list[NDArray[np.float64]]"
@@ -170,7 +170,7 @@ def _likelihood(given: Tensors, outputs: Outputs, draw: torch.Generator) -> torc
         if not value.is_floating_point():
             continue
         if outputs == "logits" and value.ndim == 2:
-            logs = value.float().log_softmax(1)
+            logs = log_shares(value)
             drawn = torch.multinomial(logs.detach().exp(), 1, generator=draw)
             total = total + logs.gather(1, drawn).sum()
         else:

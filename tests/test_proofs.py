@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -114,3 +115,37 @@ def test_a_network_that_fails_is_a_row_and_the_next_run_goes_on(
     stamp = (tmp_path / "kept" / "resnet8" / "capture.json").stat().st_mtime_ns
     matrix.main()
     assert (tmp_path / "kept" / "resnet8" / "capture.json").stat().st_mtime_ns == stamp
+
+
+def test_a_pruned_network_of_the_matrix_is_rebuilt_and_run(proofs: Any, tmp_path: Path) -> None:
+    entries = proofs("matrix_networks").ENTRIES
+    told = proofs("matrix_pruning").prune(entries["resnet8"], tmp_path)
+    assert told["macs_left"] <= 0.7
+    assert told["rebuilt_equal"]
+    assert told["cosine"] > 0.9999
+    assert "ONNX" in proofs("matrix_pruning").prune(entries["osnet"], tmp_path)["refused"]
+    rows = {"resnet8": {**told, "seconds": 1.0}, "osnet": {"refused": "why", "seconds": 1.0}}
+    table = "\n".join(proofs("matrix_table").pruning_table(rows))
+    assert "- 1 of 1 networks" in table
+
+
+def test_the_trade_off_is_told_as_measured(proofs: Any, tmp_path: Path) -> None:
+    from edgepress.benchmarks.fingerprint import fingerprint
+
+    score = {"value": 93.0, "low": 92.5, "high": 93.5}
+    row: dict[str, Any] = {
+        "bundle": "net-2x",
+        "network": "net",
+        "precision": "float32",
+        "score": score,
+    }
+    row |= {"precision": "float32", "macs": 5e6, "size_bytes": 2_000_000}
+    row["bench"] = {"comparison": {"ratio": 2.0, "ratio_low": 1.9, "ratio_high": 2.1}}
+    original = {"score": {**score, "value": 93.5}, "size_bytes": 4_000_000}
+    told = {"originals": {"net": original}, "rows": [row], "fingerprint": fingerprint()}
+    proof = proofs("trade_off")
+    table = proof.markdown(told)
+    assert "| net | net-2x | float32 | 5.0 M | 2000 kB | 93.00 % (92.50 to 93.50) | 2.00x" in table
+    if importlib.util.find_spec("matplotlib"):
+        proof.draw(told, tmp_path / "picture.svg")
+        assert "original" in (tmp_path / "picture.svg").read_text()
