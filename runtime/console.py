@@ -203,6 +203,10 @@ class _Progress:
 
     def report(self, stage: str, done: int, total: int | None = None) -> None:
         with self._lock:
+            if done < self._state.get(stage, (done, None))[0]:  # the same work begins once more
+                self._began.pop(stage)
+                if self._bar is not None and stage in self._tasks:
+                    self._bar.reset(self._tasks[stage])
             self._state[stage] = (done, total)
             began, from_ = self._began.setdefault(stage, (time.monotonic(), done))
             if self._bar is not None:

@@ -178,3 +178,17 @@ def test_progress_tells_the_time_that_is_left(
         "training: 99 of 100, about 99 s left",
         "scoring: 1 of 100",
     ]
+
+
+def test_work_that_begins_again_is_timed_anew(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgepress.runtime import console
+
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.Console(as_json=False).progress() as progress:
+        for done, at in ((50, 100.0), (100, 120.0), (0, 9_000.0), (25, 9_020.0)):
+            now[0] = at
+            progress("scoring", done, 100)
+    assert capsys.readouterr().err.splitlines()[-1] == "scoring: 25 of 100, about 60 s left"
