@@ -19,7 +19,7 @@ class Int8:
     """Settings of post-training INT8 quantization.
 
     Attributes:
-        ranges: How activations are clipped: ``mse``, ``minmax`` or ``percentile``.
+        ranges: How activations are clipped: ``mse``, ``minmax``, ``percentile`` or ``entropy``.
         weights: How weights are scaled: ``mse`` or ``minmax``.
         bias_correction: Whether to try bias correction; it is kept where it measures better.
         keep_float: Names of nodes to keep in float32.
@@ -173,7 +173,7 @@ KINDS: dict[str, type[PassSettings]] = {
     Fp16.kind: Fp16,
 }
 _CHOICES = {
-    "ranges": ("mse", "minmax", "percentile"),
+    "ranges": ("mse", "minmax", "percentile", "entropy"),
     "weights": ("mse", "minmax"),
     "importance": ("fisher", "magnitude", "activation"),
     "optimizer": ("sgd", "adamw"),

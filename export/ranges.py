@@ -2,7 +2,7 @@
 
 Source: mean-squared-error ranges as in Banner et al. 2019 (arXiv:1810.05723, section 4) and Nagel
 et al. 2021 (arXiv:2106.08295, section 3.1), found by search over a histogram instead of an assumed
-distribution.
+distribution. Entropy ranges: see :mod:`edgepress.export.entropy`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..runtime.tensors import Array, Arrays
 from .graph import Graph, Walk, give_out, rows
 from .observers import Observer, clip_magnitude, clip_range
 
-METHODS = ("mse", "minmax", "percentile")
+METHODS = ("mse", "minmax", "percentile", "entropy")
 _MEMORY_BYTES = 192 * 2**20  # of activations held at once
 _LARGEST_BATCH = 32
 
@@ -99,7 +99,7 @@ def calibrate(
             "E_RECIPE", f"unknown range method '{method}'.", mend="Known: " + ", ".join(METHODS)
         )
     exposed, names = expose(graph)
-    observers = {name: Observer(name) for name in names}
+    observers = {name: Observer(name, method) for name in names}
     pictures = 0
     with OnnxRuntimeEngine(exposed.SerializeToString(), EngineOptions()) as engine:
         first = next(iter(batches(1)), None)
