@@ -176,7 +176,8 @@ class _Builder:
             **decision.to_dict(),
             "borders_ms": borders_ms(self.search.blame, int8),
         }
-        return _Plan(replace(whole, plan=plan, quantized=made), int8, decision, told)
+        mixed = replace(whole, plan=plan, quantized=made, corrected=None)
+        return _Plan(mixed, int8, decision, told)
 
     def finished(self, plan: _Plan) -> _Try:
         """Correct the biases of a plan, and score it."""

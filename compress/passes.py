@@ -103,12 +103,13 @@ def run_pass(graph: Graph, settings: Int8 | Fp16, context: Context) -> Outcome:
 def quantize(graph: Graph, settings: Int8, context: Context) -> Outcome:
     """Post-training INT8.
 
-    What it does: calibrates ranges, writes the target's dialect, and corrects biases where that
-    brings the outputs nearer to float32 on the selection pictures. On a target that computes in
-    FP16, what stays float is written in that.
+    What it does: calibrates ranges, writes the target's dialect, equalises channels and corrects
+    biases where that brings the outputs nearer to float32 on the selection pictures. On a target
+    that computes in FP16, what stays float is written in that.
     When it is exact: never.
     When it refuses: names in ``keep_float`` that are no nodes; pictures that make a tensor NaN.
-    Source: see :mod:`edgepress.export.ranges`, :mod:`edgepress.export.bias`.
+    Source: see :mod:`edgepress.export.ranges`, :mod:`edgepress.export.equalization`,
+    :mod:`edgepress.export.bias`.
     """
     whole = prepare(graph, settings, context)
     return finish(whole, settings, context)
@@ -120,6 +121,7 @@ def prepare(graph: Graph, settings: Int8, context: Context) -> Whole:
     Raises:
         InputError: As :func:`quantize`.
     """
+    from .equalizing import equalized
     from .halves import has_fp16, ready
 
     speech = dialect(context.target.dialect)
@@ -138,7 +140,8 @@ def prepare(graph: Graph, settings: Int8, context: Context) -> Whole:
     )
     plan = plan_int8(graph, ranges, speech, keep_float=settings.keep_float, given=given)
     plain = write_qdq(graph, ranges, plan, speech, weight_method=settings.weights)
-    return Whole(graph, ranges, plan, speech, plain, settings.weights)
+    whole = Whole(graph, ranges, plan, speech, plain, settings.weights)
+    return equalized(whole, settings, context) if settings.equalization else whole
 
 
 def finish(whole: Whole, settings: Int8, context: Context) -> Outcome:
@@ -150,20 +153,12 @@ def finish(whole: Whole, settings: Int8, context: Context) -> Outcome:
         "pictures": ranges.pictures,
         "ranges": ranges.method,
         "weights": settings.weights,
+        **whole.told,
     }
     quantized = plain
-    layers = sum(1 for unit in plain.units if unit.bias)
-    if settings.bias_correction and layers:
-        largest = max(one.elements for one in ranges.tensors.values())
-        corrected, _ = correct_biases(
-            graph,
-            plain,
-            context.calibration,
-            largest_tensor=largest,
-            on_progress=Count(context, "correcting biases", layers).add,
-        )
-        candidates = {"as calibrated": plain, "biases corrected": corrected}
-        sqnr = _sqnr_db(graph, candidates, context)
+    if settings.bias_correction and any(unit.bias for unit in plain.units):
+        candidates = {"as calibrated": plain, "biases corrected": bias_corrected(whole, context)}
+        sqnr = sqnr_db(graph, candidates, context)
         chosen = max(sqnr, key=lambda name: sqnr[name])
         quantized = candidates[chosen]
         report["sqnr_db_on_selection"] = {name: round(value, 3) for name, value in sqnr.items()}
@@ -174,6 +169,21 @@ def finish(whole: Whole, settings: Int8, context: Context) -> Outcome:
     receipt = int8_receipt(graph, context.macs, quantized, whole.plan, engine)
     shipped = Shipped(quantized.model, "int8", whole.dialect.name, engine, receipt.to_dict())
     return Outcome(shipped, bool(quantized.units), receipt, report)
+
+
+def bias_corrected(whole: Whole, context: Context) -> Quantized:
+    """A network in INT8 with its biases corrected; where that was done before, as it was done."""
+    if whole.corrected is not None:
+        return whole.corrected
+    layers = sum(1 for unit in whole.quantized.units if unit.bias)
+    corrected, _ = correct_biases(
+        whole.graph,
+        whole.quantized,
+        context.calibration,
+        largest_tensor=max(one.elements for one in whole.ranges.tensors.values()),
+        on_progress=Count(context, "correcting biases", layers).add,
+    )
+    return corrected
 
 
 class Count:
@@ -188,7 +198,7 @@ class Count:
         self._context.progress(self._stage, self._done, self._total)
 
 
-def _sqnr_db(
+def sqnr_db(
     graph: Graph, candidates: Mapping[str, Quantized], context: Context
 ) -> dict[str, float]:
     """Signal over quantization noise of each candidate's worst output on selection pictures.
@@ -233,6 +243,6 @@ def _some(context: Context) -> Iterator[Arrays]:
     for feeds in context.selection(size):
         yield feeds
         count += next(iter(feeds.values())).shape[0]
-        context.progress("comparing corrected and plain biases", count, None)
+        context.progress("comparing candidates with float32", count, None)
         if count >= _SELECTION_PICTURES:
             return

@@ -19,8 +19,10 @@ class Int8:
     """Settings of post-training INT8 quantization.
 
     Attributes:
-        ranges: How activations are clipped: ``mse``, ``minmax`` or ``percentile``.
+        ranges: How activations are clipped: ``mse``, ``minmax``, ``percentile`` or ``entropy``.
         weights: How weights are scaled: ``mse`` or ``minmax``.
+        equalization: Whether to try cross-layer equalisation where there are depthwise layers; it
+            is kept where it measures better.
         bias_correction: Whether to try bias correction; it is kept where it measures better.
         keep_float: Names of nodes to keep in float32.
         mixed: Whether to measure every node, and to leave in float32 what does not pay in INT8 on
@@ -31,6 +33,7 @@ class Int8:
 
     ranges: str = "mse"
     weights: str = "mse"
+    equalization: bool = True
     bias_correction: bool = True
     keep_float: tuple[str, ...] = ()
     mixed: bool = True
@@ -173,7 +176,7 @@ KINDS: dict[str, type[PassSettings]] = {
     Fp16.kind: Fp16,
 }
 _CHOICES = {
-    "ranges": ("mse", "minmax", "percentile"),
+    "ranges": ("mse", "minmax", "percentile", "entropy"),
     "weights": ("mse", "minmax"),
     "importance": ("fisher", "magnitude", "activation"),
     "optimizer": ("sgd", "adamw"),

@@ -1,7 +1,8 @@
 """Exact rewrites: the same function, in the form that every later step expects.
 
 What it does: constants become initializers and leave the inputs, opsets before 13 are raised to 18,
-BatchNormalization and padding are folded into convolutions, dead nodes go, a mean over the spatial
+BatchNormalization and padding are folded into convolutions (and the former into fully connected
+layers), dead nodes go, a mean over the spatial
 axes becomes GlobalAveragePool (which has an INT8 kernel), every node and free dimension gets a
 name.
 
@@ -28,6 +29,7 @@ from ..runtime.engine import EngineOptions
 from ..runtime.engines.onnxruntime import OnnxRuntimeEngine, optimized_model
 from ..runtime.errors import EngineError, InputError
 from ..runtime.tensors import Array, Arrays, TensorSpec
+from .folding import fold_norms
 from .graph import (
     IR_VERSION,
     Graph,
@@ -84,6 +86,7 @@ def tidy(
     work.ir_version = IR_VERSION
     give_out(work, keep)
     work = onnx.load_model_from_string(optimized_model(work.SerializeToString(), "basic"))
+    fold_norms(work)  # while what `keep` names is given out, which is not folded across
     del work.graph.input[:], work.graph.output[:]
     work.graph.input.extend(inputs)
     work.graph.output.extend(outputs)

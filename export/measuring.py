@@ -7,7 +7,7 @@ each node and tensor then costs the outputs and what it takes, and the price of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import onnx
 
@@ -34,6 +34,8 @@ class Whole:
         dialect: How it is written.
         quantized: It, written.
         weight_method: How weights were scaled.
+        corrected: The same with its biases corrected, where that was done already.
+        told: What was tried on the way here, for reports; JSON values only.
     """
 
     graph: Graph
@@ -42,6 +44,8 @@ class Whole:
     dialect: Dialect
     quantized: Quantized
     weight_method: str = "mse"
+    corrected: Quantized | None = None
+    told: Mapping[str, object] = field(default_factory=dict[str, object])
 
     def layout(self, walk: Walk) -> Layout:
         """Which tensors become codes."""

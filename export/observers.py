@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..runtime.errors import InputError
 from ..runtime.tensors import Array
+from .entropy import Bins, Octaves, entropy_magnitude, entropy_range
 
 _BINS = 8192
 _LEVELS = 256  # of the quantizer that a range is chosen for
@@ -20,10 +21,16 @@ _SAMPLES = 65_536  # a picture's values that the histogram takes; the extremes s
 
 
 class Observer:
-    """Extremes and histogram of one tensor over any number of batches."""
+    """Extremes and histogram of one tensor over any number of batches.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        name: Of the tensor.
+        method: What its ranges are to be chosen by: ``entropy`` needs bins of its own.
+    """
+
+    def __init__(self, name: str, method: str = "mse") -> None:
         self.name = name
+        self._octaves = Octaves() if method == "entropy" else None
         self.minimum, self.maximum = np.inf, -np.inf
         self.finite = True
         self._counts: NDArray[np.int64] = np.zeros(_BINS, np.int64)
@@ -57,8 +64,10 @@ class Observer:
         step = -(-values.size // (_SAMPLES * pictures))
         if step > 1 and step % 2 == 0:
             step += 1  # an odd stride does not stay in one column of a map
-        self._cover(low, high)
         flat = values.reshape(-1)[::step]
+        if self._octaves is not None:
+            self._octaves.add(flat)
+        self._cover(low, high)
         index = np.floor(flat * np.float32(1.0 / self._width)).astype(np.int32) + self._zero
         np.clip(index, 0, _BINS - 1, out=index)
         self._counts += np.bincount(index, minlength=_BINS)
@@ -69,6 +78,16 @@ class Observer:
         weights = self._counts[used].astype(np.float64)
         centres = (used - self._zero + 0.5) * self._width
         return centres.astype(np.float64), weights / np.sum(weights)
+
+    def bins(self) -> Bins:
+        """What the entropy method looks at.
+
+        Raises:
+            ValueError: For an observer that was made for another method.
+        """
+        if self._octaves is None:
+            raise ValueError(f"the observer of '{self.name}' was not made for entropy")
+        return self._octaves.bins()
 
     def _cover(self, low: float, high: float) -> None:
         if self._width == 0.0:
@@ -98,8 +117,9 @@ def clip_range(observer: Observer, method: str) -> tuple[float, float]:
     Args:
         observer: What was seen.
         method: ``minmax`` (clip nothing), ``percentile`` (leave out one value in 10,000 at each
-            end) or ``mse`` (the least mean squared error of rounding and clipping together, by
-            search over both ends; at most 70 % of an end are cut off).
+            end), ``mse`` (the least mean squared error of rounding and clipping together, by
+            search over both ends; at most 70 % of an end are cut off) or ``entropy`` (see
+            :mod:`edgepress.export.entropy`; for an observer that was made for it).
 
     Returns:
         Low and high with ``low <= 0 <= high``.
@@ -107,6 +127,8 @@ def clip_range(observer: Observer, method: str) -> tuple[float, float]:
     low, high = min(observer.minimum, 0.0), max(observer.maximum, 0.0)
     if method == "minmax" or low == high:
         return low, high
+    if method == "entropy":
+        return entropy_range(observer.bins(), low, high)
     centres, weights = observer.histogram()
     if method == "percentile":
         total = np.cumsum(weights)
@@ -140,9 +162,11 @@ def clip_magnitude(observer: Observer, method: str) -> float:
         observer: What was seen.
         method: As for :func:`clip_range`.
     """
-    largest = max(abs(observer.minimum), abs(observer.maximum))
+    largest = max(-min(observer.minimum, 0.0), max(observer.maximum, 0.0))
     if method == "minmax" or largest == 0:
         return largest
+    if method == "entropy":
+        return entropy_magnitude(observer.bins(), largest)
     centres, weights = observer.histogram()
     if method == "percentile":
         order = np.argsort(np.abs(centres))

@@ -2,12 +2,12 @@
 
 Source: mean-squared-error ranges as in Banner et al. 2019 (arXiv:1810.05723, section 4) and Nagel
 et al. 2021 (arXiv:2106.08295, section 3.1), found by search over a histogram instead of an assumed
-distribution.
+distribution. Entropy ranges: see :mod:`edgepress.export.entropy`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -20,7 +20,7 @@ from ..runtime.tensors import Array, Arrays
 from .graph import Graph, Walk, give_out, rows
 from .observers import Observer, clip_magnitude, clip_range
 
-METHODS = ("mse", "minmax", "percentile")
+METHODS = ("mse", "minmax", "percentile", "entropy")
 _MEMORY_BYTES = 192 * 2**20  # of activations held at once
 _LARGEST_BATCH = 32
 
@@ -76,6 +76,7 @@ def calibrate(
     batches: Batches,
     *,
     method: str = "mse",
+    only: Collection[str] | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Ranges:
     """Run the pictures through the float32 graph once and remember what every float tensor does.
@@ -88,6 +89,7 @@ def calibrate(
         batches: The calibration pictures.
         method: How to choose the ends of the ranges; see
             :func:`edgepress.export.observers.clip_range`.
+        only: Names of the tensors to look at; all of them by default.
         on_progress: Called with the number of pictures of each batch done.
 
     Raises:
@@ -98,8 +100,8 @@ def calibrate(
         raise InputError(
             "E_RECIPE", f"unknown range method '{method}'.", mend="Known: " + ", ".join(METHODS)
         )
-    exposed, names = expose(graph)
-    observers = {name: Observer(name) for name in names}
+    exposed, names = expose(graph, only)
+    observers = {name: Observer(name, method) for name in names}
     pictures = 0
     with OnnxRuntimeEngine(exposed.SerializeToString(), EngineOptions()) as engine:
         first = next(iter(batches(1)), None)
@@ -141,8 +143,10 @@ def calibrate(
     return Ranges(method, pictures, tensors)
 
 
-def expose(graph: Graph) -> tuple[onnx.ModelProto, list[str]]:
+def expose(graph: Graph, only: Collection[str] | None = None) -> tuple[onnx.ModelProto, list[str]]:
     """The model with every float activation among its outputs, and their names, inputs included.
+
+    Where ``only`` names tensors, with those alone.
 
     The output of a layer that only an activation function reads is left out: it is never quantized.
     """
@@ -153,6 +157,9 @@ def expose(graph: Graph) -> tuple[onnx.ModelProto, list[str]]:
     for node in model.graph.node:
         if walk.folded_activation(node) is None:
             floats += [name for name in node.output if kinds.get(name) == onnx.TensorProto.FLOAT]
+    if only is not None:
+        floats = [name for name in floats if name in only]
+        del model.graph.output[:]
     give_out(model, [name for name in floats if name not in walk.input_names])
     return model, floats
 

@@ -58,6 +58,52 @@ def operators(graph: Graph) -> list[str]:
     return [node.op_type for node in graph.proto().graph.node]
 
 
+@pytest.mark.parametrize("turned", [0, 1])
+@pytest.mark.parametrize("bias", [None, (), (4,), (1, 4)])
+def test_a_norm_behind_a_fully_connected_layer_becomes_part_of_it(
+    turned: int, bias: tuple[int, ...] | None
+) -> None:
+    third = "" if bias is None else ", b"
+    text = (
+        "(float[N,6] x) => (float[N,4] y) {"
+        f" g = Gemm <transB={turned}> (x, w{third})"
+        " n = BatchNormalization <epsilon=0.01> (g, scale, shift, mean, variance)"
+        " y = Relu (n) }"
+    )
+    weights = {
+        "w": RNG.normal(size=(4, 6) if turned else (6, 4)).astype(np.float32),
+        "scale": RNG.normal(size=4).astype(np.float32),
+        "shift": RNG.normal(size=4).astype(np.float32),
+        "mean": RNG.normal(size=4).astype(np.float32),
+        "variance": RNG.uniform(0.1, 2, 4).astype(np.float32),
+    }
+    if bias is not None:
+        weights["b"] = RNG.normal(size=bias).astype(np.float32)
+    before = network(text, **weights)
+    graph = tidy(before, source="a test")
+    equal(before, graph)
+    assert operators(graph) == ["Gemm", "Relu"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "g = Gemm (x, w) y = BatchNormalization (g, s, s, s, s) z = Relu (g)",
+        "g = Gemm <alpha=2.0> (x, w) y = BatchNormalization (g, s, s, s, s) z = Relu (x)",
+        "g = Gemm (x, w) y = BatchNormalization (g, s, s, s, s) z = Identity (g)",
+        "g = Gemm (x, x) y = BatchNormalization (g, s, s, s, s) z = Relu (x)",
+    ],
+)
+def test_a_norm_stays_where_its_layer_cannot_take_it(body: str) -> None:
+    text = f"(float[4,4] x) => (float[4,4] y, float[4,4] z) {{ {body} }}"
+    ones = np.full(4, 1.5, np.float32)
+    before = network(text, w=RNG.normal(size=(4, 4)).astype(np.float32), s=ones)
+    graph = tidy(before, source="a test")
+    feeds = synthetic(graph.inputs, seed=3)
+    assert largest_relative(run(before.SerializeToString(), feeds), run(graph.model, feeds)) < 1e-5
+    assert "BatchNormalization" in operators(graph)
+
+
 def test_batch_normalization_is_folded_into_the_convolution() -> None:
     model = network(
         f"({PICTURES}) => (float[N,8,16,16] y)"

@@ -20,7 +20,7 @@ from edgepress.export.dialects.quantizers import (
 from edgepress.export.exact import tidy
 from edgepress.export.graph import Graph
 from edgepress.export.observers import Observer, clip_range
-from edgepress.export.ranges import Batches, calibrate
+from edgepress.export.ranges import METHODS, Batches, calibrate
 from edgepress.runtime import InputError
 from edgepress.runtime.tensors import Array, Arrays
 
@@ -180,7 +180,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(graph: Graph) -> None:
     assert peak(1280) <= 1.1 * peak(128)
 
 
-@pytest.mark.parametrize("method", ["mse", "minmax", "percentile"])
+@pytest.mark.parametrize("method", METHODS)
 def test_methods_are_nested(graph: Graph, method: str) -> None:
     ranges = calibrate(graph, pictures(16), method=method)
     for one in ranges.tensors.values():
@@ -197,7 +197,7 @@ def test_calibration_refuses_what_it_cannot_use(graph: Graph) -> None:
     for batches, method, code in (
         (nothing, "mse", "E_DATA"),
         (broken, "mse", "E_NAN"),
-        (pictures(2), "entropy", "E_RECIPE"),
+        (pictures(2), "guessed", "E_RECIPE"),
         (pictures(2, scale=3e38), "mse", "E_NAN"),
     ):
         with pytest.raises(InputError) as caught, np.errstate(over="ignore"):

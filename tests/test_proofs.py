@@ -52,6 +52,15 @@ def test_yolox_boxes_are_decoded_where_they_are(proofs: Any) -> None:
     assert found.classes.tolist() == [16]
 
 
+def test_ultraface_boxes_are_decoded_where_they_are(proofs: Any) -> None:
+    scores = np.array([[0.1, 0.9], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]], np.float32)
+    corners = [[0.1, 0.1, 0.5, 0.5], [0.1, 0.1, 0.5, 0.48], [0, 0, 1, 1], [0.6, 0.6, 0.9, 0.8]]
+    found = proofs("detections").ultraface(scores, np.array(corners, np.float32), 0.5)
+    np.testing.assert_allclose(found.corners, np.array(corners, np.float32)[[0, 3]])
+    assert found.scores == pytest.approx([0.9, 0.7])
+    assert found.classes.tolist() == [0, 0]
+
+
 def test_a_box_is_found_again_once_and_in_its_class(proofs: Any) -> None:
     boxes = proofs("detections")
     corners = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [0.5, 0, 10, 10]], float)
