@@ -15,7 +15,7 @@ import numpy as np
 
 from ..runtime.bundle import Bundle
 from ..runtime.choosing import choose
-from ..runtime.engine import Precision
+from ..runtime.engine import Precision, computed_in
 from ..runtime.errors import InputError
 from .fingerprint import fingerprint
 from .measurement import Latency, Measurement, Preset, Settings
@@ -187,7 +187,7 @@ class Own:
         else:
             chosen = choose(bundle, engine).variant
         name = engine or chosen.engine
-        return Own(name, chosen.name, "bf16" if chosen.precision == "bfloat16" else "f32")
+        return Own(name, chosen.name, computed_in(chosen.precision))
 
 
 @contextmanager

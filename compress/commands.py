@@ -59,7 +59,12 @@ _keep = click.option(
 @_preprocessing
 @_task
 @click.option(
-    "--target", type=click.Choice(TARGET_NAMES), default="onnxruntime-cpu", show_default=True
+    "--target",
+    type=click.Choice(TARGET_NAMES),
+    multiple=True,
+    default=("onnxruntime-cpu",),
+    show_default=True,
+    help="What to make it for; given again, one bundle for all, the first the default.",
 )
 @click.option(
     "--recipe",
@@ -288,6 +293,8 @@ def evaluate(
                 progress("scoring", done, len(images))
 
         found = chosen.score(judged.run, batches, against)
+    for note in judged.notes:
+        console.note(f"Note: {note}")
     if judged.labels and images.class_names and judged.labels != images.class_names:
         console.note(
             f"Note: the classes of {data} are not those of {model}, or in another order; class "

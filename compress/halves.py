@@ -17,10 +17,10 @@ from ..export.exact import with_opset
 from ..export.fp16 import Settled, settle_fp16
 from ..export.graph import Graph, opset_of
 from ..export.plan import PrecisionPlan
-from ..export.ranges import Ranges, calibrate
+from ..export.ranges import Ranges
 from ..export.receipt import Receipt, half_receipt, int8_receipt
 from ..runtime.errors import InputError
-from .passes import Context, Count, Outcome
+from .passes import Context, Outcome
 from .recipe import Fp16, Int8
 from .unproven import written
 
@@ -51,8 +51,7 @@ def halve(graph: Graph, settings: Fp16, context: Context) -> Outcome:
             f"the target {context.target.name} does not compute in FP16.",
             mend="Use the recipe int8, or a target on a GPU: tensorrt, tensorrt-rtx.",
         )
-    add = Count(context, "calibrating", context.calibration_count).add
-    ranges = calibrate(graph, context.calibration, method="minmax", on_progress=add)
+    ranges = context.seen.of(graph, "minmax", context)
     settled = _settled(graph, ranges, context, None, settings.keep_float, settings.bound_db)
     report: dict[str, object] = {"pictures": ranges.pictures, "fp16": settled.report()}
     shipped, receipt = _shipped(graph, context, settled=settled)

@@ -32,6 +32,7 @@ class Judged:
         preprocessing: Its own, or ``None``.
         labels: Its class names, or ``None``.
         how: What runs it, in a few words.
+        notes: What does not run here as it was meant to, in words.
     """
 
     run: Run
@@ -40,6 +41,7 @@ class Judged:
     preprocessing: Preprocessing | None
     labels: tuple[str, ...] | None
     how: str
+    notes: tuple[str, ...] = ()
 
 
 def open_judged(
@@ -83,6 +85,7 @@ def open_judged(
         bundle.preprocessing,
         bundle.labels,
         f"the runtime ({session.variant.name})",
+        session.notes,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -32,6 +33,28 @@ _SELECTION_PICTURES = 256
 _DECIBELS = 300.0  # stands for no noise at all
 
 
+class RangesOnce:
+    """What calibration saw of each graph; no engine's, so that several targets share it."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[bytes, str], Ranges] = {}
+
+    def of(self, graph: Graph, method: str, context: Context) -> Ranges:
+        """Ranges of a graph, from the calibration pictures where they are not known yet.
+
+        Args:
+            graph: The float32 network.
+            method: How activations are clipped, as :func:`edgepress.export.ranges.calibrate` has
+                it.
+            context: Of the pass.
+        """
+        key = (hashlib.sha256(graph.model).digest(), method)
+        if key not in self._held:
+            add = Count(context, "calibrating", context.calibration_count).add
+            self._held[key] = calibrate(graph, context.calibration, method=method, on_progress=add)
+        return self._held[key]
+
+
 @dataclass(frozen=True)
 class Context:
     """What a pass may look at besides its subject.
@@ -44,6 +67,7 @@ class Context:
         macs: Multiply-adds by node.
         progress: Told how far the work is.
         device_here: Whether the target's device is here; where it is not, ONNX Runtime stands in.
+        seen: What calibration saw, for other targets too.
     """
 
     target: Target
@@ -53,6 +77,7 @@ class Context:
     macs: Mapping[str, int]
     progress: Progress
     device_here: bool = True
+    seen: RangesOnce = field(default_factory=RangesOnce, compare=False)
 
     @property
     def engine(self) -> str:
@@ -134,10 +159,7 @@ def prepare(graph: Graph, settings: Int8, context: Context) -> Whole:
     plan_int8(
         graph, Ranges(settings.ranges, 0, {}), speech, keep_float=settings.keep_float, given=given
     )  # names
-    calibrated = Count(context, "calibrating", context.calibration_count)
-    ranges = calibrate(
-        graph, context.calibration, method=settings.ranges, on_progress=calibrated.add
-    )
+    ranges = context.seen.of(graph, settings.ranges, context)
     plan = plan_int8(graph, ranges, speech, keep_float=settings.keep_float, given=given)
     plain = write_qdq(graph, ranges, plan, speech, weight_method=settings.weights)
     whole = Whole(graph, ranges, plan, speech, plain, settings.weights)

@@ -6,52 +6,44 @@ import math
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ..benchmarks.images import Images
-from ..benchmarks.tasks import Score
 from ..export.capture import evaluating
-from ..export.graph import Graph
-from ..export.receipt import count_macs
 from ..runtime.bundle import Bundle
-from ..runtime.errors import BoundError, InputError
+from ..runtime.combining import combine
+from ..runtime.errors import InputError
 from ..runtime.files import disk_room
 from ..runtime.preprocessing import Preprocessing
 from ..runtime.seal import check_out, write_files
-from ..runtime.target import Target
-from ..runtime.target import target as target_of
-from ..runtime.tensors import Arrays
 from .backbone import Backbone
-from .history import Pruned
+from .judge import Judge
 from .loader_check import check_loader
 from .material import (
     AnyTask,
     Data,
-    Material,
     check_labels,
     gather,
     shipped_preprocessing,
     suspicions,
 )
-from .mixing import mix, notes_of
-from .passes import Context, Outcome, Progress, finish, float32, prepare, run_pass
-from .prove import DEFAULT_MAX_DROP, Judge, Trial, best_rival, forgotten, is_faster, try_out
-from .pruning_pass import precision_after, prune_pass, with_limits
-from .recipe import Distil, Fp16, Int8, Prune, Recipe
-from .result import Result
+from .passes import Progress, RangesOnce
+from .places import places_of
+from .prove import DEFAULT_MAX_DROP
+from .pruning_pass import with_limits
+from .recipe import Prune, Recipe
+from .result import Result, check_strict
+from .route import Networks, Work, follow
 from .students import Finetune, School, enrol
 from .subject import (
     Model,
-    Subject,
     first_rows,
-    fixed_batches,
     make_subject,
     open_model,
     torch_network,
-    with_batch,
 )
-from .unproven import STAND_IN, check_device, note
 from .weights import check_weights_out, save_weights
 
 CALIBRATION_SIZE = 300
@@ -70,7 +62,7 @@ def compress(
     test_data: Data | None = None,
     preprocessing: Preprocessing | str | Path | None = None,
     task: AnyTask = None,
-    target: str = "onnxruntime-cpu",
+    target: str | Sequence[str] = "onnxruntime-cpu",
     recipe: str | Recipe = "int8",
     max_drop: float | None = None,
     strict: bool = False,
@@ -99,7 +91,12 @@ def compress(
     pictures; the recipe's passes make a candidate; the candidate is timed against float32 on this
     machine, interleaved, and scored on the bytes that ship. Where it is not measurably faster, or
     its score drops by more than ``max_drop`` on the selection pictures or on the test pictures, it
-    is declined: the bundle then holds float32 and its notes say why.
+    is declined: the bundle then holds float32, or, on an engine and a processor that have it and
+    where it pays, the same network computed in bfloat16; its notes say why.
+
+    For several targets the network is captured, calibrated, pruned and trained once; every target's
+    candidates are made, timed and scored on its own engine, and one bundle holds what came out for
+    each. The first target's latency is what pruning goes by, and its variant is the default.
 
     Args:
         model: ``path/to/file.py:factory``, ``package.module:factory``, ``timm:NAME``,
@@ -117,11 +114,11 @@ def compress(
         task: ``classification``, ``agreement``, a Task, or the user's own ``score(run) -> float``,
             where ``run`` maps a dict of input arrays to a dict of output arrays. By default
             ``classification`` where there are labels, else ``agreement``.
-        target: What to make it for.
+        target: What to make it for; several, each once, for one bundle of all.
         recipe: ``int8``, ``float32``, a file, or a Recipe.
         max_drop: Largest drop of the score, in points; by default 1 for classification, 3 for
             agreement (a cosine of 0.97), any for a score of the user's own.
-        strict: Raise instead of writing a bundle whose recipe was declined.
+        strict: Raise instead of writing a bundle whose recipe was declined for any target.
         calibration_size: Pictures for calibration, at most.
         seed: Of the split and of everything else that is random.
         opset: Of the exported graph.
@@ -171,8 +168,7 @@ def compress(
         check_weights_out(weights_out, force=force)
     if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
         raise InputError("E_USAGE", f"max_drop is {max_drop}.", mend="Give 0 or more points.")
-    destination = target_of(target)
-    device_here = check_device(destination, allowed=unproven)
+    places = places_of(target, allowed=unproven)
     given = (
         Preprocessing.from_toml(preprocessing)
         if isinstance(preprocessing, (str, Path))
@@ -198,163 +194,49 @@ def compress(
         graph = subject.graph
         example = first_rows(split.calibration, graph.inputs, subject.preprocessing, 1)
         folder = stack.enter_context(TemporaryDirectory(prefix="edgepress-"))
-        judge = Judge(
-            graph,
-            material.task,
-            subject.preprocessing,
-            example,
-            progress,
-            destination.engine if device_here else STAND_IN,
-            folder,
-        )
-        quietly = replace(judge, progress=_silent)
-        check_labels(material, lambda few: quietly.score(graph.model, few, "one picture"))
-        shipped = shipped_preprocessing(given, subject.preprocessing, material, graph.inputs)
-        original = judge.score(graph.model, material.test, "float32 on the test pictures")
-        if loader is not None:
-            check_loader(subject, material, judge, Images.of(loader), original)
         limit = DEFAULT_MAX_DROP.get(material.task.name) if max_drop is None else max_drop
-        context = _context(subject, material, destination, example, progress, device_here)
-        outcome = float32(graph, context)
-        notes, trials = suspicions(material, original), list[Trial]()
-        now, at, shipped_macs = graph, context, context.macs
-        pruned: Pruned | None = None
-        best: Trial | None = None
-        reports: list[dict[str, object]] = []
-        for number, settings in enumerate(steps.passes):
-            smaller: tuple[Graph, Pruned] | None = None
-            if isinstance(settings, Prune) and pupil is not None and pupil.cut_before is not None:
-                reports.append(pupil.take(pupil.cut_before))
-                continue
-            if isinstance(settings, Prune):
-                cut = prune_pass(
-                    opened,
-                    subject,
-                    split.calibration,
-                    settings,
-                    precision_after(steps.passes, number),
-                    context,
-                    task=material.task.name,
-                    seed=seed,
-                    opset=opset,
-                    cache=cache,
-                )
-                if pupil is not None:  # judged when it is trained
-                    reports.append(pupil.take(cut.pruned))
-                    continue
-                candidate, smaller = cut.outcome, (cut.graph, cut.pruned)
-            elif isinstance(settings, Distil):
-                assert pupil is not None
-                lesson = pupil.learn(subject, opset, progress)
-                candidate, smaller = lesson.outcome(context), (lesson.graph, lesson.pruned)
-                notes += lesson.notes
-            else:
-                candidate = _candidate(now, settings, at, judge, material, original, limit)
-                candidate = replace(candidate, trained=outcome.trained)
-            reports.append(candidate.report)
-            trial = try_out(candidate, judge, material, original, limit)
-            trials.append(trial)
-            notes += [*(_fallen(candidate) if device_here else []), *notes_of(candidate)]
-            notes += forgotten(trial, original)
-            notes += [
-                f"{settings.kind} was declined: {reason}." for reason in trial.verdict.reasons
-            ]
-            instead = best_rival(trial)
-            notes += [] if instead is None else [instead]
-            if trial.verdict.accepted and is_faster(trial, best):
-                best, outcome = trial, candidate
-                if smaller is not None:
-                    now, pruned = smaller
-                    less = replace(subject, graph=now)
-                    at = _context(less, material, destination, example, progress, device_here)
-                shipped_macs = at.macs
-        if not device_here:
-            notes.append(note(destination, outcome.receipt))
-        settled = {
-            **steps.to_dict(),
-            "model": subject.name,
-            "weights_sha256": subject.weights_sha256,
-            "target": destination.name,
-            "task": material.task.name,
-            "max_drop": limit,
-            "calibration_size": len(split.calibration),
-            "selection_size": len(split.selection),
-            **({} if pupil is None else pupil.to_dict()),
-            "seed": seed,
-            "opset": opset,
-            "reports": reports,
-        }
-        result = Result(subject, material, outcome, trials, original, shipped_macs, notes, settled)
-        if strict and result.declined:
-            raise BoundError(
-                "E_DECLINED",
-                f"the recipe '{steps.name}' was declined: {'; '.join(result.reasons)}.",
-                mend="Nothing was written, as --strict asks. Without it the bundle holds float32.",
+        work = Work(
+            opened,
+            subject,
+            material,
+            steps,
+            example,
+            limit,
+            seed,
+            opset,
+            cache,
+            pupil,
+            RangesOnce(),
+        )
+        shipped = shipped_preprocessing(given, subject.preprocessing, material, graph.inputs)
+        networks, results = Networks(work), list[Result]()
+        for place in places:
+            judge = Judge(
+                graph,
+                material.task,
+                subject.preprocessing,
+                example,
+                place.telling(progress, of=len(places)),
+                place.engine,
+                folder,
             )
-        files = result.files(example, shipped, real_golden=golden_pictures)
+            if not results:
+                quietly = replace(judge, progress=_silent)
+                score = partial(quietly.score, graph.model, what="one picture")
+                check_labels(material, score)
+            original = judge.score(graph.model, material.test, "float32 on the test pictures")
+            if loader is not None and not results:
+                check_loader(subject, material, judge, Images.of(loader), original)
+            found = follow(work, judge, place.target, place.here, networks, original)
+            if strict:
+                check_strict(found, several=len(places) > 1)
+            results.append(replace(found, notes=[*suspicions(material, original), *found.notes]))
+        bundles = [one.bundle(example, shipped, real_golden=golden_pictures) for one in results]
+        files = combine(bundles) if len(bundles) > 1 else bundles[0].files
         write_files(files, out, force=force)
         if pupil is not None:
-            pupil.finish(ships=outcome.trained)
+            pupil.finish(ships=any(one.outcome.trained for one in results))
+    pruned = next((one.pruned for one in results if one.pruned is not None), None)
     if weights_out is not None and pruned is not None:
         save_weights(pruned.module, weights_out, history=pruned.history, force=force)
     return Bundle.open(out)
-
-
-def _context(
-    subject: Subject,
-    material: Material,
-    target: Target,
-    example: Arrays,
-    progress: Progress,
-    device_here: bool,
-) -> Context:
-    graph, split = subject.graph, material.split
-    return Context(
-        target=target,
-        calibration=fixed_batches(graph, split.calibration, subject.preprocessing),
-        calibration_count=len(split.calibration),
-        selection=fixed_batches(graph, split.selection, subject.preprocessing),
-        macs=count_macs(graph, with_batch(example, graph)),
-        progress=progress,
-        device_here=device_here,
-    )
-
-
-def _candidate(
-    graph: Graph,
-    settings: Int8 | Fp16,
-    context: Context,
-    judge: Judge,
-    material: Material,
-    original: Score,
-    max_drop: float | None,
-) -> Outcome:
-    """What a pass makes of the network, in mixed precision where that is better."""
-    if not isinstance(settings, Int8) or "float16" in context.target.precisions:
-        return run_pass(graph, settings, context)
-    whole = prepare(graph, settings, context)
-    if not settings.mixed or settings.int8_nodes:
-        return finish(whole, settings, context)
-    part = material.split.selection
-    if material.own_score:  # it brings its own samples: nothing else can choose
-        before, chosen_on = original, material.test
-    else:
-        before, chosen_on = judge.score(judge.graph.model, part, "float32 on the selection"), part
-
-    def drop(model: bytes) -> float:
-        return before.value - judge.score(model, chosen_on, "a candidate on the selection").value
-
-    return mix(whole, settings, context, drop, max_drop)
-
-
-def _fallen(candidate: Outcome) -> list[str]:
-    """Which nodes the engine did not take in INT8 although they were written so."""
-    receipt = candidate.receipt
-    if receipt.fused_int8 == receipt.asked_int8:
-        return []
-    fallen = [node.name for node in receipt.nodes if node.reason.startswith("asked for INT8")]
-    more = ", ..." if len(fallen) > 5 else ""
-    return [
-        f"the engine took {receipt.fused_int8} of {receipt.asked_int8} nodes in INT8; "
-        f"not {', '.join(fallen[:5])}{more}."
-    ]

@@ -5,28 +5,15 @@ Everything is scored and timed on the bytes that would ship.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from ..benchmarks.comparison import Comparison, compare
-from ..benchmarks.images import Batch, Images
-from ..benchmarks.measurement import Preset
-from ..benchmarks.running import Run, fixed_batch
-from ..benchmarks.tasks import Score, Task
-from ..export.graph import Graph
-from ..runtime.engine import EngineOptions, Precision
-from ..runtime.engines import open_engine
-from ..runtime.engines.openvino import has_bf16
-from ..runtime.preprocessing import Preprocessing
-from ..runtime.tensors import Arrays
+from ..benchmarks.comparison import Comparison
+from ..benchmarks.tasks import Score
+from ..runtime.engine import WORDS, Precision, computed_in
+from .judge import Judge
 from .material import Material
-from .passes import Outcome, Progress
-from .subject import batch_size, with_batch
-
-WORDS: dict[Precision, str] = {"f32": "float32", "bf16": "bfloat16"}
-"""What people call the precisions."""
+from .passes import Outcome
 
 DEFAULT_MAX_DROP = {
     "classification": 1.0,
@@ -35,118 +22,6 @@ DEFAULT_MAX_DROP = {
     "agreement": 3.0,
 }
 """Points that a score may drop by, where the user does not say."""
-
-_LONGER = Preset("longer", 10.0, 662, 40.0, 4, 40.0)
-
-
-@dataclass(frozen=True)
-class Judge:
-    """Scores and times candidates of one network.
-
-    Attributes:
-        graph: The float32 network.
-        task: What "as good" means.
-        preprocessing: How pictures reach it.
-        example: One sample by input name; it tells the shapes that are free in the graph.
-        progress: Told how far the work is.
-        engine: What runs everything that is judged.
-        cache: Folder for engines that have to be built; ``None`` builds them anew each time.
-        scored: Scores so far; nothing is scored twice on the same pictures.
-    """
-
-    graph: Graph
-    task: Task
-    preprocessing: Preprocessing | None
-    example: Arrays
-    progress: Progress
-    engine: str = "onnxruntime"
-    cache: str | None = None
-    scored: dict[tuple[bytes, int, str], tuple[Images, Score]] = field(
-        default_factory=dict[tuple[bytes, int, str], tuple[Images, Score]], compare=False
-    )
-
-    @property
-    def batch(self) -> int:
-        """Samples that are scored at once."""
-        return batch_size(self.example)
-
-    def score(self, model: bytes, images: Images, what: str, precision: Precision = "f32") -> Score:
-        """The score of a model's bytes through the runtime, float32 being the reference.
-
-        Args:
-            model: What is judged.
-            images: On these pictures.
-            what: What is scored, for progress.
-            precision: What the engine computes its floats in.
-        """
-        is_original = model == self.graph.model and precision == "f32"
-        if self.task.name == "agreement" and is_original:
-            return Score("agreement", 100.0, "percent", len(images), details={"reference": True})
-        key = (hashlib.sha256(model).digest(), id(images), precision)
-        if key not in self.scored:
-            with ExitStack() as stack:
-                run = self._run(stack, model, precision)
-                reference = None if is_original else self._run(stack, self.graph.model)
-                found = self.task.score(run, self._batches(images, f"scoring {what}"), reference)
-            self.scored[key] = (images, found)  # which keeps the pictures, and with them their id
-        return self.scored[key][1]
-
-    def rivals(self) -> tuple[Precision, ...]:
-        """Other precisions than float32 that this engine runs the untouched graph in here."""
-        return ("bf16",) if self.engine == "openvino" and has_bf16() else ()
-
-    def compare(
-        self, candidate: bytes, precision: Precision = "f32", against: Precision = "f32"
-    ) -> Comparison:
-        """Candidate against the original, one thread, batch 1 (or the graph's own), interleaved.
-
-        Where some seconds of each in fresh processes do not decide it, it is measured for longer,
-        up to 40 seconds of each.
-
-        Args:
-            candidate: What is timed.
-            precision: What the engine computes its floats in.
-            against: What it computes the original's in.
-        """
-        shapes: dict[str, Sequence[int]] = {}
-        if any(isinstance(size, str) for spec in self.graph.inputs for size in spec.shape[1:]):
-            row = with_batch(self.example, self.graph)
-            shapes = {name: array.shape for name, array in row.items()}
-
-        def compared(preset: str | Preset, stage: str) -> Comparison:
-            return compare(
-                candidate,
-                self.graph.model,
-                batch=next((s.batch for s in self.graph.inputs if s.batch is not None), 1),
-                preset=preset,
-                engine=self.engine,
-                precision=precision,
-                against_precision=against,
-                shapes=shapes,
-                cache=self.cache,
-                progress=lambda share: self.progress(stage, int(100 * share), 100),
-            )
-
-        found = compared("quick", f"timing against {WORDS[against]}")
-        if found.settled or found.faster != "neither":
-            return found
-        return compared(_LONGER, "timing again, for longer")
-
-    def _run(self, stack: ExitStack, model: bytes, precision: Precision = "f32") -> Run:
-        """A model's bytes as a Run for batches of any size; the engine closes with ``stack``."""
-        options = EngineOptions(precision=precision, cache=self.cache)
-        engine = stack.enter_context(open_engine(self.engine)(model, options))
-        return fixed_batch(engine.run, engine.inputs)
-
-    def _batches(self, images: Images, stage: str) -> Callable[[], Iterator[Batch]]:
-        def batches() -> Iterator[Batch]:
-            done = 0
-            for batch in images.batches(self.graph.inputs, self.preprocessing, self.batch):
-                yield batch
-                done += len(batch)
-                self.progress(stage, done, len(images))
-
-        return batches
 
 
 @dataclass(frozen=True)
@@ -172,8 +47,10 @@ class Rival:
         keeps: Whether those are within the bound; what does not keep the score is no way to run it.
         comparison: The candidate (``a``) against it (``b``); ``None`` where it does not keep the
             score, or there is no candidate to time.
-        over_float32: It (``a``) against float32 (``b``); measured where the candidate is declined
-            already, which leaves open which of the two is best.
+        over_float32: It (``a``) against float32 (``b``); measured where the candidate does not
+            beat both, which leaves open which of the two is best.
+        selection: Its score on the selection pictures; ``None`` for a score of the user's own.
+        test: Its score on the test pictures.
     """
 
     precision: Precision
@@ -181,13 +58,23 @@ class Rival:
     keeps: bool
     comparison: Comparison | None
     over_float32: Comparison | None = None
+    selection: Score | None = None
+    test: Score | None = None
 
     @property
-    def is_best(self) -> bool:
-        """Whether it keeps the score and neither the candidate nor float32 is faster."""
-        if self.over_float32 is not None:
-            return self.keeps and self.over_float32.faster == "a"
-        return self.keeps and self.comparison is not None and self.comparison.faster != "a"
+    def pays(self) -> bool:
+        """Whether it keeps the score and was measured to be faster than float32."""
+        return self.keeps and self.over_float32 is not None and self.over_float32.faster == "a"
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether a candidate that beats float32 is no better than it.
+
+        It is where it is faster. Where neither is, it counts if it beats float32 as well.
+        """
+        if self.comparison is None or self.comparison.faster == "a":
+            return False
+        return self.comparison.faster == "b" or self.over_float32 is None or self.pays
 
 
 @dataclass(frozen=True)
@@ -244,12 +131,13 @@ def try_out(
         if not candidate.changed:
             verdict = decide(None, drops, max_drop)
         return Trial(candidate, None, selection, test, verdict, seen=told)
-    selection, test, drops = known.scores(shipped.model, shipped.precision)
-    comparison = judge.compare(shipped.model) if candidate.changed else None
-    so_far = decide(comparison, drops, max_drop, name=candidate.name)
-    rivals = tuple(
-        _rival(precision, known, max_drop, candidate, so_far) for precision in judge.rivals()
+    selection, test, drops = known.scores(
+        shipped.model, shipped.precision, computed_in(shipped.precision)
     )
+    precision = computed_in(shipped.precision)
+    comparison = judge.compare(shipped.model, precision) if candidate.changed else None
+    so_far = decide(comparison, drops, max_drop, name=candidate.name)
+    rivals = tuple(_rival(other, known, max_drop, candidate, so_far) for other in judge.rivals())
     verdict = decide(comparison, drops, max_drop, rivals, name=candidate.name)
     return Trial(candidate, comparison, selection, test, verdict, rivals, told)
 
@@ -299,15 +187,16 @@ def _rival(
     candidate: Outcome,
     so_far: Verdict,
 ) -> Rival:
-    judge = known.judge
-    _, _, drops = known.scores(judge.graph.model, WORDS[precision], precision)
+    judge, shipped = known.judge, candidate.shipped
+    selection, test, drops = known.scores(judge.graph.model, WORDS[precision], precision)
     keeps = max_drop is None or all(drop <= max_drop for drop in drops.values())
     against = over_float32 = None
     if keeps and candidate.changed:
-        against = judge.compare(candidate.shipped.model, against=precision)
-    if keeps and not so_far.accepted:
-        over_float32 = judge.compare(judge.graph.model, precision=precision)
-    return Rival(precision, drops, keeps, against, over_float32)
+        against = judge.compare(shipped.model, computed_in(shipped.precision), precision)
+    beaten = so_far.accepted and against is not None and against.faster == "a"
+    if keeps and not beaten:
+        over_float32 = judge.compare(judge.graph.model, precision)
+    return Rival(precision, drops, keeps, against, over_float32, selection, test)
 
 
 def decide(
@@ -324,16 +213,18 @@ def decide(
         drops: Original's score less the candidate's, by the name of the pictures.
         max_drop: The largest drop allowed, in the unit of the score; ``None`` for any.
         rivals: Other ways to run the untouched network; the candidate must be faster than each that
-            keeps the score.
+            keeps the score (and, where the two are as fast as each other, beats float32).
         name: What the candidate is called.
     """
     reasons: list[str] = []
     if comparison is None:
         reasons.append("no layer of this network can run in INT8 on this target")
     else:
-        held: list[tuple[str, Comparison]] = [("float32", comparison)]
-        held += [(WORDS[one.precision], one.comparison) for one in rivals if one.comparison]
-        reasons += [_slower(name, other, one) for other, one in held if one.faster != "a"]
+        if comparison.faster != "a":
+            reasons.append(_slower(name, "float32", comparison))
+        for one in rivals:
+            if one.comparison is not None and one.holds_back:
+                reasons.append(_slower(name, WORDS[one.precision], one.comparison))
     reasons += decide_score(drops, max_drop).reasons
     return Verdict(not reasons, tuple(reasons))
 
@@ -375,16 +266,18 @@ def is_faster(trial: Trial, before: Trial | None) -> bool:
     return trial.comparison is not None and trial.comparison.ratio > before.comparison.ratio
 
 
-def best_rival(trial: Trial) -> str | None:
-    """In words, the untouched network in another precision that is the best way to run it here."""
-    for rival in trial.rivals:
-        if rival.is_best and not trial.verdict.accepted:
-            name, found = WORDS[rival.precision], rival.over_float32
-            gain = f"{found.ratio:.2f}x the speed of float32, " if found else ""
-            lost = max(rival.drops.values(), default=0.0)
-            return (
-                f"the float32 network computed in {name} is the best that was found for this "
-                f"processor: {gain}its score at most {max(lost, 0.0):.2f} lower. The bundle runs "
-                f"in float32; EngineOptions(precision='{rival.precision}') runs its model so."
-            )
-    return None
+def outrun(trial: Trial, best: Trial) -> list[str]:
+    """In words, why a candidate that passed does not ship: another one is faster still."""
+    if trial.comparison is None or best.comparison is None:
+        return []
+    return [
+        f"{trial.outcome.name} would do, at {trial.comparison.ratio:.2f}x the speed of the "
+        f"original; {best.outcome.name} ships, at {best.comparison.ratio:.2f}x."
+    ]
+
+
+def best_rival(trials: Sequence[Trial]) -> Rival | None:
+    """The untouched network in another precision, where that pays and no candidate ships."""
+    if any(trial.verdict.accepted for trial in trials):
+        return None
+    return next((rival for trial in trials for rival in trial.rivals if rival.pays), None)

@@ -7,16 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..benchmarks.images import Images
-from ..export.bundling import Shipped
 from ..export.capture import capture
 from ..export.graph import Graph
-from ..export.receipt import count_macs, float_receipt
+from ..export.receipt import count_macs
 from ..runtime.errors import InputError
 from ..runtime.tensors import Arrays
 from .backbone import Backbone
 from .history import Pruned
 from .narrowing import Limits
-from .passes import Context, Outcome
+from .passes import Context, Outcome, float32
 from .pruning import PICTURES, Settings, prune_backbone, sample
 from .recipe import Int8, PassSettings, Prune, Recipe
 from .subject import Subject, example_of, torch_network, with_batch
@@ -31,12 +30,25 @@ class Cut:
     Attributes:
         pruned: The network, with its history.
         graph: Its float32 graph.
-        outcome: What might ship.
+        example: A batch by input name.
     """
 
     pruned: Pruned
     graph: Graph
-    outcome: Outcome
+    example: Arrays
+
+    @property
+    def report(self) -> dict[str, object]:
+        """What pruning did and saw, JSON values only."""
+        return {**self.pruned.report, "history": self.pruned.history.to_dict()}
+
+    def outcome(self, context: Context) -> Outcome:
+        """The pruned network in float32 as what might ship.
+
+        Args:
+            context: Of the original.
+        """
+        return pruned_outcome(self.graph, self.pruned, context, self.example)
 
 
 def with_limits(recipe: Recipe, given: dict[str, float | None], keep: Sequence[str]) -> Recipe:
@@ -135,8 +147,7 @@ def prune_pass(
     graph = capture(
         pruned.module, example, opset=opset, parity_on=[parity], source=f"{subject.name}, pruned"
     )
-    outcome = pruned_outcome(graph, pruned, context, example)
-    return Cut(pruned, graph, outcome)
+    return Cut(pruned, graph, example)
 
 
 def pruned_outcome(graph: Graph, pruned: Pruned, context: Context, example: Arrays) -> Outcome:
@@ -148,9 +159,8 @@ def pruned_outcome(graph: Graph, pruned: Pruned, context: Context, example: Arra
         context: Of the float32 network.
         example: A batch by input name.
     """
-    engine = context.target.engine
     row = {name: array[:1] for name, array in example.items()}
-    receipt = float_receipt(graph, count_macs(graph, with_batch(row, graph)), engine)
-    shipped = Shipped(graph.model, "float32", "onnx", engine, receipt.to_dict())
+    macs = count_macs(graph, with_batch(row, graph))
+    made = float32(graph, replace(context, macs=macs))
     report = {**pruned.report, "history": pruned.history.to_dict()}
-    return Outcome(shipped, True, receipt, report, name="the pruned network")
+    return replace(made, changed=True, report=report, name="the pruned network")

@@ -314,13 +314,19 @@ BUILT_IN = {
 
 
 def _of_bundle(path: str) -> Recipe:
-    """The recipe that a bundle carries, each pass with the plan that came out of it."""
-    carried = Bundle.open(path).recipe
+    """The recipe that a bundle carries, each pass with the plan that came out of it.
+
+    A bundle for several targets has as many plans: then each is measured again.
+    """
+    bundle = Bundle.open(path)
+    carried = bundle.recipe
+    several = any(one.made is not None and "recipe" in one.made for one in bundle.variants)
     reports = cast("Sequence[Mapping[str, object]]", carried.get("reports", ()))
     passes: list[object] = []
     given = cast("Sequence[Mapping[str, object]]", carried.get("pass", ()))
     for index, one in enumerate(given):
-        decided = reports[index].get("int8_nodes") if index < len(reports) else None
+        known = index < len(reports) and not several
+        decided = reports[index].get("int8_nodes") if known else None
         passes.append({**one, "int8_nodes": decided} if decided else one)
     return Recipe.from_dict({"name": carried.get("name", "custom"), "pass": passes}, path)
 

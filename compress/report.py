@@ -9,33 +9,70 @@ from typing import TYPE_CHECKING, Any
 from ..benchmarks.tasks import Score
 from ..runtime.bundle import Bundle
 from ..runtime.console import Console
+from ..runtime.manifest import Variant
 
 if TYPE_CHECKING:
     from ..export.graph import Graph
 
 
 def summary(bundle: Bundle) -> dict[str, object]:
-    """The bundle in short, JSON values only: what ``edgepress compress --json`` prints."""
-    variant = bundle.variants[0]
-    receipt = {key: value for key, value in variant.receipt.items() if key != "nodes"}
+    """The bundle in short, JSON values only: what ``edgepress compress --json`` prints.
+
+    What stands at the top is of the default variant; ``variants`` has each, those that were made
+    for other targets with ``declined``, ``notes``, ``scores``, ``measurements`` and ``recipe`` of
+    their own.
+    """
+    first = bundle.variants[0]
     return {
         "bundle": str(bundle.path),
         "declined": bundle.manifest.declined,
         "notes": list(bundle.manifest.notes),
-        "precision": variant.precision,
-        "dialect": variant.dialect,
+        "precision": first.precision,
+        "dialect": first.dialect,
         "scores": dict(bundle.scores or {}),
         "measurements": dict(bundle.measurements or {}),
-        "receipt": receipt,
+        "receipt": _in_short(first),
         "recipe": dict(bundle.recipe),
+        "variants": [
+            {
+                "name": one.name,
+                "engine": one.engine,
+                "precision": one.precision,
+                "dialect": one.dialect,
+                "receipt": _in_short(one),
+                **(one.made or {}),
+            }
+            for one in bundle.variants
+        ],
     }
 
 
 def show_bundle(console: Console, bundle: Bundle) -> None:
     """Print what ``edgepress compress`` ends in: size, latency, score, and why it was declined."""
-    measured: Any = bundle.measurements or {}
-    scores: Any = bundle.scores or {}
-    sizes, variant = measured["size_bytes"], bundle.variants[0]
+    manifest, first = bundle.manifest, bundle.variants[0]
+    told: dict[str, Any] = {
+        "measurements": manifest.measurements,
+        "scores": manifest.scores,
+        "declined": manifest.declined,
+        "notes": manifest.notes,
+    }
+    own = {first.engine: (first, told)}
+    for one in bundle.variants[1:]:
+        if one.made is not None and one.engine not in own:  # else it stands in for the one before
+            own[one.engine] = (one, dict(one.made))
+    for variant, made in own.values():
+        if len(own) > 1:
+            console.say(f"Variant {variant.name}, for {variant.engine}:")
+        _show_variant(console, variant, made)
+    console.say(f"Bundle: {bundle.path}")
+    predict = "" if bundle.preprocessing is None else f"edgepress predict {bundle.path} PICTURE; "
+    console.say(f"Try next: {predict}edgepress inspect {bundle.path}")
+
+
+def _show_variant(console: Console, variant: Variant, made: Mapping[str, Any]) -> None:
+    """What was made for one target."""
+    measured: Any = made["measurements"]
+    sizes = measured["size_bytes"]
     smaller = f"{sizes['original'] / sizes['result']:.2f}x smaller"
     rows: list[tuple[str, ...]] = [
         ("precision", "float32", variant.precision, ""),
@@ -57,17 +94,22 @@ def show_bundle(console: Console, bundle: Bundle) -> None:
                 f"{latency['speedup']:.2f}x faster ({between})",
             )
         )
-    rows.append(_score_row(scores))
-    share = f"{100 * measured['int8_macs_share']:.1f} %"
-    rows.append(("multiply-adds in INT8", "0 %", share, ""))
+    rows.append(_score_row(made["scores"]))
+    in_bfloat16 = measured.get("bfloat16_macs_share", 0.0)
+    what, share = (
+        ("bfloat16", in_bfloat16) if in_bfloat16 else ("INT8", measured["int8_macs_share"])
+    )
+    rows.append((f"multiply-adds in {what}", "0 %", f"{100 * share:.1f} %", ""))
     console.table(("", ">original", ">result", "difference"), rows)
-    if bundle.manifest.declined:
-        console.say("Declined: the bundle holds the float32 network.")
-    for note in bundle.manifest.notes:
+    if made["declined"]:
+        how = variant.precision.partition("-")[0]
+        console.say(f"Declined: the bundle holds the network as it came, in {how}.")
+    for note in made["notes"]:
         console.say(f"Note: {note}")
-    console.say(f"Bundle: {bundle.path}")
-    predict = "" if bundle.preprocessing is None else f"edgepress predict {bundle.path} PICTURE; "
-    console.say(f"Try next: {predict}edgepress inspect {bundle.path}")
+
+
+def _in_short(variant: Variant) -> dict[str, object]:
+    return {key: value for key, value in variant.receipt.items() if key != "nodes"}
 
 
 def show_graph(console: Console, graph: Graph, out: Path, opset: int) -> None:

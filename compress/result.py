@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..benchmarks.comparison import Comparison
 from ..benchmarks.fingerprint import fingerprint
 from ..benchmarks.tasks import Score
-from ..export.bundling import assemble, synthetic_inputs
+from ..export.bundling import Shipped, assemble, synthetic_inputs
 from ..runtime.bundle import Bundle
+from ..runtime.engine import WORDS
+from ..runtime.errors import BoundError
 from ..runtime.manifest import MANIFEST, parse_manifest
 from ..runtime.preprocessing import Preprocessing
 from ..runtime.session import Session
 from ..runtime.tensors import Arrays
+from .history import Pruned
 from .material import Material, class_labels
 from .passes import Outcome
 from .prove import Rival, Trial
@@ -34,6 +37,7 @@ class Result:
         macs: Multiply-adds by node.
         notes: Remarks for people.
         recipe: The recipe and all that it was run with, JSON values only.
+        pruned: The torch network behind what ships, where a pass made one.
     """
 
     subject: Subject
@@ -44,10 +48,19 @@ class Result:
     macs: Mapping[str, int]
     notes: Sequence[str]
     recipe: Mapping[str, object]
+    pruned: Pruned | None = None
+
+    @property
+    def target(self) -> str:
+        """Name of the target that it was made for."""
+        return str(self.recipe["target"])
 
     @property
     def declined(self) -> bool:
-        """Whether something was tried and nothing of it ships."""
+        """Whether something was tried and nothing of it ships: the model is as it came.
+
+        An engine may be asked to compute it in bfloat16 all the same.
+        """
         return bool(self.trials) and not self.outcome.changed
 
     @property
@@ -60,10 +73,10 @@ class Result:
         """Why what was tried does not ship."""
         return [reason for one in self.trials for reason in one.verdict.reasons]
 
-    def files(
+    def bundle(
         self, example: Arrays, preprocessing: Preprocessing | None, *, real_golden: bool
-    ) -> dict[str, bytes]:
-        """The files of the bundle, sealed, opened and proved by their own self-test.
+    ) -> Bundle:
+        """The bundle in memory, sealed, each variant opened and proved by its own self-test.
 
         Args:
             example: One sample by input name.
@@ -79,8 +92,10 @@ class Result:
         if not real_golden:
             golden = with_batch(synthetic_inputs(golden, self.subject.preprocessing), graph)
         labels = class_labels(self.material, self.original)
+        shipped = self.outcome.shipped
+        beside = tuple(replace(one, made=self._made(one)) for one in shipped.beside)
         files = assemble(
-            self.outcome.shipped,
+            replace(shipped, beside=beside),
             inputs=graph.inputs,
             outputs=graph.outputs,
             golden_inputs=golden,
@@ -89,19 +104,36 @@ class Result:
             preprocessing=preprocessing,
             labels=labels,
             recipe=self.recipe,
-            scores=self._scores(),
+            scores=self._scores(self._trial),
             measurements=self._measurements(),
             notes=self.notes,
             declined=self.declined,
         )
         manifest = parse_manifest(files[MANIFEST])
         held = None if labels is None else tuple(labels)
-        if self.outcome.shipped.emulated is None:  # else its device is not here to prove it on
-            Session.open(Bundle(Path("the new bundle"), manifest, files, held)).close()
-        return files
+        made = Bundle(Path(f"the new bundle for {self.target}"), manifest, files, held)
+        if shipped.emulated is None:  # else its device is not here to prove it on
+            for variant in made.variants:
+                Session.open(made, variant=variant.name).close()
+        return made
 
-    def _scores(self) -> dict[str, object]:
-        shipped = self._trial.test if self._trial else self.original
+    def _made(self, beside: Shipped) -> dict[str, object]:
+        """What is told of a variant beside the one that ships."""
+        trial = next((one for one in self.trials if one.outcome.shipped is beside), None)
+        sizes = {"original": len(self.subject.graph.model), "result": len(beside.model)}
+        return {
+            "scores": self._scores(trial),
+            "measurements": {
+                "size_bytes": sizes,
+                "macs": sum(self.macs.values()),
+                "int8_macs_share": 0.0,
+                "latency": _latency(trial.comparison if trial else None),
+            },
+            "notes": [],
+        }
+
+    def _scores(self, trial: Trial | None) -> dict[str, object]:
+        shipped = trial.test if trial else self.original
         test = None if self.material.own_score else Path(self.material.test.source).name
         return {
             "task": self.material.task.name,
@@ -118,11 +150,33 @@ class Result:
             "size_bytes": {"original": len(graph.model), "result": len(self.outcome.shipped.model)},
             "macs": sum(self.macs.values()),
             "int8_macs_share": self.outcome.receipt.int8_share,
+            "bfloat16_macs_share": self.outcome.receipt.share(WORDS["bf16"]),
             "parity": graph.parity.to_dict() if graph.parity else None,
             "latency": _latency(shipped),
             "candidates": [_candidate(one) for one in self.trials],
             "fingerprint": fingerprint(),
         }
+
+
+def check_strict(result: Result, *, several: bool) -> None:
+    """Refuse a result whose recipe was declined.
+
+    Args:
+        result: What came out for a target.
+        several: Whether there are other targets, so that it must be named.
+
+    Raises:
+        BoundError: ``E_DECLINED``.
+    """
+    if not result.declined:
+        return
+    where = f" for {result.target}" if several else ""
+    raise BoundError(
+        "E_DECLINED",
+        f"the recipe '{result.recipe['name']}' was declined{where}: {'; '.join(result.reasons)}.",
+        mend="Nothing was written, as --strict asks. Without it the bundle holds the network as it "
+        f"came, in {result.outcome.shipped.precision}.",
+    )
 
 
 def _candidate(trial: Trial) -> dict[str, object]:

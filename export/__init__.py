@@ -21,7 +21,7 @@ if typing.TYPE_CHECKING:
     from .onnx_files import read_onnx
     from .plan import PrecisionPlan, plan_int8
     from .ranges import Ranges, calibrate
-    from .receipt import Receipt, count_macs, float_receipt, int8_receipt
+    from .receipt import Receipt, bf16_receipt, count_macs, float_receipt, int8_receipt
     from .slowness import Slowness, why_slow
     from .transcoding import Transcoded, transcode
 
@@ -38,6 +38,7 @@ __all__ = [
     "Slowness",
     "Transcoded",
     "assemble",
+    "bf16_receipt",
     "calibrate",
     "correct_biases",
     "count_macs",
@@ -67,6 +68,7 @@ _HOME = {
     "Slowness": "slowness",
     "Transcoded": "transcoding",
     "assemble": "bundling",
+    "bf16_receipt": "receipt",
     "calibrate": "ranges",
     "correct_biases": "bias",
     "count_macs": "receipt",

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .. import __version__
-from ..runtime.engine import EngineOptions
+from ..runtime.engine import EngineOptions, computed_in
 from ..runtime.engines import open_engine
 from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ..runtime.errors import InputError
-from ..runtime.manifest import MODEL, Golden, Manifest, Tolerance, Variant
+from ..runtime.manifest import MODEL, Expected, Golden, Manifest, Tolerance, Variant
 from ..runtime.npz import write_npz
 from ..runtime.preprocessing import Preprocessing
 from ..runtime.seal import seal
 from ..runtime.tensors import Array, Arrays, TensorSpec
 
 _LABELS = "labels.txt"
-_FLOORS = {"int8": 0.02, "fp16": 0.02}
+_FLOORS = {"int8": 0.02, "fp16": 0.02, "bfloat16": 0.02}
 _EMULATED_FLOOR = 0.05
 _GOLDEN_INPUTS, _GOLDEN_OUTPUTS = "golden/inputs.npz", "golden/outputs.npz"
 
@@ -30,12 +30,15 @@ class Shipped:
 
     Attributes:
         model: Bytes of the ONNX file.
-        precision: ``int8`` or ``float32``.
+        precision: ``int8``, ``float32``, or ``bfloat16`` for a float32 model whose engine is to
+            compute in that.
         dialect: How it is written; ``onnx`` for plain float32.
         engine: The runtime's engine that it is for.
         receipt: What that engine does with it.
         emulated: What ONNX Runtime runs in its place where the device is not here that it is made
             for; ``None`` where it is here.
+        beside: What ships in the same bundle for a machine that cannot run this one.
+        made: What is told of it where it ships beside another: scores, measurements and notes.
     """
 
     model: bytes
@@ -44,6 +47,8 @@ class Shipped:
     engine: str
     receipt: Mapping[str, object]
     emulated: bytes | None = None
+    beside: tuple[Shipped, ...] = ()
+    made: Mapping[str, object] | None = None
 
 
 def assemble(
@@ -65,7 +70,7 @@ def assemble(
     """All files of a bundle, sealed; nothing is written yet.
 
     Args:
-        shipped: The model.
+        shipped: The model, and what ships beside it: one variant each.
         inputs: Its inputs.
         outputs: Its outputs.
         golden_inputs: What the self-test runs.
@@ -89,6 +94,14 @@ def assemble(
         _GOLDEN_INPUTS: write_npz(golden_inputs),
         _GOLDEN_OUTPUTS: write_npz(golden),
     }
+    variants = [_variant(shipped, MODEL)]
+    for other in shipped.beside:
+        expected, within = golden_outputs(other, golden_inputs)
+        path = f"golden/{other.precision}.npz"
+        files[path] = write_npz(expected)
+        file = MODEL if other.model == shipped.model else f"variants/{other.precision}.onnx"
+        files[file] = other.model
+        variants.append(replace(_variant(other, file), golden=Expected(path, within)))
     if labels is not None:
         if any("\n" in name or "\r" in name for name in labels):
             raise InputError(
@@ -99,16 +112,7 @@ def assemble(
         inputs=inputs,
         outputs=outputs,
         task=task,
-        variants=(
-            Variant(
-                shipped.precision,
-                MODEL,
-                shipped.engine,
-                shipped.dialect,
-                shipped.precision,
-                dict(shipped.receipt),
-            ),
-        ),
+        variants=tuple(variants),
         golden=Golden(_GOLDEN_INPUTS, _GOLDEN_OUTPUTS, synthetic, tolerance),
         preprocessing=preprocessing,
         labels=_LABELS if labels is not None else None,
@@ -122,20 +126,28 @@ def assemble(
     return seal(manifest, files)
 
 
+def _variant(shipped: Shipped, file: str) -> Variant:
+    name, receipt = shipped.precision, dict(shipped.receipt)
+    return Variant(
+        name, file, shipped.engine, shipped.dialect, shipped.precision, receipt, made=shipped.made
+    )
+
+
 def golden_outputs(shipped: Shipped, inputs: Arrays) -> tuple[Arrays, dict[str, Tolerance]]:
     """Outputs for the golden inputs, and how far another machine's may lie from them.
 
     The tolerance is not guessed: the same graph is run once more in ONNX Runtime with every
-    optimization off, where INT8 is emulated in float32, and four times the difference between the
-    two is allowed (at least 2 % of the largest output for INT8, 0.1 % for float32; 5 % where the
-    device that it is for is not here, and ONNX Runtime stands in).
+    optimization off, where INT8 is emulated in float32 and bfloat16 is float32, and four times the
+    difference between the two is allowed (at least 2 % of the largest output for INT8 and bfloat16,
+    0.1 % for float32; 5 % where the device that it is for is not here, and ONNX Runtime stands in).
 
     Raises:
         InputError: ``E_NAN`` where an output is not finite.
     """
     here = shipped.emulated is None
     model = shipped.model if shipped.emulated is None else shipped.emulated
-    with open_engine(shipped.engine if here else "onnxruntime")(model, EngineOptions()) as engine:
+    options = EngineOptions(precision=computed_in(shipped.precision))
+    with open_engine(shipped.engine if here else "onnxruntime")(model, options) as engine:
         golden = engine.run(inputs)
     with OnnxRuntimeEngine(model, EngineOptions(optimize="none")) as engine:
         plain = engine.run(inputs)

@@ -157,7 +157,28 @@ def _show_bundle(console: Console, bundle: Bundle, nodes: bool) -> None:
     if bundle.labels:
         shown = ", ".join(bundle.labels[:6]) + (", ..." if len(bundle.labels) > 6 else "")
         console.say(f"  labels      {len(bundle.labels)}: {shown}")
-    scores: Any = bundle.scores
+    _show_measured(console, {**vars(manifest), "measurements": measured})
+    for variant in bundle.variants:
+        console.say(
+            f"  variant     {variant.name}: {variant.file} for {variant.engine}, "
+            f"dialect {variant.dialect}"
+        )
+        if variant.made is not None:
+            _show_measured(console, variant.made)
+        _show_receipt(console, variant.receipt, nodes)
+    recipes: list[Any] = [recipe]
+    for own in [(variant.made or {}).get("recipe") for variant in bundle.variants]:
+        recipes += [own] if own and own not in recipes else []
+    for one in recipes:
+        for mixed in [report["mixed"] for report in one.get("reports", []) if "mixed" in report]:
+            if len(recipes) > 1:
+                console.say(f"  plan        for {one.get('target', 'its target')}")
+            show_blame(console, mixed, everything=nodes)
+
+
+def _show_measured(console: Console, made: Mapping[str, Any]) -> None:
+    """Score, latency and notes: a bundle's, or a variant's own."""
+    scores: Any = made.get("scores")
     if scores:
         unit = " %" if scores["original"]["unit"] == "percent" else ""
         console.say(
@@ -165,6 +186,7 @@ def _show_bundle(console: Console, bundle: Bundle, nodes: bool) -> None:
             f"{scores['original']['value']:.2f}{unit}, on {scores['result']['count']} pictures of "
             f"{scores['test_data']}"
         )
+    measured: Any = made.get("measurements") or {}
     latency: Any = measured.get("latency")
     if latency:
         console.say(
@@ -172,30 +194,30 @@ def _show_bundle(console: Console, bundle: Bundle, nodes: bool) -> None:
             f"{latency['original_p50_ms']:.3f} ms where it was made: {latency['speedup']:.2f}x "
             f"({latency['speedup_low']:.2f} to {latency['speedup_high']:.2f})"
         )
-    if manifest.declined:
-        console.say("  DECLINED    the recipe did not pay; the model is float32")
-    for note in manifest.notes:
+    if made.get("declined"):
+        console.say("  DECLINED    the recipe did not pay; the model is as it came")
+    for note in made.get("notes", ()):
         console.say(f"  note        {note}")
-    for variant in bundle.variants:
-        console.say(
-            f"  variant     {variant.name}: {variant.file} for {variant.engine}, "
-            f"dialect {variant.dialect}"
-        )
-        _show_receipt(console, variant.receipt, nodes)
-    for report in recipe.get("reports", []):
-        if "mixed" in report:
-            show_blame(console, report["mixed"], everything=nodes)
 
 
 def _show_receipt(console: Console, receipt: Mapping[str, Any], nodes: bool) -> None:
     if not receipt:
         return
     engine = receipt.get("engine", {})
-    console.say(
-        f"  receipt     {receipt['fused_int8']} of {receipt['asked_int8']} nodes became INT8 "
-        f"kernels in {engine.get('engine', 'the engine')} {engine.get('version', '')}: "
-        f"{100 * receipt['int8_macs_share']:.1f} % of {receipt['macs']:,} multiply-adds"
-    )
+    where = f"{engine.get('engine', 'the engine')} {engine.get('version', '')}"
+    bfloat16 = receipt.get("bfloat16_macs_share")
+    if bfloat16:
+        told = (
+            f"{where} computes {100 * bfloat16:.1f} % of {receipt['macs']:,} multiply-adds in "
+            "bfloat16"
+        )
+    else:
+        told = (
+            f"{receipt['fused_int8']} of {receipt['asked_int8']} nodes became INT8 kernels in "
+            f"{where}: {100 * receipt['int8_macs_share']:.1f} % of {receipt['macs']:,} "
+            "multiply-adds"
+        )
+    console.say(f"  receipt     {told}")
     kernels = receipt.get("kernels", {})
     console.say("  kernels     " + ", ".join(f"{count} {name}" for name, count in kernels.items()))
     rows = receipt.get("nodes", [])

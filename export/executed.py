@@ -9,6 +9,7 @@ from typing import Protocol
 
 import onnx
 
+from ..runtime.engine import EngineOptions, Precision
 from ..runtime.engines import open_engine
 from ..runtime.engines.onnxruntime import optimized_model
 from ..runtime.engines.openvino import Executed, executed_graph
@@ -37,8 +38,13 @@ class Rewritten(Protocol):
         ...
 
 
-def rewritten(engine: str, model: bytes) -> Rewritten:
+def rewritten(engine: str, model: bytes, precision: Precision = "f32") -> Rewritten:
     """What ``engine`` makes of a model on this machine.
+
+    Args:
+        engine: Which engine.
+        model: Its model.
+        precision: What it computes floats in; only OpenVINO has more than float32.
 
     Raises:
         EngineError: ``E_BACKEND`` where it cannot load the model; ``E_ENGINE`` for an engine that
@@ -47,7 +53,7 @@ def rewritten(engine: str, model: bytes) -> Rewritten:
     if engine == "onnxruntime":
         return InOnnxRuntime(model)
     if engine == "openvino":
-        return InOpenVino(executed_graph(model))
+        return InOpenVino(executed_graph(model, EngineOptions(precision=precision)))
     if engine in ("tensorrt", "tensorrt-rtx"):
         with open_engine(engine)(model) as running:
             if isinstance(running, NvidiaEngine):

@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..runtime.engine import EngineOptions
+from ..runtime.engine import WORDS, EngineOptions, Precision
 from ..runtime.engines import open_engine
 from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ..runtime.tensors import Arrays
 from .dialects.qdq import Quantized
-from .executed import InTensorRt, rewritten
+from .executed import UNTOLD, InOpenVino, InTensorRt, rewritten, told
 from .graph import Graph, Walk, attribute, give_out, rows
 from .plan import PrecisionPlan
 
@@ -26,7 +26,7 @@ class NodeReceipt:
         name: The node's name.
         op_type: Its operator.
         macs: Multiply-adds for one picture.
-        precision: ``int8`` where the engine runs an INT8 kernel, else ``float32``.
+        precision: What the engine's kernel computes in: ``int8``, ``bfloat16``, else ``float32``.
         reason: Why it is not INT8, or what the plan said.
     """
 
@@ -73,8 +73,12 @@ class Receipt:
     @property
     def int8_share(self) -> float:
         """Share of the multiply-adds that run in INT8 kernels, 0 to 1."""
-        int8 = sum(node.macs for node in self.nodes if node.precision == "int8")
-        return int8 / self.macs if self.macs else 0.0
+        return self.share("int8")
+
+    def share(self, precision: str) -> float:
+        """Share of the multiply-adds that run in kernels of some precision, 0 to 1."""
+        work = sum(node.macs for node in self.nodes if node.precision == precision)
+        return work / self.macs if self.macs else 0.0
 
     def in_short(self) -> dict[str, object]:
         """What is told of a graph that does not ship: the work, and which layers are not INT8.
@@ -98,11 +102,13 @@ class Receipt:
         }
 
     def to_dict(self) -> dict[str, object]:
-        """JSON form."""
+        """JSON form; ``bfloat16_macs_share`` only where something runs in that."""
+        bfloat16 = round(self.share(WORDS["bf16"]), 6)
         return {
             "engine": self.engine,
             "macs": self.macs,
             "int8_macs_share": round(self.int8_share, 6),
+            **({"bfloat16_macs_share": bfloat16} if bfloat16 else {}),
             "asked_int8": self.asked_int8,
             "fused_int8": self.fused_int8,
             "kernels": self.kernels,
@@ -111,7 +117,7 @@ class Receipt:
 
 
 def float_receipt(graph: Graph, macs: Mapping[str, int], engine: str = "onnxruntime") -> Receipt:
-    """The receipt of an engine for the float32 graph itself."""
+    """The receipt of an engine for the float32 graph itself, computed in float32."""
     why = "the whole graph is float32"
     nodes = tuple(
         NodeReceipt(node.name, node.op_type, macs.get(node.name, 0), "float32", why)
@@ -119,6 +125,28 @@ def float_receipt(graph: Graph, macs: Mapping[str, int], engine: str = "onnxrunt
     )
     kernels = rewritten(engine, graph.model).kernels()
     return Receipt(_facts(engine, graph.model), nodes, 0, 0, kernels)
+
+
+def bf16_receipt(graph: Graph, macs: Mapping[str, int], engine: str = "openvino") -> Receipt:
+    """The receipt of an engine for the float32 graph, computed in bfloat16.
+
+    Raises:
+        EngineError: ``E_PRECISION`` where the engine does not compute in it here.
+    """
+    facts = _facts(engine, graph.model, "bf16")
+    seen = rewritten(engine, graph.model, "bf16")
+    nodes: list[NodeReceipt] = []
+    for node in graph.proto().graph.node:
+        precision, reason = "float32", f"asked for bfloat16, the engine made it {UNTOLD}"
+        names = (node.name, *node.output)
+        home = seen.home_of(names, node.op_type) if isinstance(seen, InOpenVino) else None
+        if home is not None and home.precision == "bf16":
+            precision, reason = WORDS["bf16"], f"runs as {told(home)}"
+        elif home is not None:
+            reason = f"asked for bfloat16, the engine runs it as {told(home)}"
+        work = macs.get(node.name, 0)
+        nodes.append(NodeReceipt(node.name, node.op_type, work, precision, reason))
+    return Receipt(facts, tuple(nodes), 0, 0, seen.kernels())
 
 
 def int8_receipt(
@@ -183,16 +211,16 @@ def half_receipt(
         precision, reason = "float32", "it computes with no floats"
         if choice is not None:
             precision, reason = choice.precision, choice.reason
-        told = seen.runs_in(node.name) if isinstance(seen, InTensorRt) else ""
-        if told and told != precision:
-            precision, reason = told, f"asked for {precision}, the engine runs it in {told}"
+        runs_in = seen.runs_in(node.name) if isinstance(seen, InTensorRt) else ""
+        if runs_in and runs_in != precision:
+            precision, reason = runs_in, f"asked for {precision}, the engine runs it in {runs_in}"
         work = macs.get(node.name, 0)
         nodes.append(NodeReceipt(node.name, node.op_type, work, precision, reason))
     return Receipt(_facts(engine, model), tuple(nodes), 0, 0, seen.kernels())
 
 
-def _facts(engine: str, model: bytes) -> dict[str, object]:
-    with open_engine(engine)(model, EngineOptions()) as running:
+def _facts(engine: str, model: bytes, precision: Precision = "f32") -> dict[str, object]:
+    with open_engine(engine)(model, EngineOptions(precision=precision)) as running:
         return running.facts()
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from .bundle import Bundle
-from .engines import import_backend
+from .engine import computed_in
+from .engines import computes_in, import_backend
 from .errors import EngineError, InputError, MissingExtraError
 from .manifest import MANIFEST_HASH, Variant
 from .target import processor, serves
@@ -42,7 +43,8 @@ class Choice:
 def choose(bundle: Bundle, engine: str | None = None) -> Choice:
     """The first variant, in the bundle's order, whose engine is here and whose dialect suits.
 
-    A dialect that was made for another kind of processor is passed over as long as another variant
+    A variant in a precision that its engine does not have on this processor is passed over. A
+    dialect that was made for another kind of processor is passed over as long as another variant
     suits; where none does, the first whose engine is here is taken, and the self-test proves it.
 
     Args:
@@ -71,10 +73,10 @@ def choose(bundle: Bundle, engine: str | None = None) -> Choice:
         return Choice(unsuited[0], "the first whose engine is here", tuple(passed))
     raise EngineError(
         "E_ENGINE",
-        "none of the bundle's engines is here: "
+        "none of the bundle's variants can run here: "
         + "; ".join(f"{name}: {why}" for name, why in passed)
         + ".",
-        mend="Install one of them, or make the bundle for an engine that is here.",
+        mend="Install one of them, or make the bundle for this machine.",
     )
 
 
@@ -130,14 +132,28 @@ def _for_engine(bundle: Bundle, engine: str | None) -> tuple[Variant, ...]:
 
 
 def missing(variant: Variant) -> str | None:
-    """Why a variant's engine cannot be used here, in words; ``None`` where it can."""
+    """Why a variant cannot run here, in words; ``None`` where it can."""
     try:
         import_backend(variant.engine)
+        able = computes_in(variant.engine, computed_in(variant.precision))
     except MissingExtraError:
         return f"the engine {variant.engine} is not installed"
     except EngineError as error:
         return f"the engine {variant.engine} is not usable: {error.message}"
-    return None
+    return None if able else f"{variant.engine} has no {variant.precision} on this processor"
+
+
+def lesser(bundle: Bundle, choice: Choice) -> tuple[str, ...]:
+    """In words, which variants before the chosen one are the same model in another precision.
+
+    The bundle's figures are of those: here it runs at another speed.
+    """
+    held = {one.name: one for one in bundle.variants}
+    return tuple(
+        f"the variant '{choice.variant.name}' runs, at its own speed, and not '{name}': {why}."
+        for name, why in choice.passed_over
+        if choice.variant.name != name and held[name].file == choice.variant.file
+    )
 
 
 def _timed(bundle: Bundle, variants: Sequence[Variant], threads: int) -> dict[str, float]:

@@ -26,7 +26,8 @@ def combine(bundles: Sequence[Bundle]) -> dict[str, bytes]:
     """The files of one bundle that holds the variants of all, sealed; nothing is written.
 
     Each variant keeps its model, its receipt, its golden outputs with their tolerance, and what was
-    measured of it. The first variant of the first bundle stays the default.
+    measured of it. The first variant of the first bundle stays the default. Models that are equal
+    to the last byte become one file.
 
     Args:
         bundles: Two and more, of one network: made from the same pictures for different targets.
@@ -53,7 +54,7 @@ def combine(bundles: Sequence[Bundle]) -> dict[str, bytes]:
         files[first.manifest.labels] = first.files[first.manifest.labels]
     variants: list[Variant] = []
     for index, part in enumerate(parts):
-        variants.append(_moved(part, first, files, default=index == 0))
+        variants.append(_moved(part, first, files, variants, default=index == 0))
     return seal(dataclasses.replace(first.manifest, variants=tuple(variants)), files)
 
 
@@ -98,23 +99,32 @@ def _named(variants: Sequence[tuple[Bundle, Variant]]) -> list[_Part]:
     return parts
 
 
-def _moved(part: _Part, first: Bundle, files: dict[str, bytes], *, default: bool) -> Variant:
-    """The variant under its new name, its files put with the others."""
+def _moved(
+    part: _Part,
+    first: Bundle,
+    files: dict[str, bytes],
+    placed: Sequence[Variant],
+    *,
+    default: bool,
+) -> Variant:
+    """The variant under its new name, its files put with those of the variants placed so far."""
     bundle, variant, name = part
+    if bundle is first and variant.golden is not None:
+        files[variant.golden.outputs] = bundle.files[variant.golden.outputs]
     if default:
         files[variant.file] = bundle.files[variant.file]
         return dataclasses.replace(variant, name=name)
-    model = f"variants/{name}.onnx"
-    files[model] = bundle.files[variant.file]
+    held = bundle.files[variant.file]
+    models = {one.file for one in placed}
+    model = next((path for path in sorted(models) if files[path] == held), f"variants/{name}.onnx")
+    files[model] = held
     golden, made = variant.golden, variant.made
     if bundle is not first:
         told = golden or Expected(bundle.manifest.golden.outputs, bundle.manifest.golden.tolerance)
         path = f"golden/{name}.npz"
         files[path] = bundle.files[told.outputs]
         golden = Expected(path, told.tolerance)
-        made = made or _made(bundle.manifest)
-    elif golden is not None:
-        files[golden.outputs] = bundle.files[golden.outputs]
+        made = {**_made(bundle.manifest), **(made or {})}
     return dataclasses.replace(variant, name=name, file=model, golden=golden, made=made)
 
 

@@ -12,7 +12,8 @@ from .bundle import Bundle
 from .choosing import missing
 from .combining import combine as combined
 from .console import Console, report_errors
-from .doctor import examine
+from .doctor import EngineReport, examine
+from .engine import WORDS
 from .engines import ENGINE_NAMES
 from .errors import EngineError, InputError
 from .prediction import Prediction
@@ -71,6 +72,8 @@ def predict(
     with Session.open(
         bundle, threads=threads, variant=variant, fastest=fastest, cache=cache
     ) as session:
+        for note in session.notes:
+            console.note(f"Note: {note}")
         with console.progress() as report:
             for done, prediction in enumerate(session.predict_many(pictures), start=1):
                 found.append(_told(pictures[done - 1], prediction, top))
@@ -169,7 +172,7 @@ def doctor(console: Console) -> None:
                 one.engine,
                 "yes" if one.ok else "NO" if one.installed else "-",
                 one.version or "-",
-                ", ".join(one.providers) if one.ok else f"{one.reason} {one.mend}".strip(),
+                _serves(one) if one.ok else f"{one.reason} {one.mend}".strip(),
             )
             for one in reports
         ],
@@ -188,6 +191,11 @@ def doctor(console: Console) -> None:
     broken = [one.engine for one in reports if one.installed and not one.ok]
     if broken:
         raise EngineError("E_BACKEND", f"engines that do not work here: {', '.join(broken)}.")
+
+
+def _serves(report: EngineReport) -> str:
+    more = [name for name in report.precisions if name != WORDS["f32"]]
+    return ", ".join(report.providers) + "".join(f", computes in {name} too" for name in more)
 
 
 @click.command()

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from .engines import open_engine
+from .engine import WORDS
+from .engines import computes_in, open_engine
 from .errors import EdgepressError, EngineError, MissingExtraError
 
 TIMEOUT_S = 60.0
@@ -41,6 +42,7 @@ class EngineReport:
         mend: What can be done about it; may be empty.
         installed: Whether it is there at all, and the hardware that it is for; an optional one need
             not be.
+        precisions: What it can compute a graph's floats in on this processor.
     """
 
     engine: str
@@ -50,6 +52,7 @@ class EngineReport:
     reason: str = ""
     mend: str = ""
     installed: bool = True
+    precisions: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """JSON form."""
@@ -76,6 +79,7 @@ def examine(engine: str, timeout_s: float = TIMEOUT_S) -> EngineReport:
     try:
         told: Any = json.loads(child.stdout.decode("utf-8"))
         told["providers"] = tuple(told["providers"])
+        told["precisions"] = tuple(told["precisions"])
         return EngineReport(**told)
     except (ValueError, TypeError, KeyError):
         last = child.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
@@ -100,7 +104,9 @@ def prove(engine: str) -> EngineReport:
         there = error.code != "E_DRIVER"  # without the hardware there is nothing to be broken
         return EngineReport(engine, False, reason=error.message, mend=error.mend, installed=there)
     providers: Any = facts.get("providers", [])
-    return EngineReport(engine, True, str(facts.get("version")), tuple(providers))
+    floats = tuple(word for one, word in WORDS.items() if computes_in(engine, one))
+    version = str(facts.get("version"))
+    return EngineReport(engine, True, version, tuple(providers), precisions=floats)
 
 
 def _compute(engine: Any) -> None:

@@ -18,6 +18,14 @@ Precision: TypeAlias = Literal["f32", "bf16"]
 
 PRECISIONS: tuple[Precision, ...] = ("f32", "bf16")
 
+WORDS: dict[Precision, str] = {"f32": "float32", "bf16": "bfloat16"}
+"""What people, and the variants of bundles, call the precisions."""
+
+
+def computed_in(named: str) -> Precision:
+    """What floats are computed in by a variant whose precision a bundle names so."""
+    return "bf16" if named == WORDS["bf16"] else "f32"
+
 
 @dataclass(frozen=True)
 class EngineOptions:

@@ -9,9 +9,9 @@ from types import TracebackType
 import numpy as np
 
 from .bundle import Bundle
-from .choosing import Choice, choose
+from .choosing import Choice, choose, lesser
 from .choosing import fastest as find_fastest
-from .engine import Engine, EngineOptions
+from .engine import Engine, EngineOptions, computed_in
 from .engines import open_engine
 from .errors import BundleError, EngineError, InputError
 from .pictures import PictureSource
@@ -41,6 +41,8 @@ class Session:
         inputs: What `run` takes.
         outputs: What `run` gives.
         selftest: What the self-test found, one entry for each output; empty where it was left out.
+        notes: In words, what does not run here as it was meant to, such as a model whose precision
+            this processor does not have.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Session:
         self.inputs: tuple[TensorSpec, ...] = engine.inputs
         self.outputs: tuple[TensorSpec, ...] = engine.outputs
         self.selftest = selftest
+        self.notes = lesser(bundle, choice)
         self._engine = engine
         self._choice = choice
         self._floats = [spec.name for spec in engine.inputs if spec.dtype.startswith("float")]
@@ -87,7 +90,7 @@ class Session:
             InputError: ``E_FILE`` or ``E_VARIANT`` for what is not there, ``E_USAGE`` for a
                 ``variant`` and ``fastest`` together.
             EngineError: ``E_ENGINE``, ``E_PROVIDER``, or ``E_DIALECT`` where the engine cannot
-                serve.
+                serve; ``E_PRECISION`` where it has not the variant's precision on this processor.
             BundleError: Where the bundle is damaged or refused: ``E_HASH`` and the other codes of
                 `Bundle.open`, ``E_BACKEND`` for a model that the engine cannot load, ``E_SCHEMA``
                 for one with other inputs or outputs than declared, ``E_SELFTEST`` for one that
@@ -107,7 +110,7 @@ class Session:
         options = EngineOptions(
             threads=threads,
             allow_fallback=allow_fallback,
-            precision="bf16" if chosen.precision == "bfloat16" else "f32",
+            precision=computed_in(chosen.precision),
             cache=None if cache is None else os.fspath(cache),
         )
         running = open_engine(name)(bundle.model(chosen), options)

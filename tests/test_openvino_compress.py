@@ -26,6 +26,7 @@ from edgepress.benchmarks.measurement import Preset
 from edgepress.compress import compress
 from edgepress.compress.prove import Rival, Verdict, best_rival, decide
 from edgepress.runtime import Bundle, EngineError, InputError, Session
+from edgepress.runtime.engine import computed_in
 from edgepress.runtime.engines.openvino import has_bf16
 
 BLINK = Preset("blink", 0.05, 64, 0.2, 1, 5.0)
@@ -73,9 +74,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.serial]
 
 def test_the_bundle_is_for_openvino_and_tells_what_was_measured_on_it(bundle: Path) -> None:
     opened = Bundle.open(bundle)
-    (variant,) = opened.variants
+    variant = opened.variants[0]
     measured: Any = opened.measurements
-    (candidate,) = measured["candidates"]
+    candidate = measured["candidates"][0]
+    assert candidate["precision"] == "int8"
     assert variant.engine == "openvino"
     assert variant.receipt["engine"]["engine"] == "openvino"  # type: ignore[index]
     assert opened.recipe["target"] == "openvino-cpu"
@@ -92,7 +94,9 @@ def test_the_bundle_is_for_openvino_and_tells_what_was_measured_on_it(bundle: Pa
         assert all(one["candidate_latency"]["faster"] == "result"
                    for one in candidate["rivals"] if one["keeps_score"])  # fmt: skip
     else:
-        assert variant.precision == "float32"
+        pays = any(one["keeps_score"] and (one["over_float32"] or {}).get("faster") == "result"
+                   for one in candidate["rivals"])  # fmt: skip
+        assert variant.precision == ("bfloat16" if pays else "float32")
         assert opened.manifest.notes
 
 
@@ -105,7 +109,8 @@ def test_a_session_runs_it(bundle: Path, project: Path) -> None:
         ]
         one = session.run({session.inputs[0].name: np.zeros((1, 1, 28, 28), np.float32)})
         three = session.run({session.inputs[0].name: np.zeros((3, 1, 28, 28), np.float32)})
-    assert (facts["engine"], facts["providers"], facts["precision"]) == ("openvino", ["CPU"], "f32")
+    held = computed_in(Bundle.open(bundle).variants[0].precision)
+    assert (facts["engine"], facts["providers"], facts["precision"]) == ("openvino", ["CPU"], held)
     assert labels == ["Ankle boot", "Bag", "Sneaker", "Trouser"]
     name = next(iter(one))
     assert (one[name].shape, three[name].shape) == ((1, 10), (3, 10))
@@ -191,9 +196,9 @@ def rival(comparison: Comparison | None, over_float32: Comparison | None = None)
     return Rival("bf16", {"test": 0.1}, keeps, comparison, over_float32)
 
 
-def note(verdict: Verdict, *rivals: Rival) -> str | None:
+def best(verdict: Verdict, *rivals: Rival) -> Rival | None:
     trial: Any = SimpleNamespace(rivals=rivals, verdict=verdict)
-    return best_rival(trial)
+    return best_rival([trial])
 
 
 def test_a_candidate_must_beat_bfloat16_too(equal: Comparison) -> None:
@@ -204,38 +209,42 @@ def test_a_candidate_must_beat_bfloat16_too(equal: Comparison) -> None:
     assert not verdict.accepted
     (reason,) = verdict.reasons
     assert "INT8 is slower on this machine: 0.50x the speed of bfloat16" in reason
-    told = note(verdict, behind)
-    assert told is not None
-    assert "bfloat16 is the best" in told
-    assert "precision='bf16'" in told
+    pays = rival(faster(equal, "b"), faster(equal, "a"))
+    assert best(verdict, pays) is pays
+    assert best(verdict, behind) is None, "nobody timed it against float32"
     level = decide(faster(equal, "a"), {}, 1.0, [rival(faster(equal, "neither"))])
     assert "not measurably faster" in level.reasons[0]
+
+
+def test_bfloat16_that_is_no_faster_than_float32_holds_nothing_back(equal: Comparison) -> None:
+    level = faster(equal, "neither")
+    assert decide(faster(equal, "a"), {}, 1.0, [rival(level, level)]).accepted
+    assert not decide(faster(equal, "a"), {}, 1.0, [rival(level, faster(equal, "a"))]).accepted
+    assert not decide(faster(equal, "a"), {}, 1.0, [rival(faster(equal, "b"), level)]).accepted
 
 
 def test_bfloat16_that_does_not_keep_the_score_is_no_rival(equal: Comparison) -> None:
     lost = rival(None)
     verdict = decide(faster(equal, "a"), {"test": 0.0}, 1.0, [lost])
     assert verdict.accepted
-    assert note(verdict, lost) is None
+    assert best(verdict, lost) is None
 
 
 def test_where_int8_loses_to_float32_bfloat16_is_best_only_if_it_beats_that(
     equal: Comparison,
 ) -> None:
     verdict = decide(faster(equal, "b"), {}, 1.0, [])
-    best = rival(faster(equal, "b"), faster(equal, "a"))
-    told = note(verdict, best)
-    assert told is not None
-    assert "2.00x the speed of float32" in told
-    assert note(verdict, rival(faster(equal, "b"), faster(equal, "neither"))) is None
+    pays = rival(faster(equal, "b"), faster(equal, "a"))
+    assert best(verdict, pays) is pays
+    assert best(verdict, rival(faster(equal, "b"), faster(equal, "neither"))) is None
 
 
 def test_where_int8_is_fastest_and_loses_the_score_bfloat16_may_be_best(equal: Comparison) -> None:
     found = rival(faster(equal, "a"), faster(equal, "a"))
     verdict = decide(faster(equal, "a"), {"test": 5.0}, 1.0, [found])
     assert not verdict.accepted
-    assert note(verdict, found) is not None
-    assert note(verdict, rival(faster(equal, "a"))) is None, "nobody timed it against float32"
+    assert best(verdict, found) is found
+    assert best(verdict, rival(faster(equal, "a"))) is None, "nobody timed it against float32"
 
 
 def test_an_unknown_precision_is_named(equal: Comparison, tmp_path: Path) -> None:

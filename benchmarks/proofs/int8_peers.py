@@ -35,7 +35,7 @@ from networks import FOREIGN, NETWORKS, Network, data_root, edgepress, pictures,
 from peer_scores import score
 from peer_shares import int8_share, macs_by_node
 from peer_table import markdown, print_machine
-from peer_ways import ENGINES, OURS, WAYS, pairs
+from peer_ways import ENGINES, OURS, WAYS, computed, pairs
 from peers import (
     CALIBRATION,
     MODELOPT,
@@ -158,7 +158,10 @@ def make(
         manifest = file_of(folder, name).with_name("manifest.json")
         if manifest.exists() and "error" not in state["files"][name]:
             bundle = json.loads(manifest.read_text())
-            state["files"][name].update(declined=bundle["declined"], notes=bundle["notes"])
+            held = bundle["variants"][0]["precision"]
+            state["files"][name].update(
+                declined=bundle["declined"], notes=bundle["notes"], precision=held
+            )
             keep()
 
 
@@ -186,7 +189,7 @@ def score_all(
         file, told = file_of(folder, way.file), dict[str, Any]()
         print(f"{network.name}: scoring {way.key}", flush=True)
         try:
-            options = EngineOptions(precision=way.precision)
+            options = EngineOptions(precision=computed(way, state["files"]))
             with (
                 open_engine("onnxruntime")(float32.read_bytes(), EngineOptions()) as original,
                 open_engine(way.engine)(file.read_bytes(), options) as engine,
@@ -243,9 +246,9 @@ def time_all(
                 batch=batch,
                 preset=preset,
                 engine=a.engine,
-                precision=a.precision,
+                precision=computed(a, state["files"]),
                 against_engine=b.engine,
-                against_precision=b.precision,
+                against_precision=computed(b, state["files"]),
             )
             times[key] = {
                 "ratio": found.ratio,

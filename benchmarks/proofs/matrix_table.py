@@ -86,9 +86,11 @@ def aims(held: Mapping[str, dict[str, Any]]) -> list[str]:
     if timed:
         faster = sum(one["latency"]["faster"] == "result" for one in timed)
         kept = sum(one["accepted"] for one in timed)
+        floats = sorted({one.get("holds", "float32") for one in timed} - {"int8"}, reverse=True)
+        floats = floats or ["float32"]
         lines.append(
             f"- INT8 faster than float32 in the same engine: {faster} of {len(timed)}; "
-            f"the bundle holds INT8 in {kept}, else float32."
+            f"the bundle holds INT8 in {kept}, else {' or '.join(floats)}."
         )
     return lines
 
@@ -257,7 +259,8 @@ def speed(one: dict[str, Any]) -> str:
 def bundle(one: dict[str, Any]) -> str:
     if "accepted" not in one:
         return "not made"
-    return "INT8" if one["accepted"] else "float32: " + "; ".join(one["reasons"])
+    held = one.get("holds", "float32")
+    return "INT8" if one["accepted"] else f"{held}: " + "; ".join(one["reasons"])
 
 
 def percent(share: float) -> str:

@@ -101,9 +101,10 @@ def one(name: str, folder: Path, target: str, calibration_size: int) -> dict[str
     manifest: Any = json.loads((out / "manifest.json").read_text())
     measured = manifest["measurements"]
     mixed = manifest["recipe"]["reports"][0]["mixed"]
-    (candidate,) = measured["candidates"]
+    candidate = measured["candidates"][0]
     return {
         "declined": manifest["declined"],
+        "holds": manifest["variants"][0]["precision"],
         "notes": manifest["notes"],
         "mixed": {key: value for key, value in mixed.items() if key != "nodes"},
         "latency": candidate["latency"],
@@ -159,7 +160,7 @@ def cells(row: dict[str, Any]) -> list[str]:
         f"{latency['speedup']:.2f}x ({latency['speedup_low']:.2f} to {latency['speedup_high']:.2f})"
         if latency
         else "-",
-        "float32" if row["declined"] else "INT8",
+        row.get("holds", "float32") if row["declined"] else "INT8",
     ]
 
 

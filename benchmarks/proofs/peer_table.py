@@ -66,7 +66,8 @@ def section(state: dict[str, Any]) -> list[str]:
 
 
 def label(way: Way, file: dict[str, Any]) -> str:
-    return f"{way.key}, holds float32" if file.get("declined") else way.key
+    held = file.get("precision", "float32")
+    return f"{way.key}, holds {held}" if file.get("declined") else way.key
 
 
 def scores(file: dict[str, Any], run: dict[str, Any]) -> list[str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from peers import MODELOPT, PEERS
 
@@ -48,6 +48,12 @@ WAYS = (
     *(FLOAT["onnxruntime"], *THEIRS["onnxruntime"], MADE["onnxruntime"]),
     *(FLOAT["openvino"], BF16, *THEIRS["openvino"], MADE["openvino"]),
 )
+
+
+def computed(way: Way, files: Mapping[str, Mapping[str, Any]]) -> Literal["f32", "bf16"]:
+    """What a way's engine computes floats in: for our bundles, what they say."""
+    held = files.get(way.file, {}).get("precision")
+    return "bf16" if held == "bfloat16" else way.precision
 
 
 def best_floats(engine: str) -> tuple[Way, ...]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..engine import Engine
+from ..engine import Engine, Precision
 from ..errors import EngineError
 
-__all__ = ["ENGINE_NAMES", "import_backend", "load_backend", "open_engine"]
+__all__ = ["ENGINE_NAMES", "computes_in", "import_backend", "load_backend", "open_engine"]
 
 ENGINE_NAMES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "null")
 
@@ -66,6 +66,22 @@ def import_backend(name: str) -> str | None:
     if name in ("tensorrt", "tensorrt-rtx"):
         return str(load_backend(name).__version__)
     return None
+
+
+def computes_in(name: str, precision: Precision) -> bool:
+    """Whether the engine called ``name`` can compute floats in ``precision`` on this processor.
+
+    Raises:
+        EngineError: ``E_ENGINE`` for a name that is not an engine; ``E_BACKEND`` where it must be
+            asked and cannot be imported.
+        MissingExtraError: Where it must be asked and is not installed.
+    """
+    open_engine(name)
+    if precision == "bf16" and name == "openvino":
+        from .openvino import has_bf16
+
+        return has_bf16()
+    return precision == "f32"
 
 
 def load_backend(name: str) -> Any:

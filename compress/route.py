@@ -1,0 +1,280 @@
+"""One target's way through a recipe: its candidates are tried on its engine, the best ships."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..benchmarks.tasks import Score
+from ..export.graph import Graph
+from ..export.receipt import count_macs
+from ..runtime.target import Target
+from ..runtime.tensors import Arrays
+from .backbone import Backbone
+from .computing import note_of, untouched, ways
+from .judge import Judge
+from .material import Material
+from .mixing import mix, notes_of
+from .passes import Context, Outcome, Progress, RangesOnce, finish, float32, prepare, run_pass
+from .prove import Trial, best_rival, forgotten, is_faster, outrun, try_out
+from .pruning_pass import Cut, precision_after, prune_pass
+from .recipe import Distil, Fp16, Int8, Prune, Recipe
+from .result import Result
+from .students import Lesson, Pupil
+from .subject import Subject, fixed_batches, with_batch
+from .unproven import note
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is the same for every target.
+
+    Attributes:
+        opened: What the user brought, open.
+        subject: That, captured.
+        material: Pictures and task.
+        recipe: What shall be done.
+        example: One sample by input name.
+        max_drop: Largest drop of the score, in points; ``None`` for any.
+        seed: Of everything random.
+        opset: Of exported graphs.
+        cache: Folder in which latencies of layers are kept, or ``None``.
+        pupil: Who is trained, or ``None``.
+        ranges: What calibration saw so far.
+    """
+
+    opened: Backbone | Graph
+    subject: Subject
+    material: Material
+    recipe: Recipe
+    example: Arrays
+    max_drop: float | None
+    seed: int
+    opset: int
+    cache: str | Path | None
+    pupil: Pupil | None
+    ranges: RangesOnce
+
+    def context(self, target: Target, graph: Graph, progress: Progress, here: bool) -> Context:
+        """What a pass from ``graph`` for a target may look at."""
+        split, preprocessing = self.material.split, self.subject.preprocessing
+        return Context(
+            target=target,
+            calibration=fixed_batches(graph, split.calibration, preprocessing),
+            calibration_count=len(split.calibration),
+            selection=fixed_batches(graph, split.selection, preprocessing),
+            macs=count_macs(graph, with_batch(self.example, graph)),
+            progress=progress,
+            device_here=here,
+            seen=self.ranges,
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a pass on torch modules gave, for every target alike.
+
+    Attributes:
+        report: What the recipe in the bundle says of it.
+        made: The network; ``None`` where it is judged when it has been trained.
+        settings: Of the pass.
+        made_on: The target that it was made on.
+    """
+
+    report: dict[str, object]
+    made: Cut | Lesson | None
+    settings: Prune | Distil
+    made_on: Target
+
+    def notes_for(self, target: Target) -> list[str]:
+        """Remarks for people who look at what ships for a target."""
+        told = list(self.made.notes) if isinstance(self.made, Lesson) else []
+        narrow = isinstance(self.settings, Prune) and self.settings.max_latency_ratio
+        if narrow and target != self.made_on:
+            told.append(
+                f"the network was pruned for its latency on {self.made_on.name}; for {target.name} "
+                "the same network was tried, not pruned anew."
+            )
+        return told
+
+
+class Networks:
+    """Runs the passes that work on torch modules: each once, whatever the number of targets.
+
+    Args:
+        work: What is the same for every target.
+    """
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._steps: dict[int, Step] = {}
+
+    def step(self, number: int, settings: Prune | Distil, context: Context) -> Step:
+        """What the pass gives.
+
+        Args:
+            number: Its place in the recipe.
+            settings: Its settings.
+            context: Of the original on the target that comes first: latencies are its own.
+        """
+        if number not in self._steps:
+            report, made = self._made(number, settings, context)
+            self._steps[number] = Step(report, made, settings, context.target)
+        return self._steps[number]
+
+    def _made(
+        self, number: int, settings: Prune | Distil, context: Context
+    ) -> tuple[dict[str, object], Cut | Lesson | None]:
+        work = self._work
+        pupil = work.pupil
+        if isinstance(settings, Distil):
+            assert pupil is not None
+            lesson = pupil.learn(work.subject, work.opset, context.progress)
+            return lesson.report, lesson
+        before = None if pupil is None else pupil.cut_before
+        if pupil is not None and before is not None:
+            return pupil.take(before), None
+        cut = prune_pass(
+            work.opened,
+            work.subject,
+            work.material.split.calibration,
+            settings,
+            precision_after(work.recipe.passes, number),
+            context,
+            task=work.material.task.name,
+            seed=work.seed,
+            opset=work.opset,
+            cache=work.cache,
+        )
+        if pupil is not None:
+            return pupil.take(cut.pruned), None
+        return cut.report, cut
+
+
+def follow(
+    work: Work, judge: Judge, target: Target, here: bool, networks: Networks, original: Score
+) -> Result:
+    """Make the recipe's candidates for a target, try each, and keep the best.
+
+    Args:
+        work: What is the same for every target.
+        judge: Of the original, on the target's engine.
+        target: What is made for.
+        here: Whether its device is here.
+        networks: Runs the passes on torch modules.
+        original: The original's score on the test pictures.
+    """
+    graph, material, passes = work.subject.graph, work.material, work.recipe.passes
+    context = work.context(target, graph, judge.progress, here)
+    plain = outcome = float32(graph, context)
+    now, at, shipped_macs = graph, context, context.macs
+    best: Trial | None = None
+    notes, trials, reports = list[str](), list[Trial](), list[dict[str, object]]()
+    smaller: Cut | Lesson | None = None
+    for number, settings in enumerate(passes):
+        made: Cut | Lesson | None = None
+        if isinstance(settings, (Prune, Distil)):
+            step = networks.step(number, settings, context)
+            made = step.made
+            reports.append(step.report)
+            notes += step.notes_for(target)
+            if made is None:  # judged when it is trained
+                continue
+            candidates = ways(made.outcome(context), made.graph, judge)
+        else:
+            candidate = _candidate(now, settings, at, judge, material, original, work.max_drop)
+            candidates = [replace(candidate, trained=outcome.trained)]
+            reports.append(candidate.report)
+        tried = [try_out(one, judge, material, original, work.max_drop) for one in candidates]
+        trials += tried
+        notes += [*(_fallen(candidates[0]) if here else []), *notes_of(candidates[0])]
+        notes += forgotten(tried[0], original)
+        if not any(trial.verdict.accepted for trial in tried):
+            notes += [f"{settings.kind} was declined: {reason}." for reason in _why(tried)]
+        for trial in tried:
+            if trial.verdict.accepted and best is not None and not is_faster(trial, best):
+                notes += outrun(trial, best)
+            elif trial.verdict.accepted:
+                best, outcome = trial, trial.outcome
+                if made is not None:
+                    smaller, now = made, made.graph
+                    at = work.context(target, now, judge.progress, here)
+                shipped_macs = at.macs
+    rival = best_rival(trials)
+    if rival is not None:
+        best = untouched(rival, plain, graph)
+        if best is not None:
+            trials.append(best)
+            outcome = best.outcome
+    notes += [] if best is None else note_of(best)
+    if not here:
+        notes.append(note(target, outcome.receipt))
+    recipe = {**_settled(work, target), "reports": reports}
+    pruned = None if smaller is None else smaller.pruned
+    return Result(
+        work.subject, material, outcome, trials, original, shipped_macs, notes, recipe, pruned
+    )
+
+
+def _why(tried: Sequence[Trial]) -> list[str]:
+    """The reasons of all, each once."""
+    return list(dict.fromkeys(reason for trial in tried for reason in trial.verdict.reasons))
+
+
+def _settled(work: Work, target: Target) -> dict[str, object]:
+    """The recipe and all that it was run with."""
+    split = work.material.split
+    return {
+        **work.recipe.to_dict(),
+        "model": work.subject.name,
+        "weights_sha256": work.subject.weights_sha256,
+        "target": target.name,
+        "task": work.material.task.name,
+        "max_drop": work.max_drop,
+        "calibration_size": len(split.calibration),
+        "selection_size": len(split.selection),
+        **({} if work.pupil is None else work.pupil.to_dict()),
+        "seed": work.seed,
+        "opset": work.opset,
+    }
+
+
+def _candidate(
+    graph: Graph,
+    settings: Int8 | Fp16,
+    context: Context,
+    judge: Judge,
+    material: Material,
+    original: Score,
+    max_drop: float | None,
+) -> Outcome:
+    """What a pass makes of the network, in mixed precision where that is better."""
+    if not isinstance(settings, Int8) or "float16" in context.target.precisions:
+        return run_pass(graph, settings, context)
+    whole = prepare(graph, settings, context)
+    if not settings.mixed or settings.int8_nodes:
+        return finish(whole, settings, context)
+    part = material.split.selection
+    if material.own_score:  # it brings its own samples: nothing else can choose
+        before, chosen_on = original, material.test
+    else:
+        before, chosen_on = judge.score(judge.graph.model, part, "float32 on the selection"), part
+
+    def drop(model: bytes) -> float:
+        return before.value - judge.score(model, chosen_on, "a candidate on the selection").value
+
+    return mix(whole, settings, context, drop, max_drop)
+
+
+def _fallen(candidate: Outcome) -> list[str]:
+    """Which nodes the engine did not take in INT8 although they were written so."""
+    receipt = candidate.receipt
+    if receipt.fused_int8 == receipt.asked_int8:
+        return []
+    fallen = [node.name for node in receipt.nodes if node.reason.startswith("asked for INT8")]
+    more = ", ..." if len(fallen) > 5 else ""
+    return [
+        f"the engine took {receipt.fused_int8} of {receipt.asked_int8} nodes in INT8; "
+        f"not {', '.join(fallen[:5])}{more}."
+    ]
