@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +38,8 @@ from .mixing import mix, notes_of
 from .passes import Context, Outcome, Progress, finish, float32, prepare, run_pass
 from .prove import DEFAULT_MAX_DROP, Judge, Trial, best_rival, forgotten, is_faster, try_out
 from .pruning_pass import precision_after, prune_pass, with_limits
-from .recipe import Distil, Fp16, Int8, Prune, Recipe
+from .qat import Tuner, as_fast, held_against
+from .recipe import Distil, Fp16, Int8, Prune, Qat, Recipe
 from .result import Result
 from .students import Finetune, School, enrol
 from .subject import (
@@ -167,6 +168,7 @@ def compress(
     }
     steps = with_limits(steps, limits, keep)
     school = School.of(steps, finetune, out, resume, seed)
+    tuner = Tuner.of(steps, finetune, out, resume, seed)
     if weights_out is not None:
         check_weights_out(weights_out, force=force)
     if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
@@ -180,11 +182,11 @@ def compress(
     )
     with disk_room(), ExitStack() as stack:
         opened = open_model(model, weights)
-        if any(isinstance(one, Prune) for one in steps.passes):
+        if any(isinstance(one, (Prune, Qat)) for one in steps.passes):
             torch_network(opened)
         if isinstance(opened, Backbone):
             stack.enter_context(evaluating(opened.module))
-        trains = school is not None and finetune is None
+        trains = not (school is None and tuner is None) and finetune is None
         material = gather(data, test_data, task, calibration_size, seed, training=trains)
         split = material.split
         pupil = enrol(school, student, student_weights, opened, given, material)
@@ -197,6 +199,8 @@ def compress(
         subject = make_subject(model, opened, given, split.calibration, opset)
         graph = subject.graph
         example = first_rows(split.calibration, graph.inputs, subject.preprocessing, 1)
+        if tuner is not None:
+            tuner.check(opened, material, example, destination.dialect)
         folder = stack.enter_context(TemporaryDirectory(prefix="edgepress-"))
         judge = Judge(
             graph,
@@ -216,6 +220,11 @@ def compress(
         limit = DEFAULT_MAX_DROP.get(material.task.name) if max_drop is None else max_drop
         context = _context(subject, material, destination, example, progress, device_here)
         outcome = float32(graph, context)
+
+        def again(made: Graph) -> Context:
+            less = replace(subject, graph=made)
+            return _context(less, material, destination, example, progress, device_here)
+
         notes, trials = suspicions(material, original), list[Trial]()
         now, at, shipped_macs = graph, context, context.macs
         pruned: Pruned | None = None
@@ -243,6 +252,24 @@ def compress(
                     reports.append(pupil.take(cut.pruned))
                     continue
                 candidate, smaller = cut.outcome, (cut.graph, cut.pruned)
+            elif isinstance(settings, Qat):
+                assert tuner is not None
+                whole = torch_network(opened)
+                start, int8 = whole, steps.passes[number - 1]
+                if pruned is not None:
+                    start = replace(whole, module=pruned.module, history=pruned.history)
+                assert isinstance(int8, Int8)
+                drop = _drop(judge, material, original)
+                reason = tuner.not_needed(trials[-1], drop, limit)
+                if reason is not None:
+                    reports.append({"left_out": reason})
+                    notes.append(f"qat was left out: {reason}.")
+                    continue
+                tuned = tuner.tune(
+                    start, whole, subject, material, now, int8, at, again, drop, limit, opset
+                )
+                candidate, smaller = tuned.outcome, (tuned.graph, tuned.pruned)
+                notes += tuned.notes
             elif isinstance(settings, Distil):
                 assert pupil is not None
                 lesson = pupil.learn(subject, opset, progress)
@@ -253,6 +280,9 @@ def compress(
                 candidate = replace(candidate, trained=outcome.trained)
             reports.append(candidate.report)
             trial = try_out(candidate, judge, material, original, limit)
+            plain = trials[-1] if isinstance(settings, Qat) else None
+            if plain is not None:
+                trial = held_against(trial, plain)
             trials.append(trial)
             notes += [*(_fallen(candidate) if device_here else []), *notes_of(candidate)]
             notes += forgotten(trial, original)
@@ -261,12 +291,12 @@ def compress(
             ]
             instead = best_rival(trial)
             notes += [] if instead is None else [instead]
-            if trial.verdict.accepted and is_faster(trial, best):
+            faster = is_faster(trial, best) or (plain is not None and as_fast(trial, plain, best))
+            if trial.verdict.accepted and faster:
                 best, outcome = trial, candidate
                 if smaller is not None:
                     now, pruned = smaller
-                    less = replace(subject, graph=now)
-                    at = _context(less, material, destination, example, progress, device_here)
+                    at = again(now)
                 shipped_macs = at.macs
         if not device_here:
             notes.append(note(destination, outcome.receipt))
@@ -293,6 +323,8 @@ def compress(
             )
         files = result.files(example, shipped, real_golden=golden_pictures)
         write_files(files, out, force=force)
+        if tuner is not None:
+            tuner.finish()
         if pupil is not None:
             pupil.finish(ships=outcome.trained)
     if weights_out is not None and pruned is not None:
@@ -335,16 +367,20 @@ def _candidate(
     whole = prepare(graph, settings, context)
     if not settings.mixed or settings.int8_nodes:
         return finish(whole, settings, context)
-    part = material.split.selection
-    if material.own_score:  # it brings its own samples: nothing else can choose
-        before, chosen_on = original, material.test
-    else:
-        before, chosen_on = judge.score(judge.graph.model, part, "float32 on the selection"), part
+    return mix(whole, settings, context, _drop(judge, material, original), max_drop)
+
+
+def _drop(judge: Judge, material: Material, original: Score) -> Callable[[bytes], float]:
+    """How many points of the score a model's bytes lose on the pictures that choose."""
+    before, chosen_on = original, material.test
+    if not material.own_score:  # which brings its own samples: nothing else can choose
+        chosen_on = material.split.selection
+        before = judge.score(judge.graph.model, chosen_on, "float32 on the selection")
 
     def drop(model: bytes) -> float:
         return before.value - judge.score(model, chosen_on, "a candidate on the selection").value
 
-    return mix(whole, settings, context, drop, max_drop)
+    return drop
 
 
 def _fallen(candidate: Outcome) -> list[str]:
