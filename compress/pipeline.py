@@ -168,7 +168,7 @@ def compress(
     }
     steps = with_limits(steps, limits, keep)
     school = School.of(steps, finetune, out, resume, seed)
-    tuner = Tuner.of(steps, finetune, out, resume, seed)
+    tuner = Tuner.of(steps, finetune, out, resume, seed, student=student is not None)
     if weights_out is not None:
         check_weights_out(weights_out, force=force)
     if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from ..export.dialects import Dialect
 from ..runtime.errors import InputError, MissingExtraError
@@ -59,7 +60,8 @@ def with_quantizers(
 ) -> nn.Module:
     """A copy of a network with fake quantizers where the dialect has codes.
 
-    Activations begin with the least and the largest value of the batches.
+    Activations begin with the least and the largest value of the batches. In training, too, its
+    BatchNorms use the statistics that they have: those will be folded into the weights.
 
     Args:
         network: In evaluation mode; it stays as it is.
@@ -92,7 +94,15 @@ def with_quantizers(
             f"NNCF finds nothing in {source} that could run in INT8.",
             mend="Take the recipe without qat.",
         )
+    modules: Any = placed.modules()  # whose type torch leaves partly open
+    for one in modules:
+        if isinstance(one, _BatchNorm) and one.running_mean is not None:
+            one.register_forward_pre_hook(_steady)
     return placed
+
+
+def _steady(norm: nn.Module, _: object) -> None:
+    norm.training = False
 
 
 def plain_weights(trained: nn.Module, network: nn.Module) -> dict[str, torch.Tensor]:

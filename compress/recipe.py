@@ -159,7 +159,7 @@ class Qat(Distil):
 
     epochs: int = 5
     optimizer: str = "adamw"
-    lr: float = 2e-4
+    lr: float = 1e-4
     weight_decay: float = 0.0
     precision: str = "float32"  # bfloat16 has no more digits than the codes
     tolerated: float = 0.1

@@ -331,5 +331,5 @@ def _trains_nothing(recipe: str, given: str) -> InputError:
     return InputError(
         "E_USAGE",
         f"the recipe '{recipe}' trains nothing, and {given} was given.",
-        mend="Take a recipe with the pass distil: distil, prune-distil, or those with -int8.",
+        mend="Take a recipe that does: distil, prune-distil, those with -int8, or with -qat.",
     )
