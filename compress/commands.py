@@ -70,7 +70,8 @@ _keep = click.option(
     "--recipe",
     default="int8",
     show_default=True,
-    help="int8, fp16, float32, prune, distil, prune-distil (and each with -int8), or a file.",
+    help="int8, fp16, float32, prune, distil, prune-distil (and each with -int8), int8-qat, "
+    "distil-int8-qat, prune-distil-int8-qat, or a file.",
 )
 @click.option(
     "--student", default=None, help="A smaller network to train, as MODEL, for the recipe distil."

@@ -33,7 +33,8 @@ from .passes import Progress, RangesOnce
 from .places import places_of
 from .prove import DEFAULT_MAX_DROP
 from .pruning_pass import with_limits
-from .recipe import Prune, Recipe
+from .qat import Tuner
+from .recipe import Prune, Qat, Recipe
 from .result import Result, check_strict
 from .route import Networks, Work, follow
 from .students import Finetune, School, enrol
@@ -164,11 +165,14 @@ def compress(
     }
     steps = with_limits(steps, limits, keep)
     school = School.of(steps, finetune, out, resume, seed)
+    tuner = Tuner.of(steps, finetune, out, resume, seed, student=student is not None)
     if weights_out is not None:
         check_weights_out(weights_out, force=force)
     if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
         raise InputError("E_USAGE", f"max_drop is {max_drop}.", mend="Give 0 or more points.")
     places = places_of(target, allowed=unproven)
+    if tuner is not None:
+        tuner.check_places(places)
     given = (
         Preprocessing.from_toml(preprocessing)
         if isinstance(preprocessing, (str, Path))
@@ -176,11 +180,11 @@ def compress(
     )
     with disk_room(), ExitStack() as stack:
         opened = open_model(model, weights)
-        if any(isinstance(one, Prune) for one in steps.passes):
+        if any(isinstance(one, (Prune, Qat)) for one in steps.passes):
             torch_network(opened)
         if isinstance(opened, Backbone):
             stack.enter_context(evaluating(opened.module))
-        trains = school is not None and finetune is None
+        trains = not (school is None and tuner is None) and finetune is None
         material = gather(data, test_data, task, calibration_size, seed, training=trains)
         split = material.split
         pupil = enrol(school, student, student_weights, opened, given, material)
@@ -193,6 +197,8 @@ def compress(
         subject = make_subject(model, opened, given, split.calibration, opset)
         graph = subject.graph
         example = first_rows(split.calibration, graph.inputs, subject.preprocessing, 1)
+        if tuner is not None:
+            tuner.check(opened, material, example, places[0].target.dialect)
         folder = stack.enter_context(TemporaryDirectory(prefix="edgepress-"))
         limit = DEFAULT_MAX_DROP.get(material.task.name) if max_drop is None else max_drop
         work = Work(
@@ -206,6 +212,7 @@ def compress(
             opset,
             cache,
             pupil,
+            tuner,
             RangesOnce(),
         )
         shipped = shipped_preprocessing(given, subject.preprocessing, material, graph.inputs)
@@ -234,6 +241,8 @@ def compress(
         bundles = [one.bundle(example, shipped, real_golden=golden_pictures) for one in results]
         files = combine(bundles) if len(bundles) > 1 else bundles[0].files
         write_files(files, out, force=force)
+        if tuner is not None:
+            tuner.finish()
         if pupil is not None:
             pupil.finish(ships=any(one.outcome.trained for one in results))
     pruned = next((one.pruned for one in results if one.pruned is not None), None)

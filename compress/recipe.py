@@ -40,7 +40,7 @@ class Int8:
     int8_nodes: tuple[str, ...] = ()
 
     kind: ClassVar[str] = "int8"
-    successors: ClassVar[frozenset[str]] = frozenset()
+    successors: ClassVar[frozenset[str]] = frozenset({"qat"})
 
 
 @dataclass(frozen=True)
@@ -142,13 +142,33 @@ class Distil:
 
     def __post_init__(self) -> None:
         for key, (low, high) in _BOUNDS.items():
-            value = getattr(self, key)
+            value = getattr(self, key, low)
             if not (math.isfinite(value) and low <= value <= high):
                 raise InputError(
                     "E_RECIPE",
-                    f"the pass 'distil' has {key} = {value}.",
+                    f"the pass '{self.kind}' has {key} = {value}.",
                     mend=f"Give a number from {low:g} to {high:g}.",
                 )
+
+
+@dataclass(frozen=True)
+class Qat(Distil):
+    """Settings of quantization-aware training: those of distil, the original being the teacher.
+
+    Attributes:
+        tolerated: Points of the score that the pass before, post-training INT8, may lose on the
+            selection pictures (or ``max_drop``, if less); only where it loses more is it trained.
+    """
+
+    epochs: int = 5
+    optimizer: str = "adamw"
+    lr: float = 1e-4
+    weight_decay: float = 0.0
+    precision: str = "float32"  # bfloat16 has no more digits than the codes
+    tolerated: float = 0.1
+
+    kind: ClassVar[str] = "qat"
+    successors: ClassVar[frozenset[str]] = frozenset()
 
 
 _BOUNDS: dict[str, tuple[float, float]] = {
@@ -167,11 +187,13 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "colour": (0, 0.9),
     "mix": (0, 1),
     "max_minutes": (0, 1e6),
+    "tolerated": (0, 1e6),  # of qat alone
 }
 PassSettings: TypeAlias = "Prune | Distil | Int8 | Fp16"
 KINDS: dict[str, type[PassSettings]] = {
     Prune.kind: Prune,
     Distil.kind: Distil,
+    Qat.kind: Qat,
     Int8.kind: Int8,
     Fp16.kind: Fp16,
 }
@@ -208,6 +230,12 @@ class Recipe:
                     mend=f"After '{before.kind}' may come: "
                     f"{', '.join(sorted(before.successors)) or 'nothing'}.",
                 )
+        if self.passes and self.passes[0].kind == Qat.kind:
+            raise InputError(
+                "E_RECIPE",
+                f"the recipe '{self.name}' begins with 'qat', which trains what 'int8' has lost.",
+                mend="Write the pass 'int8' before it.",
+            )
 
     def trained_for(self, epochs: int | None, max_minutes: float | None) -> Recipe:
         """The same recipe with another length of its training; ``None`` leaves it.
@@ -310,6 +338,9 @@ BUILT_IN = {
     "distil-int8": Recipe("distil-int8", (Distil(), Int8())),
     "prune-distil": Recipe("prune-distil", (Prune(), Distil())),
     "prune-distil-int8": Recipe("prune-distil-int8", (Prune(), Distil(), Int8())),
+    "int8-qat": Recipe("int8-qat", (Int8(), Qat())),
+    "distil-int8-qat": Recipe("distil-int8-qat", (Distil(), Int8(), Qat())),
+    "prune-distil-int8-qat": Recipe("prune-distil-int8-qat", (Prune(), Distil(), Int8(), Qat())),
 }
 
 

@@ -19,10 +19,11 @@ from .mixing import mix, notes_of
 from .passes import Context, Outcome, Progress, RangesOnce, finish, float32, prepare, run_pass
 from .prove import Trial, best_rival, forgotten, is_faster, outrun, try_out
 from .pruning_pass import Cut, precision_after, prune_pass
-from .recipe import Distil, Fp16, Int8, Prune, Recipe
+from .qat import Drop, Tuned, Tuner, as_fast, held_against
+from .recipe import Distil, Fp16, Int8, Prune, Qat, Recipe
 from .result import Result
 from .students import Lesson, Pupil
-from .subject import Subject, fixed_batches, with_batch
+from .subject import Subject, fixed_batches, torch_network, with_batch
 from .unproven import note
 
 
@@ -41,6 +42,7 @@ class Work:
         opset: Of exported graphs.
         cache: Folder in which latencies of layers are kept, or ``None``.
         pupil: Who is trained, or ``None``.
+        tuner: Trains for INT8, or ``None``.
         ranges: What calibration saw so far.
     """
 
@@ -54,6 +56,7 @@ class Work:
     opset: int
     cache: str | Path | None
     pupil: Pupil | None
+    tuner: Tuner | None
     ranges: RangesOnce
 
     def context(self, target: Target, graph: Graph, progress: Progress, here: bool) -> Context:
@@ -171,10 +174,22 @@ def follow(
     now, at, shipped_macs = graph, context, context.macs
     best: Trial | None = None
     notes, trials, reports = list[str](), list[Trial](), list[dict[str, object]]()
-    smaller: Cut | Lesson | None = None
+    smaller: Cut | Lesson | Tuned | None = None
+    drop = _drop(judge, material, original)
     for number, settings in enumerate(passes):
-        made: Cut | Lesson | None = None
-        if isinstance(settings, (Prune, Distil)):
+        made: Cut | Lesson | Tuned | None = None
+        without: Trial | None = None
+        if isinstance(settings, Qat):
+            without = trials[-1]
+            tuned = _tuned(work, number, smaller, now, without, at, judge, drop)
+            if isinstance(tuned, str):
+                reports.append({"left_out": tuned})
+                notes.append(f"qat was left out: {tuned}.")
+                continue
+            made, candidates = tuned, [tuned.outcome]
+            reports.append(tuned.outcome.report)
+            notes += tuned.notes
+        elif isinstance(settings, (Prune, Distil)):
             step = networks.step(number, settings, context)
             made = step.made
             reports.append(step.report)
@@ -183,17 +198,19 @@ def follow(
                 continue
             candidates = ways(made.outcome(context), made.graph, judge)
         else:
-            candidate = _candidate(now, settings, at, judge, material, original, work.max_drop)
+            candidate = _candidate(now, settings, at, drop, work.max_drop)
             candidates = [replace(candidate, trained=outcome.trained)]
             reports.append(candidate.report)
         tried = [try_out(one, judge, material, original, work.max_drop) for one in candidates]
+        if without is not None:
+            tried = [held_against(one, without) for one in tried]
         trials += tried
         notes += [*(_fallen(candidates[0]) if here else []), *notes_of(candidates[0])]
         notes += forgotten(tried[0], original)
         if not any(trial.verdict.accepted for trial in tried):
             notes += [f"{settings.kind} was declined: {reason}." for reason in _why(tried)]
         for trial in tried:
-            if trial.verdict.accepted and best is not None and not is_faster(trial, best):
+            if trial.verdict.accepted and best is not None and not _better(trial, best, without):
                 notes += outrun(trial, best)
             elif trial.verdict.accepted:
                 best, outcome = trial, trial.outcome
@@ -240,14 +257,48 @@ def _settled(work: Work, target: Target) -> dict[str, object]:
     }
 
 
-def _candidate(
+def _tuned(
+    work: Work,
+    number: int,
+    smaller: Cut | Lesson | Tuned | None,
     graph: Graph,
-    settings: Int8 | Fp16,
+    without: Trial,
     context: Context,
     judge: Judge,
-    material: Material,
-    original: Score,
-    max_drop: float | None,
+    drop: Drop,
+) -> Tuned | str:
+    """The network trained for INT8, or why that is not needed."""
+    tuner, whole, int8 = work.tuner, torch_network(work.opened), work.recipe.passes[number - 1]
+    assert tuner is not None
+    assert isinstance(int8, Int8)
+    reason = tuner.not_needed(without, drop, work.max_drop)
+    if reason is not None:
+        return reason
+    start = whole
+    if smaller is not None and smaller.pruned is not None:
+        start = replace(whole, module=smaller.pruned.module, history=smaller.pruned.history)
+    return tuner.tune(
+        start,
+        whole,
+        work.subject,
+        work.material,
+        graph,
+        int8,
+        context,
+        lambda made: work.context(context.target, made, judge.progress, context.device_here),
+        drop,
+        work.max_drop,
+        work.opset,
+    )
+
+
+def _better(trial: Trial, best: Trial, without: Trial | None) -> bool:
+    """Whether a trial takes the best one's place; ``without`` is that of INT8 without training."""
+    return is_faster(trial, best) or (without is not None and as_fast(trial, without, best))
+
+
+def _candidate(
+    graph: Graph, settings: Int8 | Fp16, context: Context, drop: Drop, max_drop: float | None
 ) -> Outcome:
     """What a pass makes of the network, in mixed precision where that is better."""
     if not isinstance(settings, Int8) or "float16" in context.target.precisions:
@@ -255,16 +306,21 @@ def _candidate(
     whole = prepare(graph, settings, context)
     if not settings.mixed or settings.int8_nodes:
         return finish(whole, settings, context)
-    part = material.split.selection
-    if material.own_score:  # it brings its own samples: nothing else can choose
-        before, chosen_on = original, material.test
-    else:
-        before, chosen_on = judge.score(judge.graph.model, part, "float32 on the selection"), part
+    return mix(whole, settings, context, drop, max_drop)
+
+
+def _drop(judge: Judge, material: Material, original: Score) -> Drop:
+    """How many points of the score a model's bytes lose on the pictures that choose."""
 
     def drop(model: bytes) -> float:
-        return before.value - judge.score(model, chosen_on, "a candidate on the selection").value
+        part = material.split.selection
+        if material.own_score:  # it brings its own samples: nothing else can choose
+            before, part = original, material.test
+        else:
+            before = judge.score(judge.graph.model, part, "float32 on the selection")
+        return before.value - judge.score(model, part, "a candidate on the selection").value
 
-    return mix(whole, settings, context, drop, max_drop)
+    return drop
 
 
 def _fallen(candidate: Outcome) -> list[str]:

@@ -22,7 +22,7 @@ from .history import History, Pruned
 from .material import Material
 from .passes import Context, Outcome, Progress
 from .pruning_pass import pruned_outcome
-from .recipe import Distil, Prune, Recipe
+from .recipe import Distil, Prune, Qat, Recipe
 from .subject import Model, Subject, first_rows, open_model, torch_network
 from .training import Trained, distil
 from .training.checkpoint import FILE, LOG
@@ -64,8 +64,11 @@ class School:
             InputError: ``E_USAGE`` for a training of the user's own or a resumption where nothing
                 is trained, and for a training of the user's own in several processes.
         """
-        settings = next((one for one in recipe.passes if isinstance(one, Distil)), None)
+        training = [one for one in recipe.passes if isinstance(one, Distil)]
+        settings = next((one for one in training if not isinstance(one, Qat)), None)
         if settings is None:
+            if training:  # of the original itself, see qat.py
+                return None
             odd = "finetune" if finetune is not None else "resume" if resume else None
             if odd is not None:
                 raise _trains_nothing(recipe.name, odd)
@@ -328,5 +331,5 @@ def _trains_nothing(recipe: str, given: str) -> InputError:
     return InputError(
         "E_USAGE",
         f"the recipe '{recipe}' trains nothing, and {given} was given.",
-        mend="Take a recipe with the pass distil: distil, prune-distil, or those with -int8.",
+        mend="Take a recipe that does: distil, prune-distil, those with -int8, or with -qat.",
     )

@@ -1,0 +1,363 @@
+"""The pass ``qat``: where post-training INT8 loses too much, training goes on with its rounding."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from ..export.capture import tensors
+from ..export.dialects import dialect
+from ..export.dialects.qdq import write_qdq
+from ..export.graph import Graph
+from ..export.measuring import Whole
+from ..runtime.errors import InputError
+from ..runtime.preprocessing import Preprocessing
+from ..runtime.tensors import Arrays
+from .backbone import Backbone
+from .fake_places import begin, learned, places
+from .finetuning import Finetune, student_graph, tuned
+from .history import Pruned
+from .material import Material
+from .mixing import mix
+from .passes import Context, Outcome, Progress, finish, prepare
+from .places import Place
+from .placing import check_installed, plain_weights, with_quantizers
+from .prove import Trial, Verdict
+from .recipe import Distil, Int8, Qat, Recipe
+from .subject import Subject, first_rows, torch_network
+from .training import Trained, distil
+from .training.preparing import check_count
+from .training.processes import several
+
+_PLACING_PICTURES = 16
+_MATCHING_PICTURES = 2
+_AS_FAST = 0.95  # what times taken some minutes apart differ by
+
+Drop = Callable[[bytes], float]
+"""How many points of the score a model's bytes lose on pictures that choose."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What the pass gives to the next step.
+
+    Attributes:
+        outcome: What might ship.
+        graph: The trained network's float32 graph.
+        pruned: The trained network, with what pruning did to it before.
+        notes: Remarks for people.
+    """
+
+    outcome: Outcome
+    graph: Graph
+    pruned: Pruned
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Tuner:
+    """Trains a network for INT8.
+
+    Attributes:
+        settings: Of the pass.
+        finetune: The user's own training, which takes the place of ours.
+        folder: Where checkpoints are kept.
+        resume: Whether to go on from there.
+        seed: Of everything random.
+        original: Whether it is the original that is trained, whole or pruned.
+    """
+
+    settings: Qat
+    finetune: Finetune | None
+    folder: Path
+    resume: bool
+    seed: int
+    original: bool
+
+    @staticmethod
+    def of(
+        recipe: Recipe,
+        finetune: Finetune | None,
+        out: Path,
+        resume: bool,
+        seed: int,
+        *,
+        student: bool = False,
+    ) -> Tuner | None:
+        """What the recipe's pass ``qat`` needs; ``None`` where it has none.
+
+        Raises:
+            InputError: ``E_USAGE`` in several processes, or for a student where the recipe has
+                none; ``E_EXISTS`` where there is a training that did not end, and nobody asked to
+                go on with it.
+            MissingExtraError: Where NNCF is not installed.
+        """
+        settings = next((one for one in recipe.passes if isinstance(one, Qat)), None)
+        if settings is None:
+            return None
+        original = all(one.kind != Distil.kind for one in recipe.passes)
+        if original and student:
+            raise InputError(
+                "E_USAGE",
+                f"the recipe '{recipe.name}' trains the original itself, and a student was given.",
+                mend="Leave the student out, or take the recipe distil-int8-qat.",
+            )
+        check_installed()
+        if several():
+            raise InputError(
+                "E_USAGE",
+                "quantization-aware training runs in one process, and torchrun started several.",
+                mend="Start it without torchrun; recipes without qat train in several.",
+            )
+        folder = out.with_name(f"{out.name}.training") / "qat"
+        if folder.exists() and not resume:
+            raise InputError(
+                "E_EXISTS",
+                f"there is a training in '{folder}' that did not end.",
+                mend="Go on with --resume, or remove that folder to start anew.",
+                path=str(folder),
+            )
+        return Tuner(settings, finetune, folder, resume, seed, original)
+
+    def check_places(self, places: Sequence[Place]) -> None:
+        """See that it is asked for one target: what is trained is that target's own rounding.
+
+        Raises:
+            InputError: ``E_USAGE`` for several.
+        """
+        if len(places) > 1:
+            names = ", ".join(place.target.name for place in places)
+            raise InputError(
+                "E_USAGE",
+                f"quantization-aware training is for one target; given were {names}.",
+                mend="Make a bundle for each, and join them with edgepress combine.",
+            )
+
+    def check(self, opened: Backbone | Graph, material: Material, example: Arrays, to: str) -> None:
+        """See, before the long work, that there is something to train, and enough to train on.
+
+        Args:
+            opened: The original.
+            material: Pictures and task.
+            example: One sample by input name.
+            to: Name of the dialect.
+
+        Raises:
+            InputError: ``E_DATA`` for too few pictures; ``E_QUANTIZERS`` for a network that NNCF
+                cannot follow.
+        """
+        if self.finetune is None:
+            pictures = material.split.training
+            check_count(0 if pictures is None else len(pictures))
+        if self.original:
+            network = torch_network(opened)
+            with_quantizers(network.module, [tensors(example)], dialect(to), network.name)
+
+    def not_needed(self, plain: Trial, drop: Drop, max_drop: float | None) -> str | None:
+        """Why nothing is to be trained, or ``None``.
+
+        Args:
+            plain: Post-training INT8 of the same network.
+            drop: What a model's bytes lose.
+            max_drop: Largest drop of the score; ``None`` for any.
+        """
+        if not plain.outcome.changed:
+            return "no layer of this network can run in INT8 on this target"
+        if plain.comparison is not None and plain.comparison.faster != "a":
+            return "INT8 is not faster than float32 on this machine, which no training changes"
+        bound = self.settings.tolerated
+        bound = bound if max_drop is None else min(bound, max_drop)
+        lost = drop(_scored(plain.outcome))
+        if lost > bound:
+            return None
+        return (
+            f"post-training INT8 loses {max(lost, 0.0):.2f} points on the pictures that choose, "
+            f"{bound:g} are tolerated"
+        )
+
+    def tune(
+        self,
+        start: Backbone,
+        teacher: Backbone,
+        original: Subject,
+        material: Material,
+        graph: Graph,
+        int8: Int8,
+        context: Context,
+        again: Callable[[Graph], Context],
+        drop: Drop,
+        max_drop: float | None,
+        opset: int,
+    ) -> Tuned:
+        """Train a network with the rounding of INT8 in it, and write what comes out in INT8.
+
+        What it does: quantizers go where NNCF finds that they belong, beginning with the ranges
+        that calibration chose; weights and ranges are trained to give what the original gives,
+        without any rounding, as :func:`~edgepress.compress.training.distil` does; the float32
+        weights that come out are captured and written in the target's dialect, once with the
+        learned ranges, once calibrated anew with biases corrected. The better on the selection
+        pictures stays.
+        When it is exact: never.
+        When it refuses: see below.
+        Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
+        Integer-Arithmetic-Only Inference", 2018, section 3; see also
+        :mod:`edgepress.compress.fakes`.
+
+        Args:
+            start: The network to train on.
+            teacher: The original.
+            original: It, captured.
+            material: Pictures and task.
+            graph: The network to train on, captured.
+            int8: Settings of the pass before.
+            context: Of that pass.
+            again: The same for another graph.
+            drop: What a model's bytes lose on pictures that choose.
+            max_drop: Largest drop of the score; ``None`` for any.
+            opset: Of the exported graph.
+
+        Raises:
+            InputError: As :func:`~edgepress.compress.placing.with_quantizers`,
+                :func:`~edgepress.compress.training.distil` and
+                :func:`~edgepress.compress.finetuning.tuned`.
+        """
+        images, how = material.split.calibration, original.preprocessing
+        context.progress("placing quantizers", 0, None)
+        whole = prepare(graph, int8, context)
+        feeds = first_rows(images, graph.inputs, how, _PLACING_PICTURES)
+        few = {name: array[:_MATCHING_PICTURES] for name, array in feeds.items()}
+        student = with_quantizers(start.module, [tensors(feeds)], whole.dialect, start.name)
+        known = places(student, whole.graph, few)
+        begun = begin(student, known, whole.ranges)
+        found = self._train(student, teacher.module, how, material, context.progress)
+        module = copy.deepcopy(start.module)
+        module.load_state_dict(plain_weights(found.module, start.module))
+        made = student_graph(start, module.eval(), original, images, opset)
+        outcome = _written(found.module, made, few, int8, again(made), drop, max_drop)
+        report: dict[str, object] = {
+            "training": found.log,
+            "quantizers": {"known_ranges": begun, "of": len(known)},
+            **{name: one for name, one in outcome.report.items() if name != "int8_nodes"},
+        }
+        outcome = replace(outcome, report=report, name="INT8 with training", trained=True)
+        return Tuned(outcome, made, Pruned(module, start.history, report), found.notes)
+
+    def finish(self) -> None:
+        """The bundle is written: the checkpoints go, and their folder where nothing else is."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.folder.parent.rmdir()
+
+    def _train(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        preprocessing: Preprocessing | None,
+        material: Material,
+        progress: Progress,
+    ) -> Trained:
+        if self.finetune is not None:
+            progress("your own training", 0, None)
+            module = tuned(self.finetune, student, teacher)
+            return Trained(module, {"trained_by": "the user's own loop"}, ())
+        split = material.split
+        assert split.training is not None
+        return distil(
+            student,
+            teacher,
+            split.training,
+            selection=split.selection,
+            task=material.task,
+            settings=self.settings,
+            preprocessing=preprocessing,
+            seed=self.seed,
+            folder=self.folder,
+            resume=self.resume,
+            report=progress,
+        )
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A way to write the trained network, and how many points it loses."""
+
+    whole: Whole
+    settings: Int8
+    outcome: Outcome
+    drop: float
+
+
+def _written(
+    trained: nn.Module,
+    graph: Graph,
+    few: Arrays,
+    int8: Int8,
+    context: Context,
+    drop: Drop,
+    max_drop: float | None,
+) -> Outcome:
+    """The trained network in INT8, the better way of two on the selection pictures."""
+    anew = prepare(graph, int8, context)
+    ranges = learned(trained, places(trained, anew.graph, few), anew.ranges)
+    codes = write_qdq(anew.graph, ranges, anew.plan, anew.dialect, weight_method="minmax")
+    as_trained = replace(anew, ranges=ranges, quantized=codes, weight_method="minmax")
+    ways: dict[str, _Way] = {}
+    for name, whole, settings in (
+        ("as trained", as_trained, replace(int8, weights="minmax", bias_correction=False)),
+        ("calibrated anew", anew, int8),
+    ):
+        outcome = finish(whole, settings, context)
+        ways[name] = _Way(whole, settings, outcome, drop(_scored(outcome)))
+    chosen = min(ways, key=lambda name: ways[name].drop)
+    way = ways[chosen]
+    outcome = way.outcome
+    if int8.mixed and not int8.int8_nodes and "float16" not in context.target.precisions:
+        outcome = mix(way.whole, way.settings, context, drop, max_drop)
+    told = {name: round(one.drop, 4) for name, one in ways.items()}
+    report = {**outcome.report, "drop_on_selection": told, "written": chosen}
+    return replace(outcome, report=report)
+
+
+def held_against(trial: Trial, plain: Trial) -> Trial:
+    """A trained candidate's trial, declined where INT8 without training is as good.
+
+    Args:
+        trial: Of the trained candidate.
+        plain: Of post-training INT8 of the same network.
+    """
+    ours, theirs = trial.selection or trial.test, plain.selection or plain.test
+    if ours.value > theirs.value:
+        return trial
+    where = "selection" if trial.selection is not None else "test"
+    reason = (
+        f"training for INT8 brought nothing: on the {where} pictures it scores {ours.value:.2f}, "
+        f"and {theirs.value:.2f} without"
+    )
+    return replace(trial, verdict=Verdict(False, (*trial.verdict.reasons, reason)))
+
+
+def as_fast(trial: Trial, plain: Trial, best: Trial | None) -> bool:
+    """Whether a trained candidate takes the place of INT8 without training.
+
+    It scores better already, so that it need not be faster; the two were not timed in turns.
+
+    Args:
+        trial: Of the trained candidate.
+        plain: Of post-training INT8 of the same network.
+        best: What would ship so far.
+    """
+    if best is not plain or trial.comparison is None or plain.comparison is None:
+        return False
+    return trial.comparison.ratio_high >= _AS_FAST * plain.comparison.ratio_low
+
+
+def _scored(outcome: Outcome) -> bytes:
+    """What is scored of an outcome: its bytes, or what stands in for them."""
+    shipped = outcome.shipped
+    return shipped.model if shipped.emulated is None else shipped.emulated
