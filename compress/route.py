@@ -275,7 +275,7 @@ def _tuned(
     if reason is not None:
         return reason
     start = whole
-    if smaller is not None and smaller.pruned is not None:
+    if smaller is not None:
         start = replace(whole, module=smaller.pruned.module, history=smaller.pruned.history)
     return tuner.tune(
         start,
