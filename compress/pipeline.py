@@ -30,7 +30,7 @@ from .material import (
     suspicions,
 )
 from .passes import Progress, RangesOnce
-from .places import places_of
+from .places import check_latency, places_of
 from .prove import DEFAULT_MAX_DROP
 from .pruning_pass import with_limits
 from .recipe import Prune, Recipe
@@ -169,6 +169,7 @@ def compress(
     if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
         raise InputError("E_USAGE", f"max_drop is {max_drop}.", mend="Give 0 or more points.")
     places = places_of(target, allowed=unproven)
+    check_latency(steps, places)
     given = (
         Preprocessing.from_toml(preprocessing)
         if isinstance(preprocessing, (str, Path))
