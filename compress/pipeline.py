@@ -30,7 +30,7 @@ from .material import (
     suspicions,
 )
 from .passes import Progress, RangesOnce
-from .places import places_of
+from .places import check_latency, places_of
 from .prove import DEFAULT_MAX_DROP
 from .pruning_pass import with_limits
 from .qat import Tuner
@@ -173,6 +173,7 @@ def compress(
     places = places_of(target, allowed=unproven)
     if tuner is not None:
         tuner.check_places(places)
+    check_latency(steps, places)
     given = (
         Preprocessing.from_toml(preprocessing)
         if isinstance(preprocessing, (str, Path))

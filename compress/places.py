@@ -9,6 +9,7 @@ from ..runtime.errors import InputError
 from ..runtime.target import TARGET_NAMES, Target
 from ..runtime.target import target as target_of
 from .passes import Progress
+from .recipe import Prune, Recipe
 from .unproven import STAND_IN, check_device
 
 
@@ -61,3 +62,23 @@ def places_of(names: str | Sequence[str], *, allowed: bool) -> list[Place]:
         )
     targets = [target_of(name) for name in asked]
     return [Place(one, check_device(one, allowed=allowed)) for one in targets]
+
+
+def check_latency(recipe: Recipe, places: Sequence[Place]) -> None:
+    """Refuse to prune by the latency of a device that is not here.
+
+    Args:
+        recipe: What shall be done, with its limits.
+        places: The targets; pruning goes by the first one's latency.
+
+    Raises:
+        InputError: ``E_UNPROVEN``.
+    """
+    asked = any(isinstance(one, Prune) and one.max_latency_ratio for one in recipe.passes)
+    if asked and not places[0].here:
+        raise InputError(
+            "E_UNPROVEN",
+            f"pruning goes by the latency on {places[0].target.name}, whose device is not here.",
+            mend="Name a target first whose device is here, or prune to a limit on multiply-adds "
+            "or size.",
+        )

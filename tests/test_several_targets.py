@@ -235,6 +235,18 @@ def test_targets_that_cannot_be_end_before_any_work(
     assert list(tmp_path.iterdir()) == []
 
 
+@NO_GPU
+def test_nothing_is_pruned_by_the_latency_of_a_device_that_is_not_here(
+    made: Callable[..., Bundle], tmp_path: Path
+) -> None:
+    recipe = Recipe("prune", (Prune(max_latency_ratio=0.6),))
+    with pytest.raises(InputError) as refused:
+        made(("tensorrt", "onnxruntime-cpu"), recipe, unproven=True)
+    assert refused.value.code == "E_UNPROVEN"
+    assert "latency on tensorrt" in refused.value.message
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_command_refuses_a_target_given_twice(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
