@@ -75,7 +75,7 @@ def with_quantizers(
         MissingExtraError: Where NNCF is not installed.
     """
     check_installed()
-    runs_children: Any = nn.Sequential.forward
+    runs_children: Any = nn.Sequential.forward  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     whole = _Whole(network) if type(network).forward is runs_children else network
     try:
         with _alone():
