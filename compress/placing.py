@@ -75,8 +75,9 @@ def with_quantizers(
         MissingExtraError: Where NNCF is not installed.
     """
     check_installed()
-    runs_children: Any = nn.Sequential.forward  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    whole = _Whole(network) if type(network).forward is runs_children else network
+    sequential: Any = nn.Sequential  # torch leaves the type of its forward partly open
+    runs_children = type(network).forward is sequential.forward
+    whole = _Whole(network) if runs_children else network
     try:
         with _alone():
             placed = _placed(whole, batches, dialect)

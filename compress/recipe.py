@@ -190,13 +190,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "tolerated": (0, 1e6),  # of qat alone
 }
 PassSettings: TypeAlias = "Prune | Distil | Int8 | Fp16"
-KINDS: dict[str, type[PassSettings]] = {
-    Prune.kind: Prune,
-    Distil.kind: Distil,
-    Qat.kind: Qat,
-    Int8.kind: Int8,
-    Fp16.kind: Fp16,
-}
+KINDS: dict[str, type[PassSettings]] = {one.kind: one for one in (Prune, Distil, Qat, Int8, Fp16)}
 _CHOICES = {
     "ranges": ("mse", "minmax", "percentile", "entropy"),
     "weights": ("mse", "minmax"),

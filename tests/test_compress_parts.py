@@ -28,6 +28,7 @@ from edgepress.benchmarks.measurement import Preset
 from edgepress.compress import Backbone, Int8, Recipe
 from edgepress.compress.material import gather
 from edgepress.compress.prove import decide
+from edgepress.compress.recipe import Fp16
 from edgepress.compress.subject import batch_size, torch_run
 from edgepress.compress.zoo import preprocessing_of_timm, preprocessing_of_torchvision
 from edgepress.export.capture import evaluating
@@ -120,6 +121,9 @@ def test_a_json_recipe_that_is_none(tmp_path: Path, text: str) -> None:
 def test_passes_in_an_order_that_cannot_be_are_refused_by_name() -> None:
     with pytest.raises(InputError, match="'int8' after 'int8'") as refused:
         Recipe("twice", (Int8(), Int8()))
+    assert "may come: qat." in refused.value.mend
+    with pytest.raises(InputError, match="'int8' after 'fp16'") as refused:
+        Recipe("both", (Fp16(), Int8()))
     assert "nothing" in refused.value.mend
 
 
