@@ -89,6 +89,7 @@ def markdown(told: dict[str, Any]) -> str:
     ]
     print_machine(lines, told["fingerprint"])
     lines += [
+        "",
         "| network | bundle | precision | multiply-adds | model | top-1 | against the original |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -150,7 +151,7 @@ def draw(told: dict[str, Any], path: Path) -> None:
         panel.set_title(name, fontsize=10)
         panel.set_xlabel("times as fast as the float32 original, measured")
         panel.set_ylabel("top-1 on test_a, %")
-        panel.margins(x=0.15, y=0.12)
+        panel.margins(x=0.28, y=0.12)
         panel.grid(alpha=0.25)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)

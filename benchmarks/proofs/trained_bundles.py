@@ -45,6 +45,8 @@ class Run:
 
 
 RUNS = {
+    "resnet56-1.8x": Run(NETWORKS["resnet56"], "resnet56-1.8x.toml", 55),
+    "resnet56-1.8x-int8": Run(NETWORKS["resnet56"], "int8", after="resnet56-1.8x", max_drop=0.5),
     "resnet56-2x": Run(NETWORKS["resnet56"], "resnet56-2x.toml", 55),
     "resnet56-2x-int8": Run(NETWORKS["resnet56"], "int8", after="resnet56-2x", max_drop=0.5),
     "resnet20-1.6x": Run(NETWORKS["resnet20"], "resnet20-1.6x.toml", 30),
