@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from ..runtime.errors import InputError
 from ..runtime.tensors import Array
 
+_SUMS_TO_ONE = 1e-3
+
 
 @dataclass
 class OutputAgreement:
@@ -27,6 +29,8 @@ class OutputAgreement:
         non_finite: Samples in which the judged output is not finite.
         same_class: Samples whose largest entry is at the same place; counted for ``(N, C)``, C over
             1.
+        shares: Whether every row of the reference's is a probability distribution: no entry below
+            0, their sum 1.
         divergences: Kullback-Leibler divergence (nats) of the softmax from the reference's, by
             sample; for ``(N, C)``, C over 1. It says something only where the outputs are logits.
     """
@@ -37,12 +41,23 @@ class OutputAgreement:
     noise: float = 0.0
     non_finite: int = 0
     same_class: int | None = None
+    shares: bool = True
     divergences: list[float] = field(default_factory=list[float])
 
     @property
     def mean_cosine(self) -> float:
         """The mean of the samples' cosines."""
         return math.fsum(self.cosines) / len(self.cosines)
+
+    @property
+    def closeness(self) -> float:
+        """The mean cosine; of probabilities the share of equal first places, where that is less.
+
+        Two distributions that choose differently can be almost parallel.
+        """
+        if not self.shares or self.same_class is None:
+            return self.mean_cosine
+        return min(self.mean_cosine, self.same_class / len(self.cosines))
 
     def to_dict(self) -> dict[str, object]:
         """JSON form.
@@ -112,6 +127,7 @@ class OutputAgreement:
         if batched and judged.ndim == 2 and judged.shape[1] > 1:
             same = (a.argmax(axis=1) == b.argmax(axis=1)) & (whole | equal)
             self.same_class = (self.same_class or 0) + int(same.sum())
+            self.shares = self.shares and _are_shares(b)
             self.divergences.extend(_divergences(a[whole], b[whole]).tolist())
 
 
@@ -156,6 +172,11 @@ def _cosines(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
     dots = (scaled_a * scaled_b).sum(axis=1)
     both_zero = (largest_a[:, 0] == 0) & (largest_b[:, 0] == 0)
     return np.where(both_zero, 1.0, (dots / np.where(norms == 0, 1.0, norms)).clip(-1.0, 1.0))
+
+
+def _are_shares(b: NDArray[Any]) -> bool:
+    sums = b.sum(axis=1)
+    return bool((b >= 0).all() and (np.abs(sums - 1) < _SUMS_TO_ONE).all())
 
 
 def _divergences(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:

@@ -148,7 +148,11 @@ class Classification:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Closeness to a reference: 100 times the smallest mean cosine over the outputs."""
+    """Closeness to a reference: 100 times the smallest mean cosine over the outputs.
+
+    An output of probabilities, rows ``(N, C)`` that sum to 1, must also choose the same: of it the
+    share of equal first places counts, where that is the smaller number.
+    """
 
     name: str = "agreement"
     needs_labels: bool = False
@@ -178,7 +182,7 @@ class Agreement:
             count += len(batch)
         if not count or not agreements.outputs:
             raise data_error("there are no samples, or no outputs, to compare.")
-        value = 100 * min(entry.mean_cosine for entry in agreements.outputs.values())
+        value = 100 * min(entry.closeness for entry in agreements.outputs.values())
         details: dict[str, object] = {"outputs": agreements.to_dict()}
         return Score(self.name, value, "percent", count, details=details)
 

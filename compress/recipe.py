@@ -112,6 +112,8 @@ class Distil:
         mix: Share of the pictures that are blended with another.
         precision: ``auto`` measures, ``float32`` and ``bfloat16`` (autocast) are obeyed.
         layout: ``auto`` measures, ``contiguous`` and ``channels_last`` are obeyed.
+        compiled: Whether torch's compiler is tried, and kept if quicker: ``yes``, ``no``, ``auto``
+            in trainings of ten minutes and more. Neither with taps nor in several processes.
         max_minutes: Of training, at most; the schedule is fitted to it. 0 for no limit.
     """
 
@@ -135,6 +137,7 @@ class Distil:
     mix: float = 0.0
     precision: str = "auto"
     layout: str = "auto"
+    compiled: str = "auto"
     max_minutes: float = 0.0
 
     kind: ClassVar[str] = "distil"
@@ -199,6 +202,7 @@ _CHOICES = {
     "match": ("auto", "logits", "embeddings", "outputs"),
     "precision": ("auto", "float32", "bfloat16"),
     "layout": ("auto", "contiguous", "channels_last"),
+    "compiled": ("auto", "yes", "no"),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -126,6 +127,24 @@ def test_agreement_gives_the_cosine_of_known_angles() -> None:
     assert outputs["x"]["max_abs"] == 1
     assert outputs["x"]["sqnr_db"] == pytest.approx(10 * math.log10(26))
     assert outputs["x"]["top1_agreement_percent"] == 100
+
+
+def test_probabilities_must_choose_the_same() -> None:
+    reference = {"x": np.array([[0.51, 0.49], [0.9, 0.1], [0.2, 0.8], [1.0, 0.0]])}
+    judged = {"x": np.array([[0.49, 0.51], [0.9, 0.1], [0.2, 0.8], [1.0, 0.0]])}
+    rows = [batch([[0]] * 2, None)] * 2
+
+    def in_two(given: Arrays) -> Callable[[Arrays], Arrays]:
+        parts = iter([given["x"][:2], given["x"][2:]])
+        return lambda feeds: {"x": next(parts)}
+
+    def value(a: Arrays, b: Arrays) -> float:
+        return Agreement().score(in_two(a), lambda: rows, in_two(b)).value
+
+    assert value(judged, reference) == 75
+    assert value(reference, reference) == 100
+    logits = {"x": reference["x"] * 2}
+    assert value({"x": judged["x"] * 2}, logits) > 99.9, "rows that sum to 2 are none"
 
 
 def test_agreement_with_oneself_is_whole_and_has_no_noise() -> None:

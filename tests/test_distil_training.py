@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
 import json
 import math
 import os
@@ -20,85 +18,14 @@ import pytest
 
 pytest.importorskip("torch")
 import torch
+from distil_nets import Net, data, net, teacher, trained, weights
 from torch import nn
 
 from edgepress.benchmarks import Images, UserTask, task
 from edgepress.compress.recipe import Distil
-from edgepress.compress.training import Trained, distil
-from edgepress.compress.training.augment import Draws, blended, changed, kept_share, moved
-from edgepress.compress.training.averaging import Average
+from edgepress.compress.training import distil
 from edgepress.compress.training.checkpoint import FILE, LOG
-from edgepress.compress.training.pool import Pool
-from edgepress.compress.training.schedule import Clock, learning_rate
-from edgepress.compress.training.ways import Way, candidates, choose
-from edgepress.runtime import InputError, Preprocessing
-
-PLAIN = Preprocessing(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
-QUICK = Distil(epochs=4, batch=32, lr=0.1, precision="float32", layout="contiguous")
-
-
-class Net(nn.Module):
-    """Without normalization over the batch, so that several processes compute the same."""
-
-    def __init__(self, width: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(3, width, 3, 2, 1)
-        self.second = nn.Conv2d(width, width, 3, 2, 1)
-        self.drop = nn.Dropout(dropout)
-        self.last = nn.Linear(width, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = torch.relu(self.second(torch.relu(self.first(x))))
-        return self.last(self.drop(x.mean((2, 3))))
-
-
-def net(width: int, seed: int = 0, **options: Any) -> Net:
-    torch.manual_seed(seed)
-    return Net(width, **options)
-
-
-def pictures(count: int = 160) -> Any:
-    rng = np.random.default_rng(0)
-    tint = rng.uniform(0, 1, (count, 1, 1, 3))
-    return (rng.uniform(0, 255, (count, 8, 8, 3)) * tint).astype(np.uint8)
-
-
-def teacher() -> Net:
-    """Sure of itself, and of four classes."""
-    made = net(24, 1).eval()
-    with torch.no_grad():
-        made.last.weight *= 40
-        made.last.bias -= made(torch.from_numpy(PLAIN.tensor(list(pictures())))).mean(0)
-    return made
-
-
-def data(labelled: bool = True, count: int = 160) -> tuple[Images, Images]:
-    """Training and selection pictures, labelled by the teacher."""
-    x = pictures(count)
-    with torch.no_grad():
-        y = teacher()(torch.from_numpy(PLAIN.tensor(list(x)))).argmax(1).numpy()
-    images = Images.from_arrays(x, y if labelled else None)
-    return images.take(range(count - 32)), images.take(range(count - 32, count))
-
-
-def trained(settings: Distil = QUICK, labelled: bool = True, **options: Any) -> Trained:
-    images, selection = data(labelled)
-    given: dict[str, Any] = {
-        "student": net(6),
-        "teacher": teacher(),
-        "images": images,
-        "selection": selection,
-        "task": task("classification" if labelled else "agreement"),
-        "preprocessing": PLAIN,
-        **options,
-    }
-    return distil(given.pop("student"), given.pop("teacher"), given.pop("images"),
-                  settings=settings, **given)  # fmt: skip
-
-
-def weights(module: nn.Module) -> torch.Tensor:
-    return torch.cat([one.detach().flatten() for one in module.state_dict().values()])
-
+from edgepress.runtime import InputError
 
 # ---------------------------------------------------------------- what it learns
 
@@ -282,7 +209,8 @@ import json, sys
 sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
-from test_distil_training import QUICK, Distil, trained, weights, Path
+from pathlib import Path
+from distil_nets import Distil, trained, weights
 settings = Distil(epochs={epochs}, batch=32, lr=0.1, precision="float32", layout="contiguous")
 found = trained(settings, folder=Path({folder!r}), resume=True)
 told = {{"epochs": found.log["epochs"], "processes": found.log["processes"],
@@ -423,182 +351,3 @@ def test_settings_that_cannot_be_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(values))) as refused:
         Distil(**values)
     assert refused.value.code == "E_RECIPE"
-
-
-# ---------------------------------------------------------------- its parts
-
-
-@pytest.mark.parametrize(("own_test", "sizes"), [(True, (50, 190, 760)), (False, (50, 90, 360))])
-def test_training_pictures_are_no_others(own_test: bool, sizes: tuple[int, ...]) -> None:
-    x = np.arange(1000, dtype=np.uint16).view(np.uint8).reshape(1000, 1, 2, 1)
-    images = Images.from_arrays(x)
-    split = images.split(50, 3, own_test, training=True)
-    assert split.training is not None
-    parts = [split.calibration, split.selection, split.training]
-    assert tuple(map(len, parts)) == sizes
-    parts += [] if split.test is None else [split.test]
-    how = Preprocessing(channel_order="GRAY")
-    seen = [tuple(one.ravel()) for part in parts for one in part.pixels(range(len(part)), how)]
-    assert len(set(seen)) == len(seen) == 1000
-    plain = images.split(50, 3, own_test)
-    assert plain.training is None
-    assert len(plain.selection) == sizes[1] + sizes[2]
-    many = Images.from_arrays(np.zeros((20_000, 1, 1), np.uint8))
-    assert len(many.split(50, 0, own_test=True, training=True).selection) == 2500
-
-
-def test_pictures_are_shifted_and_mirrored_and_nothing_else() -> None:
-    x = torch.from_numpy(pictures(400))
-    settings = Distil(crop=0.25)
-    draws = Draws.of(settings, 400, torch.Generator().manual_seed(0))
-    found = moved(x, settings, draws)
-    assert found.dtype is torch.uint8
-    padded = np.pad(x.numpy(), ((0, 0), (2, 2), (2, 2), (0, 0)))
-    windows = list(itertools.product(range(5), range(5), (False, True)))
-    counts = dict.fromkeys(windows, 0)
-    for before, after in zip(padded, found.numpy(), strict=True):
-        views = [
-            (at, before[at[0] : at[0] + 8, at[1] : at[1] + 8][:, :: -1 if at[2] else 1])
-            for at in windows
-        ]
-        (place,) = [at for at, view in views if np.array_equal(view, after)]
-        counts[place] += 1
-    assert min(counts.values()) > 0, "every shift occurs"
-    still = Distil(flip=False, crop=0.0)
-    assert moved(x, still, Draws.of(still, 400, torch.Generator())) is x
-
-
-def test_zoom_colour_and_blending_keep_what_they_should() -> None:
-    x = torch.from_numpy(pictures(32)).permute(0, 3, 1, 2).float()
-    calm = Distil()
-    draws = Draws.of(calm, 32, torch.Generator().manual_seed(0))
-    assert changed(x, calm, draws) is x
-    assert blended(x, draws) is x
-    flat = torch.full((32, 3, 8, 8), 100.0)
-    strong = Distil(zoom=0.6, colour=0.4, mix=1.0)
-    draws = Draws.of(strong, 32, torch.Generator().manual_seed(0))
-    found = changed(flat, strong, draws)
-    assert torch.allclose(found.mean((1, 2, 3)), 100 * (1 + 0.4 * draws.colour[:, 0]), atol=1e-2)
-    assert float(changed(x, strong, draws).min()) >= 0
-    mixed, kept = blended(x, draws), kept_share(draws)
-    assert 0.5 <= float(kept.min()) < float(kept.max()) <= 1
-    assert torch.allclose(mixed[3], kept[3] * x[3] + (1 - kept[3]) * x[2])
-
-
-def test_a_pool_gives_what_the_preprocessing_gives(tmp_path: Path) -> None:
-    from PIL import Image
-
-    x = pictures(20)
-    for at, one in enumerate(x):
-        Image.fromarray(one).save(tmp_path / f"{at:02}.png")
-    how = Preprocessing(resize_shorter=10, center_crop=6, mean=(0.5, 0.4, 0.3), std=(0.2,))
-    still = Distil(flip=False, crop=0.0)
-    rows = torch.tensor([3, 19, 0])
-    wanted = how([x[3], x[19], x[0]])
-    for images in (Images.open(tmp_path), Images.from_arrays(x)):
-        for kept in (True, False):
-            pool = Pool(images, images.specs(["x"]), how, still, lambda *_: None)
-            if not kept:
-                pool._kept = None
-            draws = Draws.of(still, 3, torch.Generator())
-            first = pool.batch(rows, draws, rows.flip(0))
-            ahead = pool.batch(rows.flip(0), draws)
-            pool.close()
-            assert np.allclose(first.feeds["x"].numpy(), wanted, atol=1e-5)
-            assert torch.equal(ahead.feeds["x"], first.feeds["x"].flip(0))
-
-
-def test_the_rate_rises_and_falls_and_a_limit_of_time_shortens_it() -> None:
-    assert learning_rate(0.05, 0.1) == pytest.approx(0.5)
-    assert learning_rate(0.1, 0.1) == 1
-    assert learning_rate(0.55, 0.1) == pytest.approx(0.5)
-    assert learning_rate(1.0, 0.1) == pytest.approx(0)
-    assert 0 < learning_rate(0.0, 0.1) < 0.01
-    clock = Clock(100)
-    clock.start()
-    for _ in range(100):
-        clock.stepped(clock.left())
-    assert clock.left() == 0
-    assert clock.progress == pytest.approx(1)
-    short = Clock(1000, limit_s=10.0, done=10, spent_s=4.0, step_s=0.1, progress=0.01)
-    assert short.left() == 60
-    short.judging_s = 0.1
-    assert short.left() == 30
-    short.start()
-    before = short.progress
-    short.stepped(30)
-    assert short.progress == pytest.approx(before + (1 - before) / 30)
-
-
-def test_a_slow_moment_does_not_hurry_a_long_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-    monkeypatch.setattr("time.monotonic", lambda: now)
-    clock = Clock(100_000, limit_s=2000.0)
-    clock.start()
-    for step in range(400):
-        now += 5.0 if step == 0 else 0.1 if step < 380 else 0.5  # the first one compiles
-        clock.stepped(clock.left())
-    assert clock.left() * 0.1 == pytest.approx(2000.0 - clock.spent_s, rel=0.4)
-
-
-def test_a_limit_of_time_ends_the_training_with_its_schedule() -> None:
-    settings = Distil(epochs=100_000, batch=32, lr=0.1, max_minutes=0.03, precision="float32",
-                      layout="contiguous")  # fmt: skip
-    start = time.monotonic()
-    found = trained(settings)
-    assert time.monotonic() - start < 60
-    assert found.log["epochs"][-1]["progress"] > 0.5
-    assert any("0.03 minutes allowed" in note for note in found.notes)
-
-
-def test_the_average_follows_its_network() -> None:
-    network = nn.BatchNorm1d(2)
-    average = Average(network, 0.5)
-    with torch.no_grad():
-        network.weight.fill_(3.0)
-        network.running_mean.fill_(4.0)  # pyright: ignore[reportOptionalMemberAccess]
-    assert network.num_batches_tracked is not None
-    network.num_batches_tracked += 7
-    average.update(1000)
-    assert average.network.weight.tolist() == [2.0, 2.0]
-    assert average.network.running_mean.tolist() == [2.0, 2.0]
-    assert average.network.num_batches_tracked.item() == 7
-    for decay in (0.0, 0.999):
-        early = Average(nn.Linear(1, 1), decay)
-        early._network.weight.data.fill_(10.0)
-        start = early.network.weight.item()
-        early.update(0)
-        share = 0.0 if decay == 0 else 0.1
-        assert early.network.weight.item() == pytest.approx(share * start + (1 - share) * 10)
-
-
-def test_ways_that_fail_or_do_not_pay_are_left() -> None:
-    module = nn.Conv2d(3, 4, 3)
-    assert [str(one) for one in candidates(Distil(), module)] == [
-        "float32", "float32, channels last", "bfloat16, channels last",
-    ]  # fmt: skip
-    assert [str(one) for one in candidates(Distil(), nn.Linear(2, 2))] == ["float32", "bfloat16"]
-    fixed = Distil(precision="bfloat16", layout="contiguous")
-    assert candidates(fixed, module) == [Way(True, False)]
-
-    def step(tried: nn.Module, way: Way) -> None:
-        assert tried is not module
-        if way.bfloat16:
-            raise RuntimeError("no such kernel")
-        time.sleep(0.001 if way.channels_last else 0.05)
-
-    settled: list[Way] = []
-    way, took = choose(candidates(Distil(), module), module, settled.append, step)
-    assert way == Way(False, True)
-    assert list(took) == ["float32", "float32, channels last"]
-    assert settled[3:] == [Way(), way] * 3, "in turns"
-    with pytest.raises(InputError, match="no such kernel") as refused:
-        choose([Way(True, True)], module, settled.append, step)
-    assert refused.value.code == "E_TRAINING"
-
-
-def test_copies_are_what_is_trained() -> None:
-    student = net(6)
-    held = copy.deepcopy(student)
-    trained(student=student)
-    assert torch.equal(weights(student), weights(held))

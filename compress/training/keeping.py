@@ -32,6 +32,7 @@ class State:
         best: Figures of the best epoch.
         way: How the networks are computed.
         took: Seconds a step of the ways that were tried.
+        compiled: Whether by torch's compiler, and why not.
     """
 
     epoch: int = 0
@@ -41,6 +42,7 @@ class State:
     best: dict[str, Any] | None = None
     way: Way = field(default_factory=Way)
     took: dict[str, float] = field(default_factory=dict[str, float])
+    compiled: str = "no"
 
 
 class Keeper:

@@ -18,10 +18,12 @@ from ...benchmarks.tasks import Task
 from ...export.capture import input_names
 from ...runtime.preprocessing import Preprocessing
 from ..recipe import Distil
+from . import compiled
 from .augment import Draws
 from .checkpoint import Folder, digest
 from .faults import diverged
 from .keeping import Keeper, State
+from .memory import kept
 from .objective import Seen, Tensors, Watched
 from .pool import Pool, Report, Step
 from .preparing import check_count, check_frozen, mixed, prepare
@@ -97,8 +99,8 @@ class Training:
             "selection": len(selection),
             "task": task.name,
         }
-        kept = None if folder is None else Folder(folder, identity)
-        self._keeper = Keeper(kept, self._networks, self._clock, processes)
+        held = None if folder is None else Folder(folder, identity)
+        self._keeper = Keeper(held, self._networks, self._clock, processes)
         self._state = State()
 
     def run(self, resume: bool) -> Trained:
@@ -109,6 +111,7 @@ class Training:
         """
         with ExitStack() as stack:
             stack.callback(self._pool.close)
+            stack.enter_context(kept())
             stack.enter_context(warnings.catch_warnings())
             found = self._keeper.take_up(resume)
             if found is None:
@@ -118,15 +121,46 @@ class Training:
             networks, way = self._networks, self._state.way
             for network in (networks.student, networks.teacher, networks.average.network):
                 way.placed(network)
-            trained = self._distributed()
             self._clock.start()
+            self._try_compiler()
+            trained = self._distributed()
+            self._clock.prepared()
             while self._clock.progress < 1 and self._left():
                 self._train_epoch(trained)
             return self._result()
 
-    def _measure_ways(self) -> None:
+    def _try_compiler(self) -> None:
+        """Leave the networks compiled where it is allowed, long enough, and quicker."""
+        settings, state, clock = self._settings, self._state, self._clock
+        if settings.compiled == "no" or settings.taps or self._processes.world > 1:
+            return  # a compiled network does not show what is inside, nor is it tried with DDP
+        left_s = (clock.total - clock.done) * state.took.get(str(state.way), 0.0)
+        if clock.limit_s:
+            left_s = min(left_s, clock.limit_s - clock.spent_s)
+        if settings.compiled == "auto" and left_s < compiled.WORTH_S:
+            return
+        if not compiled.at_hand(self._device):
+            state.compiled = "no: there is no C++ compiler"
+            return
+        step = self._example_step()
+        networks = self._networks
+
+        def once() -> None:
+            _sum(self._terms(networks.watched, step, state.way)).backward()
+
+        self._report("compiling", 0, None)
+        tried = compiled.quicker(networks.student, networks.teacher, once)
+        state.took[str(state.way)] = tried.plain_s
+        if tried.compiled_s is not None:
+            state.took[f"{state.way}, compiled"] = tried.compiled_s
+        state.compiled = f"no: {tried.why_not}" if tried.why_not else "yes"
+
+    def _example_step(self) -> Step:
         count = self._batch // self._processes.world
-        step = self._chosen(torch.arange(count), self._chance(0, 0))
+        return self._chosen(torch.arange(count), self._chance(0, 0))
+
+    def _measure_ways(self) -> None:
+        step = self._example_step()
 
         def settle(way: Way) -> None:
             way.placed(self._networks.teacher)
@@ -259,6 +293,7 @@ class Training:
             "processes": self._processes.world,
             "device": str(self._device),
             "way": str(state.way),
+            "compiled": state.compiled,
             "seconds_a_step": {name: round(value, 4) for name, value in state.took.items()},
             "chosen_by": self._referee.task.name,
             "best": state.best,

@@ -52,6 +52,10 @@ class Clock:
         """From now on time counts; what came before, such as an evaluation, was counted then."""
         self._since = time.monotonic()
 
+    def prepared(self) -> None:
+        """What had to be done before the first step is done; its time counts."""
+        self._pause()
+
     def judged(self, steps: int) -> None:
         """An epoch of so many steps was scored."""
         self.judging_s = self._pause() / steps
