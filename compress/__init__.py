@@ -15,7 +15,8 @@ if typing.TYPE_CHECKING:
     from .losses import EmbeddingLoss, FeatureLoss, LogitLoss, OutputLoss, Taps
     from .pipeline import compress
     from .pruning import prune
-    from .recipe import Int8, Prune, Recipe
+    from .recipe import Recipe
+    from .settings import Int8, Prune
     from .weights import save_weights
 
 __all__ = [
@@ -40,10 +41,10 @@ _HOME = {
     "EmbeddingLoss": "losses",
     "FeatureLoss": "losses",
     "History": "history",
-    "Int8": "recipe",
+    "Int8": "settings",
     "LogitLoss": "losses",
     "OutputLoss": "losses",
-    "Prune": "recipe",
+    "Prune": "settings",
     "Pruned": "history",
     "Recipe": "recipe",
     "Taps": "losses",

@@ -18,7 +18,7 @@ from ..export.equalization import PICTURES, equalize
 from ..export.measuring import Whole
 from ..export.ranges import Ranges, calibrate
 from .passes import Context, Count, bias_corrected, sqnr_db
-from .recipe import Int8
+from .settings import Int8
 
 
 def equalized(whole: Whole, settings: Int8, context: Context) -> Whole:

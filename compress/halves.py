@@ -21,7 +21,7 @@ from ..export.ranges import Ranges
 from ..export.receipt import Receipt, half_receipt, int8_receipt
 from ..runtime.errors import InputError
 from .passes import Context, Outcome
-from .recipe import Fp16, Int8
+from .settings import Fp16, Int8
 from .unproven import written
 
 _HALF_SCALES = 19  # the opset whose quantizers give FP16

@@ -25,7 +25,7 @@ from ..export.node_times import ROUNDS, TIMED, kernels_ms
 from ..export.plan import plan_int8
 from ..runtime.tensors import Arrays
 from .passes import Context, Count, Outcome, finish
-from .recipe import Int8
+from .settings import Int8
 from .trade import Decision, borders_ms, decibels, decide, noise_of, predicted_ms
 
 _WORTH = 0.98  # of the time with everything in INT8: less INT8 is less noise, too

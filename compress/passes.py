@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -18,11 +19,12 @@ from ..export.measuring import Whole
 from ..export.plan import Choice, PrecisionPlan, plan_int8
 from ..export.ranges import Batches, Ranges, calibrate
 from ..export.receipt import Receipt, float_receipt, int8_receipt
+from ..export.rounding import round_weights
 from ..runtime.engine import EngineOptions
 from ..runtime.engines import open_engine
 from ..runtime.target import Target
 from ..runtime.tensors import Arrays
-from .recipe import Fp16, Int8
+from .settings import Fp16, Int8
 from .subject import batch_size
 from .unproven import STAND_IN, written
 
@@ -128,13 +130,13 @@ def run_pass(graph: Graph, settings: Int8 | Fp16, context: Context) -> Outcome:
 def quantize(graph: Graph, settings: Int8, context: Context) -> Outcome:
     """Post-training INT8.
 
-    What it does: calibrates ranges, writes the target's dialect, equalises channels and corrects
-    biases where that brings the outputs nearer to float32 on the selection pictures. On a target
-    that computes in FP16, what stays float is written in that.
+    What it does: calibrates ranges, writes the target's dialect, equalises channels, rounds weights
+    anew and corrects biases where that brings the outputs nearer to float32 on the selection
+    pictures. On a target that computes in FP16, what stays float is written in that.
     When it is exact: never.
     When it refuses: names in ``keep_float`` that are no nodes; pictures that make a tensor NaN.
     Source: see :mod:`edgepress.export.ranges`, :mod:`edgepress.export.equalization`,
-    :mod:`edgepress.export.bias`.
+    :mod:`edgepress.export.rounding`, :mod:`edgepress.export.bias`.
     """
     whole = prepare(graph, settings, context)
     return finish(whole, settings, context)
@@ -178,8 +180,8 @@ def finish(whole: Whole, settings: Int8, context: Context) -> Outcome:
         **whole.told,
     }
     quantized = plain
-    if settings.bias_correction and any(unit.bias for unit in plain.units):
-        candidates = {"as calibrated": plain, "biases corrected": bias_corrected(whole, context)}
+    candidates = _improved(whole, settings, context)
+    if len(candidates) > 1:
         sqnr = sqnr_db(graph, candidates, context)
         chosen = max(sqnr, key=lambda name: sqnr[name])
         quantized = candidates[chosen]
@@ -191,6 +193,26 @@ def finish(whole: Whole, settings: Int8, context: Context) -> Outcome:
     receipt = int8_receipt(graph, context.macs, quantized, whole.plan, engine)
     shipped = Shipped(quantized.model, "int8", whole.dialect.name, engine, receipt.to_dict())
     return Outcome(shipped, bool(quantized.units), receipt, report)
+
+
+def _improved(whole: Whole, settings: Int8, context: Context) -> dict[str, Quantized]:
+    """A network in INT8 as it was calibrated, and what might be nearer to float32, by name."""
+    found = {"as calibrated": whole.quantized}
+    correct = settings.bias_correction and any(unit.bias for unit in whole.quantized.units)
+    if correct:
+        found["biases corrected"] = bias_corrected(whole, context)
+    if settings.rounding:
+        anew = round_weights(
+            whole.graph,
+            whole.quantized,
+            context.calibration,
+            on_progress=partial(context.progress, "rounding weights"),
+        )
+        if anew is not None:
+            other = replace(whole, quantized=anew, corrected=None)
+            name = "weights rounded anew" + (", biases corrected" if correct else "")
+            found[name] = bias_corrected(other, context) if correct else anew
+    return found
 
 
 def bias_corrected(whole: Whole, context: Context) -> Quantized:

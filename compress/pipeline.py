@@ -34,9 +34,10 @@ from .places import check_latency, places_of
 from .prove import DEFAULT_MAX_DROP
 from .pruning_pass import with_limits
 from .qat import Tuner
-from .recipe import Prune, Qat, Recipe
+from .recipe import Recipe
 from .result import Result, check_strict
 from .route import Networks, Work, follow
+from .settings import Prune, Qat
 from .students import Finetune, School, enrol
 from .subject import (
     Model,

@@ -9,7 +9,8 @@ from ..runtime.errors import InputError
 from ..runtime.target import TARGET_NAMES, Target
 from ..runtime.target import target as target_of
 from .passes import Progress
-from .recipe import Prune, Recipe
+from .recipe import Recipe
+from .settings import Prune
 from .unproven import STAND_IN, check_device
 
 

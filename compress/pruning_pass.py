@@ -17,7 +17,8 @@ from .history import Pruned
 from .narrowing import Limits
 from .passes import Context, Outcome, float32
 from .pruning import PICTURES, Settings, prune_backbone, sample
-from .recipe import Int8, PassSettings, Prune, Recipe
+from .recipe import Recipe
+from .settings import Int8, PassSettings, Prune
 from .subject import Subject, example_of, torch_network, with_batch
 
 _PARITY_PICTURES = 16
@@ -56,7 +57,8 @@ def with_limits(recipe: Recipe, given: dict[str, float | None], keep: Sequence[s
 
     Args:
         recipe: The recipe.
-        given: Limits by the names of :class:`~edgepress.compress.recipe.Prune`; ``None`` for none.
+        given: Limits by the names of :class:`~edgepress.compress.settings.Prune`; ``None`` for
+            none.
         keep: Names of modules that stay whole, beside the recipe's.
 
     Raises:

@@ -29,7 +29,8 @@ from .passes import Context, Outcome, Progress, finish, prepare
 from .places import Place
 from .placing import check_installed, plain_weights, with_quantizers
 from .prove import Trial, Verdict
-from .recipe import Distil, Int8, Qat, Recipe
+from .recipe import Recipe
+from .settings import Distil, Int8, Qat
 from .subject import Subject, first_rows, torch_network
 from .training import Trained, distil
 from .training.preparing import check_count

@@ -3,207 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias, cast
+from typing import Any, cast
 
 from ..runtime.bundle import Bundle
 from ..runtime.errors import InputError
 from ..runtime.toml import parse_toml
-
-
-@dataclass(frozen=True)
-class Int8:
-    """Settings of post-training INT8 quantization.
-
-    Attributes:
-        ranges: How activations are clipped: ``mse``, ``minmax``, ``percentile`` or ``entropy``.
-        weights: How weights are scaled: ``mse`` or ``minmax``.
-        equalization: Whether to try cross-layer equalisation where there are depthwise layers; it
-            is kept where it measures better.
-        bias_correction: Whether to try bias correction; it is kept where it measures better.
-        keep_float: Names of nodes to keep in float32.
-        mixed: Whether to measure every node, and to leave in float32 what does not pay in INT8 on
-            this machine or costs more of the score than is allowed.
-        int8_nodes: Names of the nodes to run in INT8, those and no others, as a plan decided them
-            before; empty for all that can. What they leave out is not measured again.
-    """
-
-    ranges: str = "mse"
-    weights: str = "mse"
-    equalization: bool = True
-    bias_correction: bool = True
-    keep_float: tuple[str, ...] = ()
-    mixed: bool = True
-    int8_nodes: tuple[str, ...] = ()
-
-    kind: ClassVar[str] = "int8"
-    successors: ClassVar[frozenset[str]] = frozenset({"qat"})
-
-
-@dataclass(frozen=True)
-class Fp16:
-    """Settings of post-training FP16, for targets that compute in it.
-
-    Attributes:
-        bound_db: Signal over noise that every output keeps; nodes go back to float32 until it does.
-        keep_float: Names of nodes to keep in float32.
-    """
-
-    bound_db: float = 40.0
-    keep_float: tuple[str, ...] = ()
-
-    kind: ClassVar[str] = "fp16"
-    successors: ClassVar[frozenset[str]] = frozenset()
-
-
-@dataclass(frozen=True)
-class Prune:
-    """Settings of structured pruning. A limit of 0 is none; at least one must be given.
-
-    Attributes:
-        max_latency_ratio: Latency on the target, as a share of the whole network's in the precision
-            that ships.
-        max_macs_ratio: Multiply-adds, as a share of the whole network's.
-        max_size_mb: Size of the weights in the precision that ships, in 10**6 bytes.
-        keep: Names of modules that stay whole.
-        blocks: Whether whole residual blocks may leave.
-        importance: How channels are scored: ``fisher``, ``magnitude`` or ``activation``.
-        time_limit_s: For following the network's channels.
-    """
-
-    max_latency_ratio: float = 0.0
-    max_macs_ratio: float = 0.0
-    max_size_mb: float = 0.0
-    keep: tuple[str, ...] = ()
-    blocks: bool = True
-    importance: str = "fisher"
-    time_limit_s: float = 180.0
-
-    kind: ClassVar[str] = "prune"
-    successors: ClassVar[frozenset[str]] = frozenset({"distil", "int8"})
-
-
-@dataclass(frozen=True)
-class Distil:
-    """Settings of training a student back to its teacher's outputs.
-
-    Attributes:
-        epochs: Times that every training picture is seen; fewer where the time allowed is short.
-        batch: Pictures a step, over all processes.
-        optimizer: ``sgd`` (Nesterov momentum 0.9) or ``adamw``.
-        lr: The largest learning rate.
-        warmup: Share of the training in which it rises; then it falls along a half cosine to 0.
-        weight_decay: Of weights of two dimensions and more.
-        average: Decay of the weights' moving average, which is what ships; 0 for none.
-        match: How outputs are compared: ``logits`` (softened classes), ``embeddings`` (cosine),
-            ``outputs`` (squared differences), or ``auto``, which follows the task.
-        temperature: Of softened classes.
-        outputs_weight: Of the loss on outputs.
-        labels_weight: Of the cross-entropy with labels, where there are labels and class scores.
-        features_weight: Of the loss on features at ``taps``.
-        taps: Names of modules whose outputs are compared; ``student=teacher`` where names differ.
-        flip: Whether half of the pictures are mirrored.
-        crop: Share of the side by which pictures are shifted, at most; black comes in.
-        zoom: Share of the area that is cut away by zooming in, at most.
-        colour: How far brightness, contrast and saturation change, at most (0.2: by 20 %).
-        mix: Share of the pictures that are blended with another.
-        precision: ``auto`` measures, ``float32`` and ``bfloat16`` (autocast) are obeyed.
-        layout: ``auto`` measures, ``contiguous`` and ``channels_last`` are obeyed.
-        compiled: Whether torch's compiler is tried, and kept if quicker: ``yes``, ``no``, ``auto``
-            in trainings of ten minutes and more. Neither with taps nor in several processes.
-        max_minutes: Of training, at most; the schedule is fitted to it. 0 for no limit.
-    """
-
-    epochs: int = 20
-    batch: int = 128
-    optimizer: str = "sgd"
-    lr: float = 0.05
-    warmup: float = 0.1
-    weight_decay: float = 5e-4
-    average: float = 0.998
-    match: str = "auto"
-    temperature: float = 4.0
-    outputs_weight: float = 1.0
-    labels_weight: float = 0.1
-    features_weight: float = 1.0
-    taps: tuple[str, ...] = ()
-    flip: bool = True
-    crop: float = 0.125
-    zoom: float = 0.0
-    colour: float = 0.0
-    mix: float = 0.0
-    precision: str = "auto"
-    layout: str = "auto"
-    compiled: str = "auto"
-    max_minutes: float = 0.0
-
-    kind: ClassVar[str] = "distil"
-    successors: ClassVar[frozenset[str]] = frozenset({"int8"})
-
-    def __post_init__(self) -> None:
-        for key, (low, high) in _BOUNDS.items():
-            value = getattr(self, key, low)
-            if not (math.isfinite(value) and low <= value <= high):
-                raise InputError(
-                    "E_RECIPE",
-                    f"the pass '{self.kind}' has {key} = {value}.",
-                    mend=f"Give a number from {low:g} to {high:g}.",
-                )
-
-
-@dataclass(frozen=True)
-class Qat(Distil):
-    """Settings of quantization-aware training: those of distil, the original being the teacher.
-
-    Attributes:
-        tolerated: Points of the score that the pass before, post-training INT8, may lose on the
-            selection pictures (or ``max_drop``, if less); only where it loses more is it trained.
-    """
-
-    epochs: int = 5
-    optimizer: str = "adamw"
-    lr: float = 1e-4
-    weight_decay: float = 0.0
-    precision: str = "float32"  # bfloat16 has no more digits than the codes
-    tolerated: float = 0.1
-
-    kind: ClassVar[str] = "qat"
-    successors: ClassVar[frozenset[str]] = frozenset()
-
-
-_BOUNDS: dict[str, tuple[float, float]] = {
-    "epochs": (1, 1e6),
-    "batch": (2, 1e6),
-    "lr": (1e-9, 1e3),
-    "warmup": (0, 0.9),
-    "weight_decay": (0, 1),
-    "average": (0, 0.99999),
-    "temperature": (0.1, 100),
-    "outputs_weight": (0, 1e6),
-    "labels_weight": (0, 1e6),
-    "features_weight": (0, 1e6),
-    "crop": (0, 0.5),
-    "zoom": (0, 0.95),
-    "colour": (0, 0.9),
-    "mix": (0, 1),
-    "max_minutes": (0, 1e6),
-    "tolerated": (0, 1e6),  # of qat alone
-}
-PassSettings: TypeAlias = "Prune | Distil | Int8 | Fp16"
-KINDS: dict[str, type[PassSettings]] = {one.kind: one for one in (Prune, Distil, Qat, Int8, Fp16)}
-_CHOICES = {
-    "ranges": ("mse", "minmax", "percentile", "entropy"),
-    "weights": ("mse", "minmax"),
-    "importance": ("fisher", "magnitude", "activation"),
-    "optimizer": ("sgd", "adamw"),
-    "match": ("auto", "logits", "embeddings", "outputs"),
-    "precision": ("auto", "float32", "bfloat16"),
-    "layout": ("auto", "contiguous", "channels_last"),
-    "compiled": ("auto", "yes", "no"),
-}
+from .settings import CHOICES, KINDS, Distil, Fp16, Int8, PassSettings, Prune, Qat
 
 
 @dataclass(frozen=True)
@@ -388,9 +196,9 @@ def _settings(item: object, where: str) -> PassSettings:
             value = float(value)
         elif type(value) is not type(default):
             raise _bad(where, f"'{key}' must be a {type(default).__name__}", f"It is {value!r}.")
-        elif key in _CHOICES and value not in _CHOICES[key]:
+        elif key in CHOICES and value not in CHOICES[key]:
             raise _bad(
-                where, f"'{key}' is {value!r}", "It may be: " + ", ".join(_CHOICES[key]) + "."
+                where, f"'{key}' is {value!r}", "It may be: " + ", ".join(CHOICES[key]) + "."
             )
         checked[key] = value
     return made(**checked)  # pyright: ignore[reportArgumentType]

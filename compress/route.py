@@ -20,8 +20,9 @@ from .passes import Context, Outcome, Progress, RangesOnce, finish, float32, pre
 from .prove import Trial, best_rival, forgotten, is_faster, outrun, try_out
 from .pruning_pass import Cut, precision_after, prune_pass
 from .qat import Drop, Tuned, Tuner, as_fast, held_against
-from .recipe import Distil, Fp16, Int8, Prune, Qat, Recipe
+from .recipe import Recipe
 from .result import Result
+from .settings import Distil, Fp16, Int8, Prune, Qat
 from .students import Lesson, Pupil
 from .subject import Subject, fixed_batches, torch_network, with_batch
 from .unproven import note

@@ -22,7 +22,8 @@ from .history import History, Pruned
 from .material import Material
 from .passes import Context, Outcome, Progress
 from .pruning_pass import pruned_outcome
-from .recipe import Distil, Prune, Qat, Recipe
+from .recipe import Recipe
+from .settings import Distil, Prune, Qat
 from .subject import Model, Subject, first_rows, open_model, torch_network
 from .training import Trained, distil
 from .training.checkpoint import FILE, LOG

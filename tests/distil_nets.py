@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from edgepress.benchmarks import Images, task
-from edgepress.compress.recipe import Distil
+from edgepress.compress.settings import Distil
 from edgepress.compress.training import Trained, distil
 from edgepress.runtime import Preprocessing
 

@@ -29,8 +29,8 @@ from edgepress.compress.judge import Judge
 from edgepress.compress.material import gather
 from edgepress.compress.passes import Context, Outcome, float32
 from edgepress.compress.prove import Rival, Trial, Verdict
-from edgepress.compress.recipe import Int8
 from edgepress.compress.result import Result, check_strict
+from edgepress.compress.settings import Int8
 from edgepress.compress.subject import Subject, first_rows, make_subject
 from edgepress.export.receipt import count_macs
 from edgepress.runtime import BoundError, Bundle, EngineError, Preprocessing, Session

@@ -28,7 +28,7 @@ from edgepress.benchmarks.measurement import Preset
 from edgepress.compress import Backbone, Int8, Recipe
 from edgepress.compress.material import gather
 from edgepress.compress.prove import decide
-from edgepress.compress.recipe import Fp16
+from edgepress.compress.settings import Fp16
 from edgepress.compress.subject import batch_size, torch_run
 from edgepress.compress.zoo import preprocessing_of_timm, preprocessing_of_torchvision
 from edgepress.export.capture import evaluating

@@ -211,7 +211,7 @@ def test_a_drop_over_the_bound_declines_and_strict_writes_nothing(
 def test_the_same_seed_gives_the_same_bytes(home: Path, tmp_path: Path) -> None:
     """Of both networks; INT8 is compared where the first run shipped it."""
     from edgepress.compress.passes import Context, quantize
-    from edgepress.compress.recipe import Int8
+    from edgepress.compress.settings import Int8
     from edgepress.compress.subject import fixed_batches
     from edgepress.runtime.target import target
 

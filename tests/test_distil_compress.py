@@ -23,7 +23,7 @@ from edgepress.benchmarks.tasks import Score
 from edgepress.compress import Backbone, LogitLoss, Prune, Recipe, compress
 from edgepress.compress.finetuning import tuned
 from edgepress.compress.prove import has_seen
-from edgepress.compress.recipe import Distil, Int8
+from edgepress.compress.settings import Distil, Int8
 from edgepress.runtime import BoundError, Bundle, InputError, Preprocessing, Session
 
 NETS = """

@@ -20,7 +20,7 @@ from distil_nets import QUICK, net, pictures, trained, weights
 from torch import nn
 
 from edgepress.benchmarks import Images
-from edgepress.compress.recipe import Distil
+from edgepress.compress.settings import Distil
 from edgepress.compress.training.augment import Draws, blended, changed, kept_share, moved
 from edgepress.compress.training.averaging import Average
 from edgepress.compress.training.compiled import at_hand

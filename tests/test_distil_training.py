@@ -22,7 +22,7 @@ from distil_nets import Net, data, net, teacher, trained, weights
 from torch import nn
 
 from edgepress.benchmarks import Images, UserTask, task
-from edgepress.compress.recipe import Distil
+from edgepress.compress.settings import Distil
 from edgepress.compress.training import distil
 from edgepress.compress.training.checkpoint import FILE, LOG
 from edgepress.runtime import InputError

@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from edgepress.compress.recipe import Int8, Recipe
+from edgepress.compress.recipe import Recipe
+from edgepress.compress.settings import Int8
 from edgepress.export.dialects import dialect
 from edgepress.export.dialects.quantizers import activation_quantizer
 from edgepress.export.entropy import Octaves, divergence, entropy_range

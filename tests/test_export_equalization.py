@@ -13,7 +13,8 @@ import pytest
 from onnx import numpy_helper
 
 from edgepress.compress.passes import Context, finish, prepare
-from edgepress.compress.recipe import Int8, Recipe
+from edgepress.compress.recipe import Recipe
+from edgepress.compress.settings import Int8
 from edgepress.export.equalization import chains_of, channel_peaks, equalize, factors_of
 from edgepress.export.exact import tidy
 from edgepress.export.graph import Graph

@@ -16,7 +16,7 @@ from test_mixed_precision import network
 from edgepress.__main__ import main
 from edgepress.compress import Recipe
 from edgepress.compress.pipeline import compress
-from edgepress.compress.recipe import Int8
+from edgepress.compress.settings import Int8
 from edgepress.runtime import Bundle, InputError, Preprocessing
 
 pytestmark = pytest.mark.slow

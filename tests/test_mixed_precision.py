@@ -19,7 +19,8 @@ from onnx import numpy_helper
 pytest.importorskip("scipy")
 
 from edgepress.compress.passes import Context, finish
-from edgepress.compress.recipe import Int8, Recipe
+from edgepress.compress.recipe import Recipe
+from edgepress.compress.settings import Int8
 from edgepress.compress.trade import Decision, borders_ms, decide, noise_of, predicted_ms
 from edgepress.export.blame import Blame, NodeBlame, TensorBlame
 from edgepress.export.damage import Damage, measure_damage

@@ -22,7 +22,7 @@ from edgepress.compress import Backbone, Prune, Recipe, compress
 from edgepress.compress.fakes import fakes
 from edgepress.compress.prove import Trial, Verdict
 from edgepress.compress.qat import Tuner, as_fast, held_against
-from edgepress.compress.recipe import Distil, Int8, Qat
+from edgepress.compress.settings import Distil, Int8, Qat
 from edgepress.compress.training.checkpoint import FILE
 from edgepress.runtime import Bundle, InputError, Preprocessing
 

@@ -18,7 +18,7 @@ from test_compress_pipeline import NETS, PLAIN, TOML
 from edgepress.__main__ import main
 from edgepress.compress import Recipe, compress
 from edgepress.compress.places import places_of
-from edgepress.compress.recipe import Int8, Prune
+from edgepress.compress.settings import Int8, Prune
 from edgepress.compress.unproven import missing_device
 from edgepress.runtime import BoundError, Bundle, InputError, Session
 from edgepress.runtime.target import target

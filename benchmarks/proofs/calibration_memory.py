@@ -30,7 +30,7 @@ def quantize(model: str, count: int) -> dict[str, Any]:
     from edgepress.benchmarks import Images
     from edgepress.compress.passes import Context
     from edgepress.compress.passes import quantize as int8
-    from edgepress.compress.recipe import Int8
+    from edgepress.compress.settings import Int8
     from edgepress.compress.subject import fixed_batches, open_model
     from edgepress.export.graph import Graph
     from edgepress.runtime import Preprocessing

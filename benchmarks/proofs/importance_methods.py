@@ -21,7 +21,7 @@ from edgepress.benchmarks import Images, task
 from edgepress.benchmarks.fingerprint import fingerprint
 from edgepress.compress import Backbone, prune
 from edgepress.compress.importance import METHODS
-from edgepress.compress.recipe import Distil
+from edgepress.compress.settings import Distil
 from edgepress.compress.subject import torch_run
 from edgepress.compress.training import distil
 from networks import NETWORKS, cifar, data_root

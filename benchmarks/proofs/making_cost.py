@@ -56,7 +56,7 @@ def theirs(entry: Entry, folder: Path, count: int) -> None:
 def ours(entry: Entry, folder: Path, count: int) -> None:
     """The pass ``int8``."""
     from edgepress.compress.passes import Context, quantize
-    from edgepress.compress.recipe import Int8
+    from edgepress.compress.settings import Int8
     from edgepress.compress.subject import fixed_batches, open_model
     from edgepress.export.graph import Graph
     from edgepress.runtime.target import target

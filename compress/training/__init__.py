@@ -9,7 +9,7 @@ from torch import nn
 from ...benchmarks.images import Images
 from ...benchmarks.tasks import Task
 from ...runtime.preprocessing import Preprocessing
-from ..recipe import Distil
+from ..settings import Distil
 from .loop import Trained, Training
 from .pool import Report
 from .preparing import own_randomness
@@ -59,7 +59,7 @@ def distil(
             augmented.
         selection: Pictures that the best epoch is chosen on.
         task: What the networks are for; it says how outputs are compared and the epoch is chosen.
-        settings: By default those of :class:`~edgepress.compress.recipe.Distil`.
+        settings: By default those of :class:`~edgepress.compress.settings.Distil`.
         preprocessing: How a picture becomes a tensor.
         seed: Of order, augmentation and dropout.
         folder: Where checkpoints are kept, after every epoch and every minute; none without.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 import torch.nn.functional as F  # noqa: N812, the name that everyone reads
 
-from ..recipe import Distil
+from ..settings import Distil
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 

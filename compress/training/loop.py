@@ -17,7 +17,7 @@ from ...benchmarks.images import Images
 from ...benchmarks.tasks import Task
 from ...export.capture import input_names
 from ...runtime.preprocessing import Preprocessing
-from ..recipe import Distil
+from ..settings import Distil
 from . import compiled
 from .augment import Draws
 from .checkpoint import Folder, digest

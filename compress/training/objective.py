@@ -13,7 +13,7 @@ from ...benchmarks.tasks import Task
 from ...export.capture import flatten_outputs, input_names
 from ...runtime.errors import InputError
 from ..losses import EmbeddingLoss, FeatureLoss, LogitLoss, OutputLoss, Taps
-from ..recipe import Distil
+from ..settings import Distil
 from .augment import Draws, kept_share
 
 Tensors = dict[str, torch.Tensor]

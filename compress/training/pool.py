@@ -14,7 +14,7 @@ from ...benchmarks.images import Images
 from ...runtime.errors import InputError
 from ...runtime.preprocessing import Preprocessing
 from ...runtime.tensors import Arrays, TensorSpec
-from ..recipe import Distil
+from ..settings import Distil
 from .augment import Draws, blended, changed, moved
 
 KEPT_BYTES = 2 * 2**30

@@ -14,7 +14,7 @@ from torch import nn
 from ...benchmarks.tasks import Task
 from ...runtime.errors import InputError
 from ..losses import FeatureLoss
-from ..recipe import Distil
+from ..settings import Distil
 from .averaging import Average
 from .objective import Objective, Seen, Watched, watch
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ...runtime.errors import InputError
-from ..recipe import Distil
+from ..settings import Distil
 
 _TIMED = 3  # steps of each way, after one that is not counted
 _WORTH = 1.05  # a narrower precision must be so much faster
