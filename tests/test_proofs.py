@@ -158,3 +158,10 @@ def test_the_trade_off_is_told_as_measured(proofs: Any, tmp_path: Path) -> None:
     if importlib.util.find_spec("matplotlib"):
         proof.draw(told, tmp_path / "picture.svg")
         assert "original" in (tmp_path / "picture.svg").read_text()
+
+
+def test_the_readme_says_what_is_recorded(proofs: Any) -> None:
+    tables = proofs("readme_tables")
+    text = (PROOFS.parents[1] / "README.md").read_text(encoding="utf-8")
+    assert text.count("<!-- table: ") == text.count("<!-- end -->") >= 3
+    assert tables.filled(text) == text, "run benchmarks/proofs/readme_tables.py"

@@ -1,0 +1,227 @@
+"""The tables of the README, made from what is recorded.
+
+::
+
+    python benchmarks/proofs/readme_tables.py [--check]
+
+Each stands in the README between ``<!-- table: NAME -->`` and ``<!-- end -->`` and comes from ``benchmarks/results``
+alone, so that no figure is typed by hand. ``--check`` writes nothing, and fails where the README says anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+_ROOT = Path(__file__).resolve().parents[2]
+_RESULTS = _ROOT / "benchmarks" / "results"
+_BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_NETWORKS = {
+    "resnet56": "ResNet-56, CIFAR-10",
+    "resnet20": "ResNet-20, CIFAR-10",
+    "resnet8": "ResNet-8, CIFAR-10",
+    "efficientnet_lite0": "EfficientNet-Lite0, ImageNet",
+    "mobilenetv2_features": "MobileNetV2 features",
+    "osnet": "OSNet, people",
+    "text_direction": "text direction",
+    "yolox_nano": "YOLOX-Nano",
+    "ultraface": "UltraFace",
+}
+_FILES = {
+    "edgepress for onnxruntime": "edgepress",
+    "quantize_static": "`quantize_static`",
+    "NNCF": "NNCF",
+    "ModelOpt": "ModelOpt, made for TensorRT",
+}
+_PEERS = {
+    "ModelOpt, fp32": "ModelOpt, float32 around INT8",
+    "ModelOpt, fp16": "ModelOpt, its default (float16 around INT8)",
+    "quantize_static": "`quantize_static`",
+    "quantize_static, placed as ModelOpt does": "`quantize_static`, placed as ModelOpt does",
+}
+_BASES = ("float32 in OpenVINO", "bfloat16 in OpenVINO")
+
+
+def main() -> None:
+    """Write the tables, or look whether they are there."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    given = parser.parse_args()
+    readme = _ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    made = filled(text)
+    if given.check:
+        sys.exit(
+            0
+            if made == text
+            else "README.md differs from benchmarks/results: run this without --check."
+        )
+    readme.write_text(made, encoding="utf-8")
+
+
+def filled(text: str) -> str:
+    """The README with its tables as they are recorded."""
+
+    def block(found: re.Match[str]) -> str:
+        source, table = _TABLES[found[2]]
+        told = json.loads((_RESULTS / source).read_text(encoding="utf-8"))
+        return f"{found[1]}{table(told)}\n{found[3]}"
+
+    return _BLOCK.sub(block, text)
+
+
+def int8(told: Mapping[str, Any]) -> str:
+    """Files of several tools in ONNX Runtime on one thread."""
+    lines = [
+        "| network | file | score | SQNR | same top-1 | against float32 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, state in _known(told):
+        plain = state["ways"]["float32 in ONNX Runtime"]["score"]
+        size = _kilobytes(state["files"]["float32"]["size_bytes"])
+        lines.append(f"| {_NETWORKS[name]} | float32, {size} | {_score(plain)} | | | |")
+        rows = [key for key in _FILES if key in state["files"]]
+        best = {
+            key: max((_near(state, row, key) for row in rows), default=0.0)
+            for key in ("sqnr_db", "top1_agreement_percent")
+        }
+        for row in rows:
+            file, way = state["files"][row], state["ways"].get(f"{row} in ONNX Runtime", {})
+            if "error" in file or "error" in way or "score" not in way:
+                lines.append(f"| | {_FILES[row]} | failed | | | |")
+                continue
+            shown = f"{_FILES[row]}, {_kilobytes(file['size_bytes'])}"
+            held = file.get("precision", "int8")
+            shown += f", holds {held}" if held != "int8" else ""
+            near = [
+                _bold(_near(state, row, key), best[key], unit)
+                for key, unit in (("sqnr_db", "dB"), ("top1_agreement_percent", "%"))
+            ]
+            time = (
+                state["times"]
+                .get("1 thread", {})
+                .get(f"{row} in ONNX Runtime against float32 in ONNX Runtime")
+            )
+            lines.append(
+                f"| | {shown} | {_score(way['score'])} | {' | '.join(near)} | {_ratio(time)} |"
+            )
+    return "\n".join(lines)
+
+
+def openvino(told: Mapping[str, Any]) -> str:
+    """Our bundle for OpenVINO beside the unquantized ways to run a network there."""
+    ours = "edgepress for openvino"
+    lines = [
+        "| network | our bundle | score | against float32 in OpenVINO | against bfloat16 in OpenVINO |",
+        "|---|---|---|---|---|",
+    ]
+    for name, state in _known(told):
+        way = state["ways"].get(f"{ours} in OpenVINO", {})
+        if "score" not in way:
+            continue
+        file, times = state["files"][ours], state["times"].get("1 thread", {})
+        ratios = [_ratio(times.get(f"{ours} in OpenVINO against {base}")) for base in _BASES]
+        shown = f"{file.get('precision', 'int8')}, {_kilobytes(file['size_bytes'])}"
+        lines.append(
+            f"| {_NETWORKS[name]} | {shown} | {_score(way['score'])} | {' | '.join(ratios)} |"
+        )
+    return "\n".join(lines)
+
+
+def trained(told: Mapping[str, Any]) -> str:
+    """Pruned, trained back and quantized networks."""
+    lines = ["| bundle | model | top-1 on `test_a` | against the original |", "|---|---|---|---|"]
+    for name, original in told["originals"].items():
+        shown = f"{_NETWORKS[name].split(',')[0]}, float32"
+        lines.append(
+            f"| {shown} | {_kilobytes(original['size_bytes'])} | {_interval(original)} | |"
+        )
+        for row in (row for row in told["rows"] if row["network"] == name):
+            found = row["bench"]["comparison"]
+            speed = f"{found['ratio']:.2f}x ({found['ratio_low']:.2f} to {found['ratio_high']:.2f})"
+            link = f"[`{row['bundle']}`](benchmarks/results/bundles/{row['bundle']})"
+            lines.append(
+                f"| {link} | {_kilobytes(row['size_bytes'])} | {_interval(row)} | {speed} |"
+            )
+    return "\n".join(lines)
+
+
+def transcoded(told: Mapping[str, Any]) -> str:
+    """Files of other tools in ONNX Runtime, as they came and after `edgepress transcode`."""
+    lines = [
+        "| file | says | came | transcoded | p50 came | p50 transcoded | faster |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, rows in told["networks"].items():
+        for peer, row in rows.items():
+            found = row.get("targets", {}).get("onnxruntime-cpu", {})
+            if "error" in found.get("came", {"error": ""}) or "error" in found.get(
+                "time", {"error": ""}
+            ):
+                continue
+            time, network = found["time"], _NETWORKS[name].split(",")[0]
+            tops = [row["said"]["top1"], found["came"]["top1"], found["fixed"]["top1"]]
+            cells = [f"{network}, {_PEERS.get(peer, peer)}", *(f"{top:.2f} %" for top in tops)]
+            cells += [f"{time[key]:.2f} ms" for key in ("came_p50_ms", "fixed_p50_ms")]
+            lines.append(f"| {' | '.join(cells)} | {_ratio(time)} |")
+    return "\n".join(lines)
+
+
+_TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
+    "int8": ("int8_peers.json", int8),
+    "openvino": ("int8_peers.json", openvino),
+    "trained": ("trade_off.json", trained),
+    "transcoded": ("transcode_peers.json", transcoded),
+}
+
+
+def _known(told: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [(name, told["networks"][name]) for name in _NETWORKS if name in told["networks"]]
+
+
+def _kilobytes(size: int) -> str:
+    return f"{size / 1000:,.0f} kB"
+
+
+def _score(found: Mapping[str, Any]) -> str:
+    judged, value = found["judged"], found["value"]
+    if judged == "cosine":
+        return f"cosine {value:.4f}"
+    return f"{value:.2f} %" + ("" if judged == "top-1" else f", {judged}")
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    found = row["score"]
+    return f"{found['value']:.2f} % ({found['low']:.2f} to {found['high']:.2f})"
+
+
+def _near(state: Mapping[str, Any], row: str, key: str) -> float:
+    score = state["ways"].get(f"{row} in ONNX Runtime", {}).get("score", {})
+    if key == "top1_agreement_percent" and score.get("judged") not in ("top-1", "same top-1"):
+        return float("-inf")  # of features and boxes the largest number means nothing
+    found = score.get("agreement", {}).get(key)
+    return float("-inf") if found is None else float(found)
+
+
+def _bold(value: float, best: float, unit: str) -> str:
+    if value == float("-inf"):
+        return "-"
+    mark = "**" if value == best else ""
+    return f"{mark}{value:.2f} {unit}{mark}"
+
+
+def _ratio(found: Mapping[str, Any] | None) -> str:
+    if found is None or "error" in found:
+        return "-"
+    digits = 1 if found["ratio"] >= 9.995 else 2
+    ends = f"{found['low']:.{digits}f} to {found['high']:.{digits}f}"
+    return f"{found['ratio']:.{digits}f}x ({ends})" + ("" if found["settled"] else ", unsettled")
+
+
+if __name__ == "__main__":
+    main()
