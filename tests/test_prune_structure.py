@@ -190,6 +190,53 @@ class Shuffled(nn.Module):
         return self.head(functional.relu(self.last(x)).mean((2, 3)))
 
 
+def shuffled(x: torch.Tensor) -> torch.Tensor:
+    n, c, h, w = x.size()
+    return torch.transpose(x.view(n, 2, c // 2, h, w), 1, 2).contiguous().view(n, c, h, w)
+
+
+class Doubling(nn.Module):
+    """Of ShuffleNet v2: both halves see all channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.one, self.other = nn.Conv2d(channels, channels, 1), nn.Conv2d(channels, channels, 1)
+        self.each = nn.Conv2d(channels, channels, 3, 2, 1, groups=channels)
+        self.too = nn.Conv2d(channels, channels, 3, 2, 1, groups=channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return shuffled(torch.cat((self.one(self.each(x)), self.other(self.too(x))), 1))
+
+
+class Unit(nn.Module):
+    """Of ShuffleNet v2: one half of the channels passes, the other is worked on."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        half = channels // 2
+        self.narrow, self.grow = nn.Conv2d(half, half, 1), nn.Conv2d(half, half, 1)
+        self.each = nn.Conv2d(half, half, 3, padding=1, groups=half)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        one, other = torch.chunk(x, 2, dim=1)
+        other = functional.relu(self.grow(self.each(functional.relu(self.narrow(other)))))
+        return shuffled(torch.cat((one, other), 1))
+
+
+class ShuffledTwice(nn.Module):
+    """Shuffles behind each other, where Torch-Pruning 1.6 divides by zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.units = nn.Sequential(Doubling(8), Unit(16), Unit(16))
+        self.last, self.head = nn.Conv2d(16, 16, 1), nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.relu(self.last(self.units(functional.relu(self.stem(x)))))
+        return self.head(functional.avg_pool2d(x, x.shape[-1]).view(x.size(0), -1))
+
+
 def built(kind: Callable[[], nn.Module]) -> nn.Module:
     """A network with random weights and statistics."""
     torch.manual_seed(0)
@@ -240,6 +287,7 @@ NETWORKS = {
     Padded: {"stem", "block.one", "last.one"},
     Pyramid: {"low", "side", "shared"},
     Shuffled: {"last"},
+    ShuffledTwice: {"last", "stem"},
 }
 
 
