@@ -135,7 +135,7 @@ def openvino(told: Mapping[str, Any]) -> str:
 
 def trained(told: Mapping[str, Any]) -> str:
     """Pruned, trained back and quantized networks."""
-    lines = ["| bundle | model | top-1 on `test_a` | against the original |", "|---|---|---|---|"]
+    lines = ["| bundle | model | top-1 | against the original |", "|---|---|---|---|"]
     for name, original in told["originals"].items():
         shown = f"{_NETWORKS[name].split(',')[0]}, float32"
         lines.append(

@@ -4,7 +4,7 @@
 
     python benchmarks/proofs/trade_off.py [BUNDLE ...] [--out benchmarks/results/trade_off]
 
-Each bundle (all in ``benchmarks/results/bundles`` by default) is scored on ``test_a`` by ``edgepress evaluate``, and
+Each bundle (all in ``benchmarks/results/bundles`` by default) is scored on its network's test pictures by ``edgepress evaluate``, and
 timed by ``edgepress bench`` in turns with the float32 original that it was made from, exported anew from the trained
 weights: one thread, batch 1, fresh processes. Nothing is read from the bundles' own records but which network they
 are. The picture needs ``pip install matplotlib``.
@@ -20,7 +20,7 @@ from typing import Any
 from edgepress.benchmarks.fingerprint import fingerprint
 from networks import NETWORKS, data_root, edgepress
 from peer_table import print_machine
-from trained_bundles import arrays
+from trained_bundles import pictures
 
 _BUNDLES = Path("benchmarks/results/bundles")
 _COLOURS = {"float32": "#1f6fb4", "int8": "#d1495b"}
@@ -51,10 +51,9 @@ def measured(bundle: Path, work: Path, preset: str, originals: dict[str, Any]) -
     """One bundle's score, size and speed."""
     manifest = json.loads((bundle / "manifest.json").read_text())
     name = str(manifest["recipe"]["model"]).rpartition(":")[2]
-    _, test = arrays(work)
-    float32 = work / f"{name}.onnx"
+    network, float32 = NETWORKS[name], work / f"{name}.onnx"
+    _, test = pictures(network, work)
     if name not in originals:
-        network = NETWORKS[name]
         how = data_root() / str(network.preprocessing)
         weights = data_root() / "weights" / network.weights
         model = (f"{data_root()}/backbones.py:{name}", "--weights", weights)
@@ -83,7 +82,8 @@ def markdown(told: dict[str, Any]) -> str:
         "# Pruned, trained back, quantized: what it costs and what it brings",
         "",
         "Made by `python benchmarks/proofs/trade_off.py` from the bundles in `benchmarks/results/bundles`, which "
-        "`trained_bundles.py` made. Accuracy on the 5,000 pictures of CIFAR-10's `test_a`, with its 95 % interval; "
+        "`trained_bundles.py` made. Accuracy on the 5,000 pictures of CIFAR-10's `test_a`, or on 650 of ImageNet's, with "
+        "its 95 % interval; "
         "speed in turns with the float32 original in ONNX Runtime, one thread, batch 1.",
         "",
     ]
@@ -150,7 +150,7 @@ def draw(told: dict[str, Any], path: Path) -> None:
             )
         panel.set_title(name, fontsize=10)
         panel.set_xlabel("times as fast as the float32 original, measured")
-        panel.set_ylabel("top-1 on test_a, %")
+        panel.set_ylabel("top-1, %")
         panel.margins(x=0.28, y=0.12)
         panel.grid(alpha=0.25)
     figure.savefig(path, metadata={"Date": None})

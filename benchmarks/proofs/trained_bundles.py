@@ -5,7 +5,8 @@
     python benchmarks/proofs/trained_bundles.py [NAME ...] [--resume] [--work FOLDER] [--out benchmarks/results/bundles]
 
 Every name below is one run of ``edgepress compress`` on CIFAR-10's training pictures: a part of them chooses, and
-``test_a`` is only scored. What it ships is copied to ``--out``: the bundle, with its recipe, its seed, and the log
+``test_a`` is only scored. EfficientNet-Lite0 learns from 1,500 pictures without labels, ImageNet's and Imagenette's, by
+its agreement with the original. What it ships is copied to ``--out``: the bundle, with its recipe, its seed, and the log
 of the training in its manifest. The names with ``-int8`` quantize what the name before it trained. ``--resume``
 goes on with a training that was interrupted. ``trade_off.py`` reads the bundles.
 """
@@ -51,6 +52,8 @@ RUNS = {
     "resnet56-2x-int8": Run(NETWORKS["resnet56"], "int8", after="resnet56-2x", max_drop=0.5),
     "resnet20-1.6x": Run(NETWORKS["resnet20"], "resnet20-1.6x.toml", 30),
     "resnet20-1.6x-int8": Run(NETWORKS["resnet20"], "int8", after="resnet20-1.6x", max_drop=0.5),
+    "lite0-1.3x": Run(NETWORKS["efficientnet_lite0"], "lite0-1.3x.toml", 45, max_drop=30),
+    "lite0-1.3x-int8": Run(NETWORKS["efficientnet_lite0"], "int8", after="lite0-1.3x", max_drop=1),
 }
 
 
@@ -76,7 +79,7 @@ def main() -> None:
 def make(name: str, work: Path, *, resume: bool) -> Path:
     """Run what is called so; the bundle's folder."""
     run = RUNS[name]
-    train, test = arrays(work)
+    data, test = pictures(run.network, work)
     weights = data_root() / "weights" / run.network.weights
     if run.after is not None:
         weights = work / f"{run.after}.safetensors"
@@ -84,7 +87,8 @@ def make(name: str, work: Path, *, resume: bool) -> Path:
     out = work / name
     edgepress(
         *("compress", f"{data_root()}/backbones.py:{run.network.name}", "--weights", weights),
-        *("--data", train, "--test-data", test),
+        *("--data", data, "--test-data", test),
+        *(() if run.network.pictures == "cifar" else ("--task", "agreement")),
         *("--preprocessing", data_root() / str(run.network.preprocessing)),
         *("--recipe", recipe, "--max-drop", run.max_drop, "--out", out, "--force"),
         *(("--max-train-minutes", run.minutes) if run.minutes else ()),
@@ -92,6 +96,20 @@ def make(name: str, work: Path, *, resume: bool) -> Path:
         *(("--resume",) if resume and run.after is None else ()),
     )
     return out
+
+
+def pictures(network: Network, work: Path) -> tuple[Path, Path]:
+    """What a network is trained with, and what it is scored on."""
+    if network.pictures == "cifar":
+        return arrays(work)
+    folder = work / "unlabelled"
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in ("imagenet_calib", "imagenette224_train"):
+        for file in sorted((data_root() / part / "images").iterdir()):
+            link = folder / f"{part}-{file.name}"
+            if not link.exists():
+                link.symlink_to(file.resolve())
+    return folder, data_root() / "imagenet_val650"
 
 
 def arrays(work: Path) -> tuple[Path, Path]:
