@@ -7,6 +7,7 @@ picture. ``top-1`` and ``neighbours`` know the pictures' classes, the others com
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -127,19 +128,21 @@ class Neighbours:
 
 
 class Detections:
-    """Share of the original's boxes that are found again; Wilson's interval over the boxes."""
+    """Share of the original's boxes that are found again; Wilson's interval over the boxes.
 
-    def __init__(self) -> None:
+    Args:
+        boxes: Decodes a picture's boxes, of the outputs and its row in them.
+    """
+
+    def __init__(self, boxes: Callable[[Arrays, int], Boxes]) -> None:
+        self._boxes = boxes
         self.again = self.nearly = self.count = 0
-
-    def boxes(self, outputs: Arrays, row: int) -> Boxes:
-        raise NotImplementedError
 
     def add(self, found: Arrays, wanted: Arrays, labels: NDArray[Any] | None) -> None:
         del labels
         for row in range(len(next(iter(wanted.values())))):
-            sure = self.boxes(wanted, row).over(SURE)
-            ours = self.boxes(found, row)
+            sure = self._boxes(wanted, row).over(SURE)
+            ours = self._boxes(found, row)
             self.count += len(sure.scores)
             self.again += found_again(sure, ours.over(SURE), OVERLAP)
             self.nearly += found_again(sure, ours, OVERLAP)
@@ -148,18 +151,12 @@ class Detections:
         return {**share(self.again, self.count), "over_lower": 100 * self.nearly / self.count}
 
 
-class Yolox(Detections):
-    """Boxes of YOLOX."""
-
-    def boxes(self, outputs: Arrays, row: int) -> Boxes:
-        return yolox(next(iter(outputs.values()))[row], 416, STILL)
+def of_yolox(outputs: Arrays, row: int) -> Boxes:
+    return yolox(next(iter(outputs.values()))[row], 416, STILL)
 
 
-class UltraFace(Detections):
-    """Boxes of UltraFace."""
-
-    def boxes(self, outputs: Arrays, row: int) -> Boxes:
-        return ultraface(outputs["scores"][row], outputs["boxes"][row], STILL)
+def of_ultraface(outputs: Arrays, row: int) -> Boxes:
+    return ultraface(outputs["scores"][row], outputs["boxes"][row], STILL)
 
 
 JUDGES: dict[str, Callable[[], Judge]] = {
@@ -167,8 +164,8 @@ JUDGES: dict[str, Callable[[], Judge]] = {
     "same top-1": SameTopOne,
     "cosine": Cosine,
     "neighbours": Neighbours,
-    "yolox boxes": Yolox,
-    "ultraface boxes": UltraFace,
+    "yolox boxes": partial(Detections, of_yolox),
+    "ultraface boxes": partial(Detections, of_ultraface),
 }
 
 
