@@ -1,6 +1,6 @@
 """How well does the latency table foretell networks that it has not seen?
 
-    python benchmarks/proofs/latency_predictions.py [--out FILE]
+    python benchmarks/proofs/latency_predictions.py [--out benchmarks/results/latency_predictions]
 
 ResNet-56 for CIFAR-10 is cut at random ten times. The table and the model (six other random
 networks) predict each one's latency as a share of the whole network's, float32 and INT8, before all
@@ -10,8 +10,10 @@ of them are timed in turns on one thread. Weights are random: they do not matter
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from edgepress.compress.latency_table import LatencyTable
 from edgepress.compress.structure import structure_of
 from edgepress.runtime.target import target as target_of
 from networks import data_root
+from peer_table import print_machine
 
 TARGET = "onnxruntime-cpu"
 NETWORKS = 10
@@ -33,8 +36,8 @@ NETWORKS = 10
 def main() -> None:
     """Print the table, and write it where ``--out`` says."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path)
-    out: Path | None = parser.parse_args().out
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/latency_predictions"))
+    out: Path = parser.parse_args().out
     sys.path.insert(0, str(data_root()))
     from backbones import resnet56  # type: ignore[import-not-found]
 
@@ -54,11 +57,14 @@ def main() -> None:
         "Made by `python benchmarks/proofs/latency_predictions.py`, ONNX Runtime, one thread, "
         "batch 1, shares of the whole network's latency in the same precision.",
         "",
-        f"Machine: {machine['cpu']}, {machine['time_utc']}.",
+    ]
+    print_machine(lines, machine)
+    lines += [
         "",
         "| precision | multiply-adds | predicted | measured | error |",
         "|---|---|---|---|---|",
     ]
+    told: dict[str, Any] = {"fingerprint": machine, "precisions": {}}
     for precision in ("float32", "int8"):
         table = LatencyTable(target, precision)
         table.measure(frame, widths, _silent)
@@ -66,20 +72,23 @@ def main() -> None:
         model = LatencyModel(frame, table)
         ratios = watch([*known, *unseen])  # all of them in turns
         model.learn(known, lambda _, seen=ratios: seen[:RANDOM_NETWORKS])
-        errors: list[float] = []
+        errors, rows = list[float](), list[dict[str, float]]()
         for choice, measured in zip(unseen, ratios[RANDOM_NETWORKS:], strict=True):
             predicted = model.predict(choice)
             errors.append(predicted / measured - 1)
             macs = frame.total(macs_cost, choice) / whole
+            rows.append({"macs": macs, "predicted": predicted, "measured": measured})
             lines.append(
                 f"| {precision} | {macs:.2f} | {predicted:.3f} | {measured:.3f} | "
                 f"{100 * errors[-1]:+.1f} % |"
             )
+        told["precisions"][precision] = rows
         near = sum(abs(error) <= 0.1 for error in errors)
         lines.append(f"| {precision} | | | within 10 % | **{near} of {len(errors)}** |")
     print("\n".join(lines))
-    if out is not None:
-        out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    out.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _silent(stage: str, done: int, total: int | None) -> None:
