@@ -234,7 +234,7 @@ def _rounded(
     groups, _, inputs = weights.shape
     diagonal = np.einsum("gii->gi", moments)
     order = np.argsort(-diagonal, axis=1, kind="stable")
-    at: NDArray[np.int64] = np.arange(groups)[:, None]
+    at = np.indices((groups,))[0][:, None]
     moments = moments[at[:, :, None], order[:, :, None], order[:, None, :]]
     damping = _DAMPING * diagonal.mean(axis=1) + 1e-12 * (1 + diagonal.max(axis=1))
     moments = moments + damping[:, None, None] * np.eye(inputs)
