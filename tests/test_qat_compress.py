@@ -59,7 +59,7 @@ def uneven():
 PLAIN = Preprocessing(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
 TOML = "mean = [0.5, 0.4, 0.3]\nstd = [0.2, 0.2, 0.2]\n"
 QUICK = Qat(epochs=6, batch=32, lr=1e-4, layout="contiguous", tolerated=0.0)
-PTQ = Int8(ranges="minmax", bias_correction=False, mixed=False)
+PTQ = Int8(ranges="minmax", rounding=False, bias_correction=False, mixed=False)
 RECIPE = Recipe("quick", (PTQ, QUICK))
 
 
