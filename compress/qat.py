@@ -308,9 +308,10 @@ def _written(
     ranges = learned(trained, places(trained, anew.graph, few), anew.ranges)
     codes = write_qdq(anew.graph, ranges, anew.plan, anew.dialect, weight_method="minmax")
     as_trained = replace(anew, ranges=ranges, quantized=codes, weight_method="minmax")
+    untouched = replace(int8, weights="minmax", rounding=False, bias_correction=False)
     ways: dict[str, _Way] = {}
     for name, whole, settings in (
-        ("as trained", as_trained, replace(int8, weights="minmax", bias_correction=False)),
+        ("as trained", as_trained, untouched),
         ("calibrated anew", anew, int8),
     ):
         outcome = finish(whole, settings, context)

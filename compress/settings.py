@@ -166,6 +166,7 @@ class Qat(Distil):
     lr: float = 1e-4
     weight_decay: float = 0.0
     precision: str = "float32"  # bfloat16 has no more digits than the codes
+    compiled: str = "no"  # what rounds was never compiled
     tolerated: float = 0.1
 
     kind: ClassVar[str] = "qat"

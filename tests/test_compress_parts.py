@@ -173,7 +173,10 @@ def test_a_network_whose_own_keys_have_the_prefix_keeps_it(files: Path) -> None:
     held = {f"module.{key}": value for key, value in _net().state_dict().items()}
     save_file(held, "w.safetensors")
     try:
-        Backbone.open("wrapped.py:Wrapped", "w.safetensors")
+        opened = Backbone.open("wrapped.py:Wrapped", "w.safetensors").module
+        assert {k: v.tolist() for k, v in opened.state_dict().items()} == {
+            k: v.tolist() for k, v in held.items()
+        }
     finally:
         for name in ("some_nets", "beside_nets"):
             sys.modules.pop(name, None)
@@ -182,7 +185,8 @@ def test_a_network_whose_own_keys_have_the_prefix_keeps_it(files: Path) -> None:
 def test_weights_may_lack_the_count_of_batches(files: Path) -> None:
     held = {k: v for k, v in _net().state_dict().items() if "num_batches" not in k}
     save_file(held, "w.safetensors")
-    Backbone.open("some_nets.py:net", "w.safetensors")
+    opened = Backbone.open("some_nets.py:net", "w.safetensors").module
+    assert all(opened.state_dict()[key].equal(value) for key, value in held.items())
 
 
 def test_a_factory_is_found_by_a_module_name_in_the_working_folder(

@@ -19,8 +19,7 @@ def kept() -> Generator[None]:
     """Inside, glibc's ``malloc`` gives no memory back to the system; after it, all it can.
 
     By default every tensor of some megabytes is mapped, filled with zeros page by page, and
-    unmapped: 11,000 page faults and a fifth of the time of a ResNet-20's step on two cores. On
-    systems without glibc nothing is done.
+    unmapped, in every step anew. On systems without glibc nothing is done.
 
     Source: mallopt(3), ``M_MMAP_THRESHOLD`` and ``M_TRIM_THRESHOLD``.
     """
