@@ -41,6 +41,7 @@ class Networks:
         objective: The loss.
         average: The student's averaged weights.
         optimizer: Of the student's weights and the adapters.
+        example: What the teacher gave for the few pictures.
     """
 
     student: nn.Module
@@ -50,6 +51,7 @@ class Networks:
     objective: Objective
     average: Average
     optimizer: torch.optim.Optimizer
+    example: Seen
 
 
 def prepare(
@@ -87,9 +89,8 @@ def prepare(
     objective = Objective(settings, task, labelled, ours, theirs)
     average = Average(learner, settings.average)
     learner.train()
-    return Networks(
-        learner, original, watched, model, objective, average, _optimizer(watched, settings)
-    )
+    optimizer = _optimizer(watched, settings)
+    return Networks(learner, original, watched, model, objective, average, optimizer, theirs)
 
 
 def check_count(count: int) -> list[str]:
