@@ -19,7 +19,7 @@ from ..export.measuring import Whole
 from ..export.plan import Choice, PrecisionPlan, plan_int8
 from ..export.ranges import Batches, Ranges, calibrate
 from ..export.receipt import Receipt, float_receipt, int8_receipt
-from ..export.rounding import round_weights
+from ..export.rounding import Held, round_weights
 from ..runtime.engine import EngineOptions
 from ..runtime.engines import open_engine
 from ..runtime.target import Target
@@ -70,6 +70,7 @@ class Context:
         progress: Told how far the work is.
         device_here: Whether the target's device is here; where it is not, ONNX Runtime stands in.
         seen: What calibration saw, for other targets too.
+        codes: Of weights that were rounded anew, for the next plan that has them.
     """
 
     target: Target
@@ -80,6 +81,7 @@ class Context:
     progress: Progress
     device_here: bool = True
     seen: RangesOnce = field(default_factory=RangesOnce, compare=False)
+    codes: Held = field(default_factory=dict, compare=False)
 
     @property
     def engine(self) -> str:
@@ -206,6 +208,7 @@ def _improved(whole: Whole, settings: Int8, context: Context) -> dict[str, Quant
             whole.graph,
             whole.quantized,
             context.calibration,
+            held=context.codes,
             on_progress=partial(context.progress, "rounding weights"),
         )
         if anew is not None:

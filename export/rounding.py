@@ -18,9 +18,12 @@ transformers" (arXiv:2210.17323, section 3.3 and algorithm 1), after Hassibi and
 
 from __future__ import annotations
 
+import hashlib
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -69,11 +72,16 @@ class Layer:
     kernel: tuple[int, ...]
 
 
+Held: TypeAlias = dict[tuple[bytes, str, bytes], Array]
+"""Codes that were chosen before, by network, node, and the scales and largest code they are for."""
+
+
 def round_weights(
     graph: Graph,
     quantized: Quantized,
     batches: Batches,
     *,
+    held: Held | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Quantized | None:
     """Choose the codes of the weights anew.
@@ -82,6 +90,8 @@ def round_weights(
         graph: The float32 network.
         quantized: The same in a dialect.
         batches: Calibration pictures; 64 of them at most are used.
+        held: What was chosen before, for the same pictures, is taken from here; what is chosen now
+            is added.
         on_progress: Called with the number of layers that are done, and of all.
 
     Returns:
@@ -92,23 +102,42 @@ def round_weights(
     layers = layers_of(walk, model, quantized)
     if not layers or work_of(layers) > _MOST_WORK:
         return None
-    done = 0
-    for part in _parts(layers):
+    network = hashlib.sha256(graph.model).digest()
+    known: Held = {} if held is None else held
+    wanted = {one.node.name: _wanted(network, one, constants) for one in layers}
+    missing = [one for one in layers if wanted[one.node.name].key not in known]
+    for part in _parts(missing):
         for layer, moments in _moments(graph, part, batches):
-            old = numpy_helper.to_array(constants[layer.codes])
-            scale = numpy_helper.to_array(constants[layer.scale])
+            want = wanted[layer.node.name]
             axis = channel_axis(layer.node)
             weights = np.moveaxis(walk.constant(layer.weights), axis, 0)
-            limit = int(max(np.abs(old.astype(np.int32)).max(), 1))
             split = weights.reshape(layer.groups, -1, layer.inputs).astype(np.float64)
-            steps = scale.astype(np.float64).reshape(layer.groups, -1, 1)
-            codes = _rounded(split / steps, moments, limit).reshape(weights.shape)
-            new = np.ascontiguousarray(np.moveaxis(codes, 0, axis)).astype(old.dtype)
-            constants[layer.codes].CopyFrom(numpy_helper.from_array(new, layer.codes))
-            done += 1
+            steps = want.scale.reshape(layer.groups, -1, 1)
+            codes = _rounded(split / steps, moments, want.limit).reshape(weights.shape)
+            known[want.key] = np.ascontiguousarray(np.moveaxis(codes, 0, axis)).astype(np.int8)
             if on_progress:
-                on_progress(done, len(layers))
+                on_progress(sum(one.key in known for one in wanted.values()), len(layers))
+    for layer in layers:
+        codes = known[wanted[layer.node.name].key]
+        constants[layer.codes].CopyFrom(numpy_helper.from_array(codes, layer.codes))
     return replace(quantized, model=serialize(model))
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What codes are to be for: float64 scales, the largest code, and the key they are held by."""
+
+    scale: NDArray[np.float64]
+    limit: int
+    key: tuple[bytes, str, bytes]
+
+
+def _wanted(network: bytes, layer: Layer, constants: dict[str, onnx.TensorProto]) -> _Wanted:
+    old = numpy_helper.to_array(constants[layer.codes])
+    scale = numpy_helper.to_array(constants[layer.scale]).astype(np.float64)
+    limit = int(max(np.abs(old.astype(np.int32)).max(), 1))
+    told = hashlib.sha256(scale.tobytes() + limit.to_bytes(2, "little")).digest()
+    return _Wanted(scale, limit, (network, layer.node.name, told))
 
 
 def layers_of(walk: Walk, model: onnx.ModelProto, quantized: Quantized) -> list[Layer]:
@@ -175,7 +204,7 @@ def _moments(
     give_out(model, sorted(names - {value.name for value in model.graph.input}))
     if not model.graph.output:
         give_out(model, [layers[0].node.output[0]])
-    rng = np.random.default_rng(0)
+    draws = [np.random.default_rng(zlib.crc32(one.node.name.encode())) for one in layers]
     sums = [np.zeros((one.groups, one.inputs)) for one in layers]
     squares = [np.zeros((one.groups, one.inputs, one.inputs)) for one in layers]
     counts, pictures = [0] * len(layers), 0
@@ -183,7 +212,7 @@ def _moments(
         for feeds in batches(_BATCH):
             seen = {**feeds, **engine.run(feeds)}
             for i, layer in enumerate(layers):
-                patches = _patches(seen[layer.node.input[0]], layer, rng)
+                patches = _patches(seen[layer.node.input[0]], layer, draws[i])
                 sums[i] += patches.sum(axis=1)
                 squares[i] += np.matmul(patches.transpose(0, 2, 1), patches)
                 counts[i] += patches.shape[1]
