@@ -108,8 +108,6 @@ class Distil:
         zoom: Share of the area that is cut away by zooming in, at most.
         colour: How far brightness, contrast and saturation change, at most (0.2: by 20 %).
         mix: Share of the pictures that are blended with another.
-        views: Epochs that are augmented anew; then they come again in another order, and what the
-            teacher gave for them, which is kept, need not be computed again. 0: all are new.
         precision: ``auto`` measures, ``float32`` and ``bfloat16`` (autocast) are obeyed.
         layout: ``auto`` measures, ``contiguous`` and ``channels_last`` are obeyed.
         compiled: Whether torch's compiler is tried, and kept if quicker: ``yes``, ``no``, ``auto``
@@ -135,7 +133,6 @@ class Distil:
     zoom: float = 0.0
     colour: float = 0.0
     mix: float = 0.0
-    views: int = 0
     precision: str = "auto"
     layout: str = "auto"
     compiled: str = "auto"
@@ -191,7 +188,6 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "zoom": (0, 0.95),
     "colour": (0, 0.9),
     "mix": (0, 1),
-    "views": (0, 1e6),
     "max_minutes": (0, 1e6),
     "tolerated": (0, 1e6),  # of qat alone
 }

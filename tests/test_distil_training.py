@@ -10,16 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 import torch
-from distil_nets import QUICK, Net, data, net, teacher, trained, weights
+from distil_nets import Net, data, net, teacher, trained, weights
 from torch import nn
 
 from edgepress.benchmarks import Images, UserTask, task
@@ -52,63 +51,6 @@ def test_a_student_comes_nearer_to_its_teacher_and_nothing_given_is_changed(labe
     assert not torch.equal(weights(found.module), before)
     assert torch.equal(torch.random.get_rng_state(), state), "the caller's random numbers go on"
     assert any("128 pictures only" in note for note in found.notes)
-
-
-class Noting(Net):
-    """Notes down what it is run on."""
-
-    noted: ClassVar[dict[bool, list[torch.Tensor]]] = {}
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.noted.setdefault(self.training, []).append(x.detach().clone())
-        return super().forward(x)
-
-
-def test_of_views_that_come_again_the_teacher_is_asked_once(tmp_path: Path) -> None:
-    original, student = Noting(24).eval(), Noting(6)
-    original.load_state_dict(teacher().state_dict())
-    settings = replace(QUICK, epochs=6, views=2, mix=0.5)
-
-    def stop(stage: str, done: int, total: int | None) -> None:
-        if (stage, done) == ("training", 18):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        trained(settings, student=student, teacher=original, folder=tmp_path, report=stop)
-    broken = trained(settings, student=student, teacher=original, folder=tmp_path, resume=True)
-    Noting.noted.clear()
-    whole = trained(settings, student=student, teacher=original)
-    assert whole.log["views"] == 2
-    assert torch.allclose(weights(broken.module), weights(whole.module), atol=1e-6)
-    learnt = Noting.noted[True][-6 * 4 :]
-    views = [learnt[:4], learnt[4:8]]
-    for view in learnt[:8]:
-        assert sum(torch.equal(view, asked) for asked in Noting.noted[False]) == 1
-    assert not any(torch.equal(one, other) for one in views[0] for other in views[1])
-    orders: set[tuple[int, ...]] = set()
-    for epoch in range(6):
-        seen = learnt[4 * epoch : 4 * epoch + 4]
-        order = [
-            next(at for at, other in enumerate(views[epoch % 2]) if torch.equal(x, other))
-            for x in seen
-        ]
-        assert sorted(order) == [0, 1, 2, 3]
-        orders.add(tuple(order))
-    assert len(orders) > 2
-
-
-def test_views_of_a_teacher_that_gives_too_much_are_all_new(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from edgepress.compress.training import views
-
-    monkeypatch.setattr(views, "KEPT_BYTES", 4 * 4 * 128 * 2 - 1)
-    found, plain = trained(replace(QUICK, views=2)), trained()
-    assert found.log["views"] == 0
-    assert any("augmented anew" in note for note in found.notes)
-    assert torch.allclose(weights(found.module), weights(plain.module), atol=1e-6)
-    monkeypatch.setattr(views, "KEPT_BYTES", 4 * 4 * 128 * 2)
-    assert trained(replace(QUICK, views=2)).log["views"] == 2
 
 
 class Two(nn.Module):

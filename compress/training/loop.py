@@ -30,7 +30,6 @@ from .preparing import check_count, check_frozen, mixed, prepare
 from .processes import Processes
 from .referee import Referee
 from .schedule import Clock, learning_rate
-from .views import Views
 from .ways import Way, candidates, choose
 
 _EXAMPLES = 2
@@ -52,14 +51,6 @@ class Trained:
     module: nn.Module
     log: dict[str, Any]
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A step of an epoch: where it is in it, and which samples it takes."""
-
-    at: int
-    rows: torch.Tensor
 
 
 class Training:
@@ -98,10 +89,6 @@ class Training:
         world = processes.world
         self._batch = max(world, min(settings.batch, len(images)) // world * world)
         self._steps = len(images) // self._batch
-        self._views = Views(
-            settings.views, self._steps, self._networks.example, self._batch // world
-        )
-        self._notes.extend(self._views.notes)
         self._clock = Clock(self._steps * settings.epochs, 60 * settings.max_minutes)
         identity = {
             "settings": asdict(settings),
@@ -197,14 +184,14 @@ class Training:
     def _train_epoch(self, trained: nn.Module) -> None:
         """From where the epoch stands to its end, or to the end of the time; then it is judged."""
         state, settings = self._state, self._settings
-        steps = self._steps_of(state.epoch)
+        order = torch.randperm(len(self._pool), generator=self._chance(state.epoch, 0))
         while state.step < self._steps:
             left = self._left()
             if not left:
                 break
             for group in self._networks.optimizer.param_groups:
                 group["lr"] = settings.lr * learning_rate(self._clock.progress, settings.warmup)
-            self._one_step(trained, *steps[state.step : state.step + 2])
+            self._one_step(trained, order)
             state.step += 1
             self._clock.stepped(left)
             self._report("training", self._clock.done, self._clock.done + left - 1)
@@ -216,18 +203,14 @@ class Training:
         self._clock.judged(self._steps)
         self._keeper.write(state)
 
-    def _steps_of(self, epoch: int) -> list[_Place]:
-        order = torch.randperm(len(self._pool), generator=self._chance(self._views.of(epoch), 0))
-        places = self._views.places(epoch, self._chance(epoch, 0))
-        return [_Place(at, order[at * self._batch : (at + 1) * self._batch]) for at in places]
-
-    def _one_step(self, trained: nn.Module, place: _Place, following: _Place | None = None) -> None:
+    def _one_step(self, trained: nn.Module, order: torch.Tensor) -> None:
         state, networks = self._state, self._networks
-        chance = self._chance(self._views.of(state.epoch), place.at + 1)
-        step = self._chosen(place.rows, chance, following and following.rows)
+        at = state.step * self._batch
+        rows, coming = order[at : at + self._batch], order[at + self._batch : at + 2 * self._batch]
+        step = self._chosen(rows, self._chance(state.epoch, state.step + 1), coming)
         _torch.manual_seed(mixed(self._seed, state.epoch, state.step, self._processes.rank))
         networks.student.train()
-        terms = self._terms(trained, step, state.way, place.at)
+        terms = self._terms(trained, step, state.way)
         loss = _sum(terms)
         if not self._processes.all_true(math.isfinite(loss.item())):
             raise diverged(
@@ -251,20 +234,15 @@ class Training:
         """This process's part of a step's samples, the chance being drawn for all of them."""
         draws = Draws.of(self._settings, len(rows), chance)
         start, stop = self._processes.part(len(rows))
-        ahead = None if coming is None else coming[start:stop]
+        ahead = None if coming is None or len(coming) < len(rows) else coming[start:stop]
         return self._pool.batch(rows[start:stop], draws.part(start, stop), ahead)
 
-    def _terms(self, trained: nn.Module, step: Step, way: Way, at: int | None = None) -> Tensors:
-        """The loss of a step, term by term; ``at`` is its place in the epoch, if it has one."""
+    def _terms(self, trained: nn.Module, step: Step, way: Way) -> Tensors:
         feeds = way.fed(step.feeds, self._device)
         labels = None if step.labels is None else step.labels.to(self._device)
-
-        def ask() -> Seen:
-            return Seen(*self._networks.model(feeds))
-
         with way.computing(self._device):
             with torch.no_grad():
-                theirs = ask() if at is None else self._views.seen(self._state.epoch, at, ask)
+                theirs = Seen(*self._networks.model(feeds))
             ours = Seen(*trained(feeds))
         inner: Any = trained if isinstance(trained, Watched) else trained.module
         return self._networks.objective(ours, theirs, inner.features, labels, step.draws)
@@ -316,7 +294,6 @@ class Training:
             "device": str(self._device),
             "way": str(state.way),
             "compiled": state.compiled,
-            "views": self._views.count,
             "seconds_a_step": {name: round(value, 4) for name, value in state.took.items()},
             "chosen_by": self._referee.task.name,
             "best": state.best,

@@ -41,7 +41,6 @@ class Networks:
         objective: The loss.
         average: The student's averaged weights.
         optimizer: Of the student's weights and the adapters.
-        example: What the teacher gave for the few pictures.
     """
 
     student: nn.Module
@@ -51,7 +50,6 @@ class Networks:
     objective: Objective
     average: Average
     optimizer: torch.optim.Optimizer
-    example: Seen
 
 
 def prepare(
@@ -89,8 +87,9 @@ def prepare(
     objective = Objective(settings, task, labelled, ours, theirs)
     average = Average(learner, settings.average)
     learner.train()
-    optimizer = _optimizer(watched, settings)
-    return Networks(learner, original, watched, model, objective, average, optimizer, theirs)
+    return Networks(
+        learner, original, watched, model, objective, average, _optimizer(watched, settings)
+    )
 
 
 def check_count(count: int) -> list[str]:
