@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from edgepress.compress.groups import Group, Member
 from edgepress.compress.history import apply_step
 from edgepress.compress.importance import METHODS, fisher
 from edgepress.compress.latency_model import LatencyModel, random_choices
-from edgepress.compress.latency_table import LatencyTable
+from edgepress.compress.latency_table import LatencyTable, timed_ms
 from edgepress.compress.recalibration import recalibrate
 from edgepress.compress.selection import Bound, choose
 from edgepress.compress.structure import structure_of
@@ -36,6 +37,7 @@ from edgepress.runtime import BoundError, InputError, Preprocessing
 from edgepress.runtime.engine import EngineOptions
 from edgepress.runtime.engines import open_engine
 from edgepress.runtime.target import target
+from edgepress.runtime.tensors import Arrays
 
 CPU = target("onnxruntime-cpu")
 PLAIN = Preprocessing(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
@@ -344,6 +346,19 @@ def test_a_model_learns_from_whole_networks(tmp_path: Path) -> None:
     bound = model.bound(0.7)
     choice = model.seen[0][0]
     assert bound.of(frame, choice) == pytest.approx(model.predict(choice))
+
+
+def test_runs_that_find_the_caches_cold_are_not_what_is_told() -> None:
+    last: list[Any] = []
+
+    class Cold:
+        def run(self, feeds: Arrays) -> Arrays:
+            time.sleep(0.002 if last == [self] else 0.01)
+            last[:] = [self]
+            return feeds
+
+    engines: Any = [(Cold(), {}), (Cold(), {})]
+    assert max(timed_ms(engines, 0.1)) < 6
 
 
 def test_whole_networks_are_timed_against_the_uncut_one() -> None:

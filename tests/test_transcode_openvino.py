@@ -87,6 +87,23 @@ def test_a_gate_runs_inside_of_its_convolution(coarse: bool, tmp_path: Path) -> 
     assert any(n.kind in ("Eltwise", "Subgraph") for n in seen) == (not left_out)
 
 
+@pytest.mark.parametrize("clipped", [False, True])
+def test_a_sum_in_front_of_a_gate_keeps_its_quantizer(clipped: bool, tmp_path: Path) -> None:
+    """HardSwish written out, its Clip perhaps left to the codes: the sum gives codes only."""
+    net = Net(29)
+    y = net.pair(net.conv(net.pair("x", 0.03), 4, 8), 0.04, 128, "uint8")
+    parts = [net.constant(np.float32(3 / 255)), net.constant(np.uint8(0))]
+    three = net.op("DequantizeLinear", net.constant(np.array(255, np.uint8)), *parts)
+    ends = [net.constant(np.float32(end)) for end in (0, 6)]
+    gate = net.op("Add", y, three)
+    gate = net.pair(net.op("Clip", gate, *ends) if clipped else gate, 6 / 255, 0, "uint8")
+    y = net.pair(net.op("Mul", y, gate), 0.06, 20, "uint8")
+    path = net.write(tmp_path / "a.onnx", net.op("Relu", net.conv(y, 8, 4)))
+    found = transcode(path, OURS, engine="openvino")
+    assert found.equality.layer_steps <= 1.01
+    assert in_codes(found.model) == 2
+
+
 def test_why_slow_reads_what_openvino_executes(tmp_path: Path) -> None:
     net = Net(22)
     x = net.pair("x", 0.03)
