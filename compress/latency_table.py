@@ -30,7 +30,7 @@ from ..runtime.tensors import Arrays
 from .costs import Frame
 from .layers import Layer
 
-_VERSION = 1
+_VERSION = 2
 _COPIES = 4
 _BLOCK_S = 0.003
 _BLOCKS = (5, 100)

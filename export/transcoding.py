@@ -255,20 +255,12 @@ class _Decision:
     def _inside(self, walk: Walk, plan: PrecisionPlan) -> list[str]:
         """Quantized tensors between an INT8 node and gates that run inside of its kernel."""
         found: list[str] = []
-        absorbing = {
-            tail.output[0]: node
-            for node in walk.model.graph.node
-            if plan.is_int8(node) and (tail := walk.folded_activation(node)) is not None
-        }
         for name in self.known if self.liberties.gates else ():
             maker, readers = walk.producer.get(name), walk.consumers.get(name, [])
-            maker = absorbing.get(name, maker)
             if maker is None or name in walk.output_names or not readers:
                 continue
-            if plan.is_int8(maker) and maker.op_type not in self.dialect.free_output:
-                continue  # its kernel gives codes and nothing else
-            made = plan.is_int8(maker) or maker.op_type in self.dialect.gates
-            gates = self.dialect.gates
+            gates, floats = self.dialect.gates, self.dialect.free_output
+            made = maker.op_type in (floats if plan.is_int8(maker) else gates)
             if made and all(r.op_type in gates and not plan.is_int8(r) for r in readers):
                 found.append(name)
         return found
