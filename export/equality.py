@@ -42,7 +42,7 @@ class Equality:
             or in 255ths of its range where it has none.
         output_cosine: The least cosine of an output, from end to end.
         unclipped_share: Share of values that the given file clipped at the end of their channel's
-            codes, and that the new one, with one scale for all channels, represents.
+            codes, and that the new one, with one scale for all channels or none, represents.
         layers: How many layers were compared.
     """
 
@@ -69,7 +69,6 @@ class Truth:
         shares: What channels were divided by, by tensor.
         filled: Quantizers that the file does not have; beyond their ends nothing matters to what
             reads the tensor, which the layers behind it prove.
-        widened: Tensors whose channels had scales of their own that became one.
     """
 
     model: onnx.ModelProto
@@ -77,7 +76,6 @@ class Truth:
     views: Mapping[str, str]
     shares: Mapping[str, Array]
     filled: Mapping[str, Codes]
-    widened: frozenset[str]
 
 
 def compare_layers(
@@ -96,21 +94,29 @@ def compare_layers(
         MissingExtraError: Where the engine is not installed.
     """
     feeds = _feeds(truth, inputs)
-    names = [name for name in quantized.codes if name in truth.views]
-    outputs = [value.name for value in truth.model.graph.output]
-    seen = _run_given(truth, [truth.views[name] for name in names], feeds)
-    values = {name: _value(truth, name, seen) for name in names}
-    layers, unclipped, total = dict[str, float](), 0, 0
     left_out = truth.codes.keys() - quantized.codes.keys()
-    cut = _cut(quantized, {name: value.ndim for name, value in values.items()}, left_out)
+    floats = {name: name for name in left_out if truth.codes[name].per_channel}
+    tensors = {
+        name: at for name, at in {**quantized.codes, **floats}.items() if name in truth.views
+    }
+    outputs = [value.name for value in truth.model.graph.output]
+    seen = _run_given(truth, [truth.views[name] for name in tensors], feeds)
+    values = {name: _value(truth, name, seen) for name in tensors}
+    layers, unclipped, total = dict[str, float](), 0, 0
+    ranks = {name: value.ndim for name, value in values.items()}
+    cut = _cut(quantized.model, tensors, ranks, left_out)
     given: Arrays = dict(feeds)
     for name, tensor in cut.forced.items():
-        meaning = cut.meaning[name]
-        given[tensor] = meaning.encode(values[name]).astype(meaning.kind)
+        given[tensor] = values[name]
+        if name in cut.meaning:
+            meaning = cut.meaning[name]
+            given[tensor] = meaning.encode(values[name]).astype(meaning.kind)
     with open_engine(engine)(cut.model, EngineOptions()) as parts:
-        ran = parts.run({spec.name: given[spec.name] for spec in parts.inputs})
-    for name in names:
-        mine = cut.meaning[name].decode(ran[quantized.codes[name]])
+        ran = {**feeds, **parts.run({spec.name: given[spec.name] for spec in parts.inputs})}
+    for name, tensor in tensors.items():
+        found = ran[tensor]
+        mine = cut.meaning[name].decode(found) if name in cut.meaning else found
+        mine = _within(truth, name, mine)
         apart = np.abs(mine - values[name]) / _step(truth, name, cut)
         free = _clipped(truth, name, seen, mine, values[name])
         unclipped, total = unclipped + int(free.sum()), total + free.size
@@ -166,20 +172,24 @@ def _value(truth: Truth, name: str, seen: Arrays) -> Array:
     value = seen[truth.views[name]]
     if name in truth.codes and np.issubdtype(value.dtype, np.integer):
         value = truth.codes[name].decode(value)
-    value = value.astype(np.float32)
-    if name in truth.filled:
-        value = np.clip(value, truth.filled[name].low, truth.filled[name].high)
+    value = _within(truth, name, value.astype(np.float32))
     if name in truth.shares:
         value = value / truth.shares[name].reshape([1, -1] + [1] * (value.ndim - 2))
     return value
 
 
+def _within(truth: Truth, name: str, value: Array) -> Array:
+    """What of it can matter to what reads the tensor: up to the ends of a filled-in quantizer."""
+    filled = truth.filled.get(name)
+    return value if filled is None else np.clip(value, filled.low, filled.high)
+
+
 def _clipped(truth: Truth, name: str, seen: Arrays, mine: Array, value: Array) -> Array:
-    """Where a channel's code ends its range, and the one scale that it got goes on beyond it."""
-    given = seen[truth.views[name]]
-    if name not in truth.widened or not np.issubdtype(given.dtype, np.integer):
+    """Where a channel's code ends its range, and what the new file has there goes on beyond it."""
+    given, codes = seen[truth.views[name]], truth.codes.get(name)
+    ended = codes is not None and codes.per_channel and name not in truth.shares
+    if codes is None or not ended or not np.issubdtype(given.dtype, np.integer):
         return np.zeros(value.shape, bool)
-    codes = truth.codes[name]
     above = (given == codes.highest) & (mine > value)
     return above | ((given == codes.lowest) & (mine < value))
 
@@ -202,15 +212,17 @@ class _Layers:
     reads: dict[str, set[str]]
 
 
-def _cut(quantized: Quantized, ranks: Mapping[str, int], left_out: Collection[str]) -> _Layers:
-    model = onnx.load_model_from_string(quantized.model)
+def _cut(
+    new: bytes, tensors: Mapping[str, str], ranks: Mapping[str, int], left_out: Collection[str]
+) -> _Layers:
+    model = onnx.load_model_from_string(new)
     walk, taken = Walk(model), all_names(model)
-    owners = {quantized.codes[name]: name for name in ranks}
-    meaning = {name: _meaning(walk, quantized.codes[name]) for name in ranks}
-    reads = {name: _reads(walk, quantized.codes[name], owners, left_out) for name in ranks}
+    owners = {tensor: name for name, tensor in tensors.items()}
+    coded = {name: tensor for name, tensor in tensors.items() if name not in left_out}
+    meaning = {name: _meaning(walk, tensor) for name, tensor in coded.items()}
+    reads = {name: _reads(walk, tensor, owners, left_out) for name, tensor in tensors.items()}
     forced: dict[str, str] = {}
-    for name, rank in ranks.items():
-        tensor = quantized.codes[name]
+    for name, tensor in tensors.items():
         readers = walk.consumers.get(tensor, [])
         if not readers:
             continue
@@ -219,10 +231,11 @@ def _cut(quantized: Quantized, ranks: Mapping[str, int], left_out: Collection[st
             for i, read in enumerate(node.input):
                 if read == tensor:
                     node.input[i] = forced[name]
-        kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(meaning[name].kind))
-        shape = [f"{forced[name]}_{i}" for i in range(rank)]
+        held = np.dtype(meaning[name].kind if name in meaning else np.float32)
+        kind = onnx.helper.np_dtype_to_tensor_dtype(held)
+        shape = [f"{forced[name]}_{i}" for i in range(ranks[name])]
         model.graph.input.append(onnx.helper.make_tensor_value_info(forced[name], kind, shape))
-    give_out(model, [quantized.codes[name] for name in ranks])
+    give_out(model, [tensor for tensor in tensors.values() if tensor in walk.producer])
     return _Layers(model.SerializeToString(), forced, meaning, reads)
 
 
@@ -246,7 +259,7 @@ def _reads(
 ) -> set[str]:
     """The tensors whose codes the layer that gives ``tensor`` reads, those left out among them."""
     found: set[str] = set()
-    todo = [walk.producer[tensor]]
+    todo = [walk.producer[tensor]] if tensor in walk.producer else []
     while todo:
         for name in todo.pop().input:
             if name in owners:
@@ -259,7 +272,7 @@ def _reads(
 
 def _step(truth: Truth, name: str, layers: _Layers) -> float:
     """The step to measure a layer's output in: the coarsest that it reads or writes."""
-    steps = [float(layers.meaning[name].scale)]
+    steps = [float(layers.meaning[name].scale)] if name in layers.meaning else []
     if name in truth.codes and name not in truth.shares:
         steps.append(float(truth.codes[name].scale.max()))
     for read in layers.reads[name]:

@@ -12,6 +12,9 @@ dialect fuses, and the graph is written anew by :mod:`.dialects.qdq`. No data, n
   one, the node stays float32.
 - Scales for each channel of an activation go into the weights on both sides where only depthwise
   convolutions read it (exact), else they become one scale with the widest range.
+- Values that are only moved (sliced, padded, pooled by their maximum) keep the scale that they had
+  before; where the given file's scale behind them is so different that a layer would lie more than
+  a step off, they are quantized anew there.
 - Weights keep their codes; only where the dialect cannot hold them are they quantized again.
 
 When it is exact: to within a quantization step at every layer, given the same inputs of that layer;
@@ -29,6 +32,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 
 import numpy as np
 import onnx
@@ -124,7 +128,7 @@ def transcode(
         )
     given = read_onnx(path)
     result = _attempt(given, path, dialect, engine, _Liberties())
-    for less in (_Liberties(gates=False), _Liberties(one_scale=False), _Liberties(False, False)):
+    for less in _FEWER_LIBERTIES:
         if result.equality.layer_steps > LARGEST_STEPS:
             other = _attempt(given, path, dialect, engine, less)
             result = min(result, other, key=lambda one: one.equality.layer_steps)
@@ -148,10 +152,18 @@ class _Liberties:
     Attributes:
         gates: Quantizers around activation functions and gates are filled in, or left out.
         one_scale: An activation with scales for each channel gets the widest.
+        moved: Values that are only moved keep the scale that they had before, whatever the given
+            file has behind.
     """
 
     gates: bool = True
     one_scale: bool = True
+    moved: bool = True
+
+
+_FEWER_LIBERTIES = [
+    _Liberties(*kept) for kept in sorted(product((True, False), repeat=3), key=sum, reverse=True)
+][1:]
 
 
 def _attempt(
@@ -164,8 +176,7 @@ def _attempt(
     graph = tidy(stripped.model, source=path, keep=sorted(stripped.codes))
     quantized = decided.write(graph)
     filled = {name: decided.known[name] for name in decided.filled}
-    widened = frozenset(decided.widened)
-    truth = Truth(given, original, stripped.views, folded, filled, widened)
+    truth = Truth(given, original, stripped.views, folded, filled)
     equality = compare_layers(truth, quantized, graph.inputs, engine)
     changes, kept = tuple(decided.changes), tuple(decided.kept)
     units = len(quantized.units)
@@ -180,7 +191,6 @@ class _Decision:
     changes: list[Change] = field(default_factory=list[Change])
     kept: list[Change] = field(default_factory=list[Change])
     filled: set[str] = field(default_factory=set[str])
-    widened: set[str] = field(default_factory=set[str])
 
     @property
     def known(self) -> dict[str, Codes]:
@@ -198,7 +208,6 @@ class _Decision:
             self._note(name, "per-channel activation", "its scales went into the weights around it")
         for name, codes in [item for item in self.known.items() if item[1].per_channel]:
             if self.liberties.one_scale:
-                self.widened.add(name)
                 self.known[name] = widest(codes)
                 told = "one scale for the tensor, the widest range"
             else:
@@ -237,6 +246,7 @@ class _Decision:
             self.dialect,
             partial(self._quantizer, tails),
             keep=self.known.keys() - self.filled,
+            own=frozenset() if self.liberties.moved else self._rescaled(walk),
         )
         again = {w for w in self.stripped.weights if w in walk.constants} & {
             node.input[1]
@@ -251,6 +261,17 @@ class _Decision:
             )
         pack = partial(keep_codes, uint8_weights=self.dialect.uint8_weights)
         return write_layout(graph, layout, plan, self.dialect, pack)
+
+    def _rescaled(self, walk: Walk) -> set[str]:
+        """Moved values whose scale is another than before they were moved."""
+        known = self.known
+        return {
+            name
+            for node in walk.model.graph.node
+            if node.op_type in self.dialect.moving and node.input[0] in known
+            for name in node.output
+            if name in known and not known[name].same(known[node.input[0]])
+        }
 
     def _inside(self, walk: Walk, plan: PrecisionPlan) -> list[str]:
         """Quantized tensors between an INT8 node and gates that run inside of its kernel."""

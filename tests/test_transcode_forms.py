@@ -162,6 +162,50 @@ def test_channels_too_far_apart_for_one_scale_stay_float(tmp_path: Path) -> None
     assert told[0].startswith("left out")
 
 
+def test_a_float_layer_is_judged_by_the_codes_that_the_given_file_feeds_it(tmp_path: Path) -> None:
+    """Its input's quantizer was left out; large weights would sum up what that rounded."""
+    net = Net(61)
+    y = net.conv(net.pair("x", 0.03), 4, 8)
+    y = net.op("Mul", y, net.op("Tanh", y))
+    y = net.pair(y, np.geomspace(0.001, 0.02, 8), 0, "uint8")
+    codes = net.rng.choice([-1, 1], (8, 1, 5, 5)).astype(np.int8)
+    one = (net.constant(np.ones(8, np.float32)), net.constant(np.zeros(8, np.int8)))
+    weights = net.op("DequantizeLinear", net.constant(codes), *one, axis=0)
+    y = net.op("Conv", y, weights, group=8, pads=[2, 2, 2, 2])
+    found = transcode(net.write(tmp_path / "a.onnx", net.pair(y, 0.01)), X86)
+    assert found.equality.layer_steps <= 1.01
+    assert 0 < found.equality.unclipped_share < 0.5
+    assert [c.what[:8] for c in found.changes if c.rule == "per-channel activation"] == ["left out"]
+
+
+def test_scales_for_each_channel_of_an_input(tmp_path: Path) -> None:
+    net = Net(63)
+    codes = net.rng.choice([-1, 1], (4, 1, 5, 5)).astype(np.int8)
+    one = (net.constant(np.ones(4, np.float32)), net.constant(np.zeros(4, np.int8)))
+    weights = net.op("DequantizeLinear", net.constant(codes), *one, axis=0)
+    y = net.pair("x", np.geomspace(0.001, 0.02, 4), 128, "uint8")
+    y = net.pair(net.op("Conv", y, weights, group=4, pads=[2, 2, 2, 2]), 0.01)
+    found = transcode(net.write(tmp_path / "a.onnx", net.op("Relu", net.conv(y, 4, 4))), X86)
+    assert found.equality.layer_steps <= 1.01
+    assert [c.what[:8] for c in found.changes if c.rule == "per-channel activation"] == ["left out"]
+
+
+@pytest.mark.parametrize("scale", [0.01, 0.05])
+def test_values_that_were_moved_keep_a_scale_of_their_own(scale: float, tmp_path: Path) -> None:
+    """A shortcut that skips every other pixel, quantized behind that: its own range, finer here."""
+    net = Net(62)
+    y = net.op("Relu", net.conv(net.pair("x", 0.03), 4, 4))
+    axes = [net.constant(np.array(one, np.int64)) for one in ([0, 0], [99, 99], [2, 3], [2, 2])]
+    skip = net.pair(net.op("Slice", y, *axes), scale)
+    bias = net.constant(np.zeros(4, np.float32))
+    y = net.op(
+        "Conv", net.pair(y, 0.03), net.weights(4, 4, 3, 3), bias, pads=[1] * 4, strides=[2, 2]
+    )
+    y = net.op("Relu", net.op("Add", y, skip))
+    found = within_a_step(net.write(tmp_path / "a.onnx", net.pair(y, 0.04)), 2)
+    assert kernels(found.model)["QLinearAdd"] == 1
+
+
 def test_a_gate_without_quantizers_is_filled_in(tmp_path: Path) -> None:
     """SiLU between convolutions, with quantizers in front of these only."""
     net = Net(49)

@@ -97,6 +97,7 @@ def lay_out(
     choose: Choose,
     *,
     keep: Set[str] = frozenset(),
+    own: Set[str] = frozenset(),
     elements: Mapping[str, int] | None = None,
 ) -> Layout:
     """Decide which tensors become codes.
@@ -113,6 +114,7 @@ def lay_out(
         choose: The quantizer of each.
         keep: Tensors that become codes even where no INT8 node needs it, and that everything reads
             as the codes say.
+        own: Tensors with a scale of their own, to which no codes of another are moved.
         elements: Values that each tensor holds, by which a dialect that wants codes at the inputs
             tells a residual addition.
     """
@@ -128,7 +130,12 @@ def lay_out(
         node.name: tail.output[0] if (tail := tails[node.name]) is not None else node.output[0]
         for node in int8
     }
-    moving = _moves(walk, known, plan, dialect, wanted, set(gives.values()))
+    movable = {
+        node.name
+        for node in nodes
+        if _can_move(node, walk, known, dialect) and own.isdisjoint(node.output)
+    }
+    moving = _moves(walk, movable, plan, wanted, set(gives.values()))
     wanted |= {
         gives[node.name]
         for node in int8
@@ -159,26 +166,20 @@ def lay_out(
 
 
 def _moves(
-    walk: Walk,
-    known: Container[str],
-    plan: PrecisionPlan,
-    dialect: Dialect,
-    wanted: set[str],
-    made: set[str],
+    walk: Walk, able: Set[str], plan: PrecisionPlan, wanted: set[str], made: set[str]
 ) -> set[str]:
     """Nodes that move codes: those between where codes are made and where they are wanted.
 
     Args:
         walk: The float32 graph.
-        known: Tensors that may become codes.
+        able: Names of nodes that can move codes.
         plan: Which nodes are INT8.
-        dialect: Which operators can move codes.
         wanted: Tensors that INT8 nodes read; what is found to be wanted besides is added.
         made: Tensors that INT8 nodes give; what is moved is added.
     """
     demanded, movable = set(wanted), set[str]()
     for node in reversed(walk.model.graph.node):
-        if any(name in demanded for name in node.output) and _can_move(node, walk, known, dialect):
+        if node.name in able and any(name in demanded for name in node.output):
             movable.add(node.name)
             demanded.add(node.input[0])
     moving: set[str] = set()
