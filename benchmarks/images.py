@@ -19,6 +19,7 @@ from .sources import ArrayPictures, FilePictures, Labels, data_error, from_array
 
 Source: TypeAlias = "FilePictures | ArrayPictures | Tensors"
 
+_MOST_SELECTION = 10_000  # samples that tell candidates apart to a tenth of a point
 _SELECTION = 2500  # samples that selection keeps, at most, where the others are trained on
 
 
@@ -177,7 +178,8 @@ class Images:
             seed: Not negative.
             own_test: Whether the test pictures lie elsewhere. If so, calibration gets up to half of
                 the samples and selection the rest; else the test gets half, calibration up to a
-                quarter and selection the rest.
+                quarter and selection the rest. Selection, which every candidate is scored on, gets
+                10,000 at most.
             training: Whether something is trained: it gets what selection would, less a fifth or
                 2,500 samples, whichever is fewer, which selection keeps.
 
@@ -207,12 +209,14 @@ class Images:
         test = order[:test_count]
         parts = order[test_count:]
         rest = parts[calibration_count:]
-        chosen = max(1, min(_SELECTION, len(rest) // 5)) if training else len(rest)
+        chosen = min(len(rest), _MOST_SELECTION)
+        if training:
+            chosen = max(1, min(_SELECTION, len(rest) // 5))
         return Split(
             self.take(parts[:calibration_count]),
             self.take(rest[:chosen]),
             self.take(test) if test_count else None,
-            self.take(rest[chosen:]) if chosen < len(rest) else None,
+            self.take(rest[chosen:]) if training and chosen < len(rest) else None,
         )
 
     def specs(self, names: Sequence[str]) -> tuple[TensorSpec, ...]:

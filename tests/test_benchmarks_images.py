@@ -355,6 +355,15 @@ def test_the_size_of_calibration_does_not_change_the_test() -> None:
     assert few.test.labels.tolist() == many.test.labels.tolist()
 
 
+def test_candidates_are_not_scored_on_more_than_ten_thousand() -> None:
+    count = 10_400
+    images = Images.from_arrays(np.zeros((count, 1, 1, 1), np.uint8), np.arange(count))
+    split = images.split(300, 0, own_test=True)
+    assert len(split.calibration) == 300
+    assert len(split.selection) == len(set(split.selection.labels.tolist())) == 10_000
+    assert split.training is None
+
+
 def test_too_few_pictures_to_split() -> None:
     images = Images.from_arrays(np.zeros((3, 1, 1, 1), np.uint8))
     refuses(lambda: images.split(1, 0, own_test=False), "at least 4")
