@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,78 +12,31 @@ import pytest
 
 pytest.importorskip("torch_pruning")
 import torch
+from prune_nets import Net, batch, framed, net
 from torch import nn
 from torch.nn import functional
 
 from edgepress.benchmarks import Images
 from edgepress.compress import History, Pruned, prune
-from edgepress.compress.candidates import Stopwatch, cut_by
+from edgepress.compress.candidates import cut_by
 from edgepress.compress.costs import Choice, Frame, macs_cost, parameters_cost
 from edgepress.compress.damage import Damage, damages, widths_of
 from edgepress.compress.gates import divergence, gates
 from edgepress.compress.groups import Group, Member
 from edgepress.compress.history import apply_step
 from edgepress.compress.importance import METHODS, fisher
-from edgepress.compress.latency_model import LatencyModel, random_choices
-from edgepress.compress.latency_table import LatencyTable, timed_ms
+from edgepress.compress.latency_model import random_choices
 from edgepress.compress.recalibration import recalibrate
 from edgepress.compress.selection import Bound, choose
-from edgepress.compress.structure import structure_of
 from edgepress.export import count_macs
 from edgepress.export.capture import capture
-from edgepress.export.probes import Probed, probe
 from edgepress.runtime import BoundError, InputError, Preprocessing
-from edgepress.runtime.engine import EngineOptions
-from edgepress.runtime.engines import open_engine
-from edgepress.runtime.target import target
-from edgepress.runtime.tensors import Arrays
 
-CPU = target("onnxruntime-cpu")
 PLAIN = Preprocessing(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
-
-
-class Residual(nn.Module):
-    def __init__(self, width: int, inner: int) -> None:
-        super().__init__()
-        self.one, self.norm = nn.Conv2d(width, inner, 3, padding=1), nn.BatchNorm2d(inner)
-        self.two = nn.Conv2d(inner, width, 3, padding=1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.relu(x + self.two(functional.relu(self.norm(self.one(x)))))
-
-
-class Net(nn.Module):
-    """A stem, two residual blocks, a depthwise convolution, a classifier."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, padding=1)
-        self.first, self.second = Residual(16, 24), Residual(16, 8)
-        self.depthwise = nn.Conv2d(16, 16, 3, 2, 1, groups=16)
-        self.last, self.head = nn.Conv2d(16, 32, 1), nn.Linear(32, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.second(self.first(functional.relu(self.stem(x))))
-        x = functional.relu(self.last(functional.relu(self.depthwise(x))))
-        return self.head(x.mean((2, 3)))
-
-
-def net() -> Net:
-    torch.manual_seed(0)
-    return Net().eval()
 
 
 def pruned(module: nn.Module, images: Images, **options: Any) -> Pruned:
     return prune(module, images, preprocessing=PLAIN, **options)
-
-
-def batch(count: int = 16) -> dict[str, torch.Tensor]:
-    draw = torch.Generator().manual_seed(0)
-    return {"x": torch.randn(count, 3, 12, 12, generator=draw)}
-
-
-def framed(module: nn.Module) -> Frame:
-    return Frame(structure_of(module, {"x": batch(2)["x"].numpy()}))
 
 
 def pictures(count: int = 24) -> Images:
@@ -282,92 +234,6 @@ def test_two_bounds_hold_at_once() -> None:
     ]
     found = choose(frame, widths, damage, bounds)
     assert all(bound.of(frame, found) <= bound.limit for bound in bounds)
-
-
-# ---------------------------------------------------------------- latency
-
-
-@pytest.mark.parametrize(
-    "layer",
-    [
-        Probed("Conv", (1, 8, 10, 10), 16, 1, (3, 3), (2, 2), (1, 1), (1, 1)),
-        Probed("Conv", (1, 8, 10, 10), 8, 8, (3, 3), (1, 1), (1, 1), (1, 1)),
-        Probed("ConvTranspose", (1, 8, 5, 5), 6, 1, (2, 2), (2, 2), (0, 0), (1, 1)),
-        Probed("MatMul", (1, 32), 16),
-        Probed("MatMul", (1, 9, 32), 16),
-    ],
-)
-@pytest.mark.parametrize("int8", [False, True])
-def test_probes_run(layer: Probed, int8: bool) -> None:
-    feeds = {"x": np.ones(layer.in_shape, np.float32)}
-    for copies in (1, 3):
-        model = probe(layer, copies, int8_dialect=CPU.dialect if int8 else None)
-        with open_engine("onnxruntime")(model, EngineOptions(threads=1)) as engine:
-            (found,) = engine.run(feeds).values()
-        assert np.isfinite(found).all()
-
-
-def test_the_table_is_kept_and_read_again(tmp_path: Path) -> None:
-    frame = framed(net())
-    widths = [(group.width, group.width // 2) for group in frame.structure.groups]
-    stages: list[str] = []
-    table = LatencyTable(CPU, "float32", tmp_path / "cache")
-    table.measure(frame, widths, lambda stage, *_: stages.append(stage))
-    assert stages
-    assert all(value > 0 for value in table.entries.values())
-    again = LatencyTable(CPU, "float32", tmp_path / "cache")
-    assert again.entries == table.entries
-    again.measure(frame, widths, lambda *_: pytest.fail("measured twice"))
-    layer = frame.structure.layers[1]
-    low, high = (again.cost(layer, 16, width) for width in (12, 24))
-    assert min(low, high) <= again.cost(layer, 16, 18) <= max(low, high)
-    assert table.path is not None
-    table.path.write_text("{ damaged")
-    assert not LatencyTable(CPU, "float32", tmp_path / "cache").entries, "measured anew"
-    other = LatencyTable(CPU, "int8", tmp_path / "cache")
-    assert other.path != again.path
-    assert not other.entries
-
-
-def test_a_model_learns_from_whole_networks(tmp_path: Path) -> None:
-    module = net()
-    frame = framed(module)
-    widths = [(group.width, group.width // 2) for group in frame.structure.groups]
-    table = LatencyTable(CPU, "float32", tmp_path)
-    table.measure(frame, widths, lambda *_: None)
-    model = LatencyModel(frame, table)
-    truth = 0.2 + 0.8 * np.array(
-        [frame.total(table.cost, c) for c in random_choices(frame, widths, 6, 0)]
-    ) / frame.total(table.cost, frame.whole)
-    model.learn(random_choices(frame, widths, 6, 0), lambda _: [float(one) for one in truth])
-    assert max(map(abs, model.errors())) < 0.05
-    assert abs(model.predict(frame.whole) - 1) < 0.05
-    assert LatencyModel(frame, table).seen == model.seen
-    bound = model.bound(0.7)
-    choice = model.seen[0][0]
-    assert bound.of(frame, choice) == pytest.approx(model.predict(choice))
-
-
-def test_runs_that_find_the_caches_cold_are_not_what_is_told() -> None:
-    last: list[Any] = []
-
-    class Cold:
-        def run(self, feeds: Arrays) -> Arrays:
-            time.sleep(0.002 if last == [self] else 0.01)
-            last[:] = [self]
-            return feeds
-
-    engines: Any = [(Cold(), {}), (Cold(), {})]
-    assert max(timed_ms(engines, 0.1)) < 6
-
-
-def test_whole_networks_are_timed_against_the_uncut_one() -> None:
-    module = net()
-    frame = framed(module)
-    feeds = {"x": batch(2)["x"].numpy()}
-    watch = Stopwatch(module, frame.structure, feeds, CPU, "int8", lambda *_: None)
-    (same,) = watch([frame.whole])
-    assert 0.1 < same < 10, "the same network, on however busy a machine"
 
 
 # ---------------------------------------------------------------- prune()
