@@ -92,7 +92,10 @@ def limits_of(settings: Prune, asked: dict[str, float] | None = None) -> Limits:
 
 
 def precision_after(passes: Sequence[PassSettings], number: int) -> str:
-    """What will ship of a pass in a recipe: INT8 where a later pass makes it that."""
+    """What a pass prunes for: what it says itself, or INT8 where a later pass makes it that."""
+    pruning = passes[number]
+    if isinstance(pruning, Prune) and pruning.measured_in != "auto":
+        return pruning.measured_in
     return "int8" if any(isinstance(one, Int8) for one in passes[number:]) else "float32"
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,20 @@ def test_a_student_comes_nearer_to_its_teacher_and_nothing_given_is_changed(labe
     assert not torch.equal(weights(found.module), before)
     assert torch.equal(torch.random.get_rng_state(), state), "the caller's random numbers go on"
     assert any("128 pictures only" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(("optimizer", "rates"), [("sgd", (0.01, 0.05)), ("adamw", (2e-4, 1e-3))])
+def test_what_a_student_knows_already_chooses_the_learning_rate(
+    optimizer: str, rates: tuple[float, float]
+) -> None:
+    knowing, other = teacher(), teacher()
+    with torch.no_grad():
+        knowing.last.weight *= 0.3  # of another size, but of one mind
+        other.last.weight *= -1
+    settings = Distil(epochs=1, batch=32, optimizer=optimizer, precision="float32")
+    given = [trained(settings, student=student).log["lr"] for student in (knowing, other)]
+    assert given == list(rates)
+    assert trained(replace(settings, lr=0.3), student=other).log["lr"] == 0.3
 
 
 class Two(nn.Module):

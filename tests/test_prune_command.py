@@ -219,6 +219,8 @@ def test_limits_go_into_the_recipe() -> None:
     assert limits_of(first).given == {"max_macs_ratio": 0.5}
     assert precision_after(settled.passes, 0) == "int8"
     assert precision_after(settled.passes[:1], 0) == "float32"
+    assert precision_after([Prune(measured_in="int8")], 0) == "int8"
+    assert precision_after([Prune(measured_in="float32"), Int8()], 0) == "float32"
     assert Recipe.from_dict(settled.to_dict(), "memory") == settled
 
 

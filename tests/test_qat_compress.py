@@ -344,6 +344,6 @@ def test_the_order_of_passes_and_the_length_of_the_training() -> None:
     with pytest.raises(InputError, match=r"the pass 'qat' has tolerated = -1") as refused:
         Qat(tolerated=-1)
     assert refused.value.code == "E_RECIPE"
-    with pytest.raises(InputError, match="the pass 'qat' has lr = 0") as refused:
-        Recipe.from_dict({"pass": [{"kind": "int8"}, {"kind": "qat", "lr": 0.0}]}, "here")
+    with pytest.raises(InputError, match="the pass 'qat' has lr = -1") as refused:
+        Recipe.from_dict({"pass": [{"kind": "int8"}, {"kind": "qat", "lr": -1.0}]}, "here")
     assert refused.value.code == "E_RECIPE"

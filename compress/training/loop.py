@@ -26,7 +26,7 @@ from .keeping import Keeper, State
 from .memory import kept
 from .objective import Seen, Tensors, Watched
 from .pool import Pool, Report, Step
-from .preparing import check_count, check_frozen, mixed, prepare
+from .preparing import check_count, check_frozen, largest_rate, mixed, prepare
 from .processes import Processes
 from .referee import Referee
 from .schedule import Clock, learning_rate
@@ -89,6 +89,8 @@ class Training:
         world = processes.world
         self._batch = max(world, min(settings.batch, len(images)) // world * world)
         self._steps = len(images) // self._batch
+        shown = Way().fed(self._example_step().feeds, self._device)
+        self._lr = float(processes.share(largest_rate(settings, self._networks, shown)))
         self._clock = Clock(self._steps * settings.epochs, 60 * settings.max_minutes)
         identity = {
             "settings": asdict(settings),
@@ -190,7 +192,7 @@ class Training:
             if not left:
                 break
             for group in self._networks.optimizer.param_groups:
-                group["lr"] = settings.lr * learning_rate(self._clock.progress, settings.warmup)
+                group["lr"] = self._lr * learning_rate(self._clock.progress, settings.warmup)
             self._one_step(trained, order)
             state.step += 1
             self._clock.stepped(left)
@@ -290,6 +292,7 @@ class Training:
         log = {
             "pictures": len(self._pool),
             "batch": self._batch,
+            "lr": self._lr,
             "processes": self._processes.world,
             "device": str(self._device),
             "way": str(state.way),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from ...benchmarks.tasks import Task
 from ...runtime.errors import InputError
@@ -26,6 +27,8 @@ LEAST_PICTURES = 16
 
 _FEW_PICTURES = 1000
 _MOMENTUM = 0.9
+_RATES = {"sgd": (0.05, 0.01), "adamw": (1e-3, 2e-4)}  # for who knows nothing yet, and who does
+_KNOWS = 0.5  # correlation with the teacher's outputs
 _random: Any = torch.random  # where torch's own annotations do not say what is given
 
 
@@ -90,6 +93,33 @@ def prepare(
     return Networks(
         learner, original, watched, model, objective, average, _optimizer(watched, settings)
     )
+
+
+def largest_rate(settings: Distil, networks: Networks, feeds: dict[str, torch.Tensor]) -> float:
+    """The settings' learning rate, or the one that suits what the student knows already.
+
+    What a network has learnt goes lost at the rate that one at random needs.
+
+    Args:
+        settings: Of the training.
+        networks: As they begin; the student is in training mode and goes back to it.
+        feeds: A batch of training samples by input name, on the networks' device.
+    """
+    if settings.lr:
+        return settings.lr
+    networks.student.eval()
+    with torch.no_grad():
+        ours, theirs = networks.watched(feeds)[0], networks.model(feeds)[0]
+    networks.student.train()
+    floats = [name for name, value in theirs.items() if value.is_floating_point()]
+    alike = max((_correlation(ours[name], theirs[name]) for name in floats), default=0.0)
+    return _RATES[settings.optimizer][alike > _KNOWS]
+
+
+def _correlation(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Of the two outputs' deviations from their means over the batch."""
+    left, right = ((value.double() - value.double().mean(0)).flatten() for value in (one, other))
+    return float(functional.cosine_similarity(left, right, dim=0))
 
 
 def check_count(count: int) -> list[str]:
