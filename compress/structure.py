@@ -72,6 +72,7 @@ def structure_of(
         run_module(module, example)
         method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
         context: Any = multiprocessing.get_context(method)
+        start = time.monotonic()  # before the child is: it may answer before its parent runs again
         here, there = context.Pipe(duplex=False)
         child: Any = context.Process(
             target=_child, args=(there, module, dict(example), tuple(keep)), daemon=True
@@ -88,7 +89,7 @@ def structure_of(
             ) from error
         there.close()
         try:
-            answer = _await(here, time_limit_s, progress)
+            answer = _await(here, start, time_limit_s, progress)
         finally:
             child.kill()
             child.join()
@@ -126,8 +127,9 @@ def check_keep(module: nn.Module, keep: Sequence[str]) -> None:
         )
 
 
-def _await(here: Connection, time_limit_s: float, progress: Progress) -> bytes | None:
-    start = time.monotonic()
+def _await(
+    here: Connection, start: float, time_limit_s: float, progress: Progress
+) -> bytes | None:
     while time.monotonic() - start < time_limit_s:
         progress("following the channels", int(time.monotonic() - start), None)
         if here.poll(_POLL_S):
