@@ -17,22 +17,21 @@ from ..export.dialects.qdq import write_qdq
 from ..export.graph import Graph
 from ..export.measuring import Whole
 from ..runtime.errors import InputError
-from ..runtime.preprocessing import Preprocessing
 from ..runtime.tensors import Arrays
 from .backbone import Backbone
 from .fake_places import begin, learned, places
-from .finetuning import Finetune, student_graph, tuned
+from .finetuning import Finetune, student_graph
 from .history import Pruned
 from .material import Material
 from .mixing import mix
-from .passes import Context, Outcome, Progress, finish, prepare
+from .passes import Context, Outcome, finish, prepare
 from .places import Place
 from .placing import check_installed, plain_weights, with_quantizers
 from .prove import Trial, Verdict
 from .recipe import Recipe
 from .settings import Distil, Int8, Qat
 from .subject import Subject, first_rows, torch_network
-from .training import Trained, distil
+from .teaching import Teaching
 from .training.preparing import check_count
 from .training.processes import several
 
@@ -62,23 +61,15 @@ class Tuned:
 
 
 @dataclass(frozen=True)
-class Tuner:
+class Tuner(Teaching):
     """Trains a network for INT8.
 
     Attributes:
-        settings: Of the pass.
-        finetune: The user's own training, which takes the place of ours.
-        folder: Where checkpoints are kept.
-        resume: Whether to go on from there.
-        seed: Of everything random.
+        tolerated: Points that INT8 may lose without any training.
         original: Whether it is the original that is trained, whole or pruned.
     """
 
-    settings: Qat
-    finetune: Finetune | None
-    folder: Path
-    resume: bool
-    seed: int
+    tolerated: float
     original: bool
 
     @staticmethod
@@ -124,7 +115,7 @@ class Tuner:
                 mend="Go on with --resume, or remove that folder to start anew.",
                 path=str(folder),
             )
-        return Tuner(settings, finetune, folder, resume, seed, original)
+        return Tuner(settings, finetune, folder, resume, seed, settings.tolerated, original)
 
     def check_places(self, places: Sequence[Place]) -> None:
         """See that it is asked for one target: what is trained is that target's own rounding.
@@ -172,7 +163,7 @@ class Tuner:
             return "no layer of this network can run in INT8 on this target"
         if plain.comparison is not None and plain.comparison.faster != "a":
             return "INT8 is not faster than float32 on this machine, which no training changes"
-        bound = self.settings.tolerated
+        bound = self.tolerated
         bound = bound if max_drop is None else min(bound, max_drop)
         lost = drop(_scored(plain.outcome))
         if lost > bound:
@@ -236,7 +227,7 @@ class Tuner:
         student = with_quantizers(start.module, [tensors(feeds)], whole.dialect, start.name)
         known = places(student, whole.graph, few)
         begun = begin(student, known, whole.ranges)
-        found = self._train(student, teacher.module, how, material, context.progress)
+        found = self.train(student, teacher.module, material, how, context.progress)
         module = copy.deepcopy(start.module)
         module.load_state_dict(plain_weights(found.module, start.module))
         made = student_graph(start, module.eval(), original, images, opset)
@@ -254,34 +245,6 @@ class Tuner:
         shutil.rmtree(self.folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             self.folder.parent.rmdir()
-
-    def _train(
-        self,
-        student: nn.Module,
-        teacher: nn.Module,
-        preprocessing: Preprocessing | None,
-        material: Material,
-        progress: Progress,
-    ) -> Trained:
-        if self.finetune is not None:
-            progress("your own training", 0, None)
-            module = tuned(self.finetune, student, teacher)
-            return Trained(module, {"trained_by": "the user's own loop"}, ())
-        split = material.split
-        assert split.training is not None
-        return distil(
-            student,
-            teacher,
-            split.training,
-            selection=split.selection,
-            task=material.task,
-            settings=self.settings,
-            preprocessing=preprocessing,
-            seed=self.seed,
-            folder=self.folder,
-            resume=self.resume,
-            report=progress,
-        )
 
 
 @dataclass(frozen=True)

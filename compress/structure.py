@@ -127,9 +127,7 @@ def check_keep(module: nn.Module, keep: Sequence[str]) -> None:
         )
 
 
-def _await(
-    here: Connection, start: float, time_limit_s: float, progress: Progress
-) -> bytes | None:
+def _await(here: Connection, start: float, time_limit_s: float, progress: Progress) -> bytes | None:
     while time.monotonic() - start < time_limit_s:
         progress("following the channels", int(time.monotonic() - start), None)
         if here.poll(_POLL_S):

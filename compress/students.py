@@ -17,7 +17,7 @@ from ..runtime.files import read_file, write_file
 from ..runtime.preprocessing import Preprocessing
 from ..runtime.tensors import Arrays
 from .backbone import Backbone
-from .finetuning import Finetune, student_graph, tuned
+from .finetuning import Finetune, student_graph
 from .history import History, Pruned
 from .material import Material
 from .passes import Context, Outcome, Progress
@@ -25,7 +25,8 @@ from .pruning_pass import pruned_outcome
 from .recipe import Recipe
 from .settings import Distil, Prune, Qat
 from .subject import Model, Subject, first_rows, open_model, torch_network
-from .training import Trained, distil
+from .teaching import Teaching
+from .training import Trained
 from .training.checkpoint import FILE, LOG
 from .training.preparing import check_count
 from .training.processes import Processes, several
@@ -36,24 +37,14 @@ _random: Any = torch.random  # where torch's own annotations do not say what is 
 
 
 @dataclass(frozen=True)
-class School:
+class School(Teaching):
     """What training back needs beside the networks and pictures.
 
     Attributes:
-        settings: Of the pass ``distil``.
         prunes: Whether the student is cut out of the original.
-        finetune: The user's own training, which takes the place of ours.
-        folder: Where checkpoints are kept.
-        resume: Whether to go on from there.
-        seed: Of everything random.
     """
 
-    settings: Distil
     prunes: bool
-    finetune: Finetune | None
-    folder: Path
-    resume: bool
-    seed: int
 
     @staticmethod
     def of(
@@ -83,7 +74,7 @@ class School:
             )
         prunes = any(isinstance(one, Prune) for one in recipe.passes)
         folder = out.with_name(f"{out.name}.training")
-        return School(settings, prunes, finetune, folder, resume, seed)
+        return School(settings, finetune, folder, resume, seed, prunes)
 
 
 @dataclass(frozen=True)
@@ -244,27 +235,14 @@ class Pupil:
         }
 
     def _train(self, progress: Progress) -> Trained:
-        school, split = self._school, self._material.split
         assert self._student is not None
-        student, teacher = self._student.module, self._teacher.module
-        if school.finetune is not None:
-            progress("your own training", 0, None)
-            module = tuned(school.finetune, student, teacher)
-            return Trained(module, {"trained_by": "the user's own loop"}, ())
-        assert split.training is not None
-        return distil(
-            student,
-            teacher,
-            split.training,
-            selection=split.selection,
-            task=self._material.task,
-            settings=school.settings,
-            preprocessing=self._preprocessing or self._teacher.preprocessing,
-            seed=school.seed,
-            folder=school.folder,
-            resume=school.resume,
-            processes=self._processes,
-            report=progress,
+        return self._school.train(
+            self._student.module,
+            self._teacher.module,
+            self._material,
+            self._preprocessing or self._teacher.preprocessing,
+            progress,
+            self._processes,
         )
 
 

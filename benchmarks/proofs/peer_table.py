@@ -6,7 +6,7 @@ from typing import Any
 
 from peer_ways import ENGINES, FLOAT, MADE, WAYS, Way, best_floats
 
-_UNITS = {"cosine": ""}
+HALF_A_POINT = 0.5
 
 
 def markdown(told: dict[str, Any]) -> str:
@@ -23,6 +23,7 @@ def markdown(told: dict[str, Any]) -> str:
         "",
     ]
     print_machine(lines, told["fingerprint"])
+    lines += ["", *headline(told["networks"])]
     for name, state in told["networks"].items():
         lines += ["", f"## {name}", ""]
         lines += section(state)
@@ -108,21 +109,83 @@ def ratio(state: dict[str, Any], threads: str, a: Way, b: Way) -> str:
     return f"{found['ratio']:.2f}x ({found['low']:.2f} to {found['high']:.2f}{mark})"
 
 
+def faster_than_ours(state: dict[str, Any], engine: str, load: str) -> dict[str, float] | None:
+    """Ways on an engine that ours is slower than, by how much; ``None`` where that was not timed."""
+    ours = MADE[engine]
+    best = [times(state, load, ours, one) for one in best_floats(engine)]
+    if not all(one is not None and "faster" in one for one in best):
+        return None
+    found: dict[str, float] = {}
+    for other in (way for way in WAYS if way.engine == engine and way != ours):
+        timed = times(state, load, ours, other)
+        if timed is not None and timed.get("faster") == "b":
+            found[other.key] = timed["ratio"]
+    return found
+
+
+def headline(networks: dict[str, Any]) -> list[str]:
+    """On how many networks ours is what it is meant to be."""
+    loads = sorted({load for state in networks.values() for load in state["times"]})
+    lines = [
+        "| engine | networks | never slower than float32 or bfloat16 there | no file of any tool is faster | who is |",
+        "|---|---|---|---|---|",
+    ]
+    for engine, title in ENGINES.items():
+        floats = {way.key for way in best_floats(engine)}
+        for load in loads:
+            states = {name: faster_than_ours(one, engine, load) for name, one in networks.items()}
+            timed = {name: one for name, one in states.items() if one is not None}
+            if not timed:
+                continue
+            fine = sum(1 for one in timed.values() if not floats & set(one))
+            first = sum(1 for one in timed.values() if not one)
+            who = "; ".join(
+                f"{name}: {way.removesuffix(f' in {title}')} ({ratio:.2f}x{_worse(networks[name], way)})"
+                for name, one in timed.items()
+                for way, ratio in one.items()
+            )
+            lines.append(
+                f"| {title}, {load} | {len(timed)} | {fine} | {first} | {who or 'nobody'} |"
+            )
+    worst = max(
+        (_drop(state, ours.key), f"{name}, {ours.key}")
+        for name, state in networks.items()
+        for ours in MADE.values()
+        if "score" in state["ways"].get(ours.key, {})
+    )
+    return [
+        *lines,
+        "",
+        "In brackets: ours is that many times as fast, and what the other loses of the score where it is over half a point.",
+        f"Of our files the one that loses most of its score: {worst[1]}, {worst[0]:.2f} points of 100.",
+    ]
+
+
+def _drop(state: dict[str, Any], way: str) -> float:
+    """Points of 100 below float32."""
+    plain, found = (state["ways"][key]["score"] for key in ("float32 in ONNX Runtime", way))
+    scale = 100 if plain["judged"] == "cosine" else 1
+    return scale * (plain["value"] - found["value"])
+
+
+def _worse(state: dict[str, Any], way: str) -> str:
+    lost = _drop(state, way)
+    return f", loses {lost:.2f}" if lost > HALF_A_POINT else ""
+
+
 def aims(state: dict[str, Any], loads: list[str]) -> list[str]:
     """What ours is not faster than, in words."""
     lines: list[str] = []
-    for engine, ours in MADE.items():
-        for n in loads:
-            slower: list[str] = []
-            others = [w for w in WAYS if w.engine == engine and w.key != ours.key]
-            for other in others:
-                found = times(state, n, ours, other)
-                if found is not None and found.get("faster") == "b":
-                    slower.append(f"{other.key} ({found['ratio']:.2f}x)")
-            best = [times(state, n, ours, one) for one in best_floats(engine)]
-            if all(one is not None and "faster" in one for one in best):
-                word = ", ".join(slower) if slower else "nothing that was timed"
-                lines += ["", f"{ENGINES[engine]}, {n}: faster than ours is {word}."]
+    for engine, title in ENGINES.items():
+        for load in loads:
+            found = faster_than_ours(state, engine, load)
+            if found is None:
+                continue
+            word = ", ".join(f"{way} ({ratio:.2f}x)" for way, ratio in found.items())
+            lines += [
+                "",
+                f"{title}, {load}: faster than ours is {word or 'nothing that was timed'}.",
+            ]
     return lines
 
 

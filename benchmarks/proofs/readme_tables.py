@@ -36,7 +36,7 @@ _FILES = {
     "edgepress for onnxruntime": "edgepress",
     "quantize_static": "`quantize_static`",
     "NNCF": "NNCF",
-    "ModelOpt": "ModelOpt, made for TensorRT",
+    "ModelOpt (made for TensorRT)": "ModelOpt, made for TensorRT",
 }
 _PEERS = {
     "ModelOpt, fp32": "ModelOpt, float32 around INT8",

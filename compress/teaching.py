@@ -1,0 +1,79 @@
+"""How the pipeline trains a network: by distillation here, or in the user's own loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from ..runtime.preprocessing import Preprocessing
+from .finetuning import Finetune, tuned
+from .material import Material
+from .passes import Progress
+from .settings import Distil
+from .training import Trained, distil
+from .training.processes import Processes
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """How a training goes, whatever it trains.
+
+    Attributes:
+        settings: Of the pass that trains.
+        finetune: The user's own training, which takes the place of ours.
+        folder: Where checkpoints are kept.
+        resume: Whether to go on from there.
+        seed: Of everything random.
+    """
+
+    settings: Distil
+    finetune: Finetune | None
+    folder: Path
+    resume: bool
+    seed: int
+
+    def train(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        material: Material,
+        preprocessing: Preprocessing | None,
+        progress: Progress,
+        processes: Processes | None = None,
+    ) -> Trained:
+        """Train a student to give what its teacher gives; both stay as they are.
+
+        Args:
+            student: What learns.
+            teacher: The original.
+            material: Pictures and task.
+            preprocessing: From pictures to the networks' inputs.
+            progress: Told how far the work is.
+            processes: Who trains; by default ``torchrun``'s environment tells.
+
+        Raises:
+            InputError: As :func:`~edgepress.compress.training.distil` and
+                :func:`~edgepress.compress.finetuning.tuned`.
+        """
+        if self.finetune is not None:
+            progress("your own training", 0, None)
+            module = tuned(self.finetune, student, teacher)
+            return Trained(module, {"trained_by": "the user's own loop"}, ())
+        split = material.split
+        assert split.training is not None
+        return distil(
+            student,
+            teacher,
+            split.training,
+            selection=split.selection,
+            task=material.task,
+            settings=self.settings,
+            preprocessing=preprocessing,
+            seed=self.seed,
+            folder=self.folder,
+            resume=self.resume,
+            processes=processes,
+            report=progress,
+        )
