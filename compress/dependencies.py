@@ -128,7 +128,9 @@ def _follow_padding(graph: Any) -> None:
     """Tell Torch-Pruning how channels move in ``F.pad``; it takes that for an elementwise step."""
     for node in list(graph.module2node.values()):
         pad = getattr(node.grad_fn, "_saved_pad", None)
-        if pad is None or len(pad) != 6 or not any(pad[4:]):  # (N, C, H, W): W, H, then channels
+        if pad is None or len(pad) != 6 or not any(pad[4:]):  # W, H, then channels
+            continue
+        if len(node.grad_fn._input_metadata[0].shape) != 4:  # what it gives is no (N, C, H, W)
             continue
         for before in node.inputs:
             for dependency in before.dependencies:

@@ -106,6 +106,19 @@ class Padded(nn.Module):
         return self.head(self.last(x).mean((2, 3)))
 
 
+class Neighbours(nn.Module):
+    """Responses normalized over neighbouring channels, as in AlexNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.local_response_norm(functional.relu(self.stem(x)), 5, alpha=0.5)
+        return self.head(functional.relu(self.body(x)).mean((2, 3)))
+
+
 class Residual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -352,6 +365,12 @@ def test_padding_of_channels_keeps_its_number() -> None:
     structure = structure_of(built(Padded), pictures())
     stream = next(group for group in structure.groups if group.name == "stem")
     assert (stream.width, len(stream.free), stream.least) == (16, 8, 9)
+
+
+def test_channels_that_their_neighbours_normalize_stay() -> None:
+    structure = structure_of(built(Neighbours), pictures(), time_limit_s=60)
+    assert names(structure) == {"body"}
+    assert "stem" in reasons(structure)
 
 
 def test_what_stays_is_named_with_the_reason() -> None:
