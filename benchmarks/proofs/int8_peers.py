@@ -13,7 +13,8 @@ in fresh processes. A tool that fails is shown with its error.
 
 It works in stages, each of which can be run alone and goes on where it was: ``make`` (peers, then our bundles, whose
 INT8 has to be faster here to be kept: on a quiet machine), ``score``, and ``time``, which is split into comparisons
-of seconds, the most telling first: ``--minutes`` ends it between two of them.
+of seconds, the most telling first: ``--minutes`` ends it between two of them. On more than one thread ours is
+timed against everything, and nothing besides.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def main() -> None:
             score_all(network, folder, state, keep)
         if "time" in stages:
             for threads in map(int, given.threads.split(",")):
-                time_all(folder, state, threads, given.batch, given.preset, until, keep)
+                time_all(network, folder, state, threads, given.batch, given.preset, until, keep)
     print(markdown(told))
 
 
@@ -216,6 +217,7 @@ def score_all(
 
 
 def time_all(
+    network: Network,
     folder: Path,
     state: dict[str, Any],
     threads: int,
@@ -230,9 +232,10 @@ def time_all(
     )
     times = state["times"].setdefault(load, {})
     runs = {way.key for way in WAYS if "score" in state["ways"].get(way.key, {})}
-    for a, b in pairs():
+    shapes = open_shapes(network, file_of(folder, "float32"), batch)
+    for a, b in pairs(most=threads > 1):
         key = f"{a.key} against {b.key}"
-        if key in times or a.key not in runs or b.key not in runs:
+        if "error" not in times.get(key, {"error": ""}) or a.key not in runs or b.key not in runs:
             continue
         if time.monotonic() > until:
             return
@@ -245,6 +248,7 @@ def time_all(
                 threads=threads,
                 batch=batch,
                 preset=preset,
+                shapes=shapes,
                 engine=a.engine,
                 precision=computed(a, state["files"]),
                 against_engine=b.engine,
@@ -262,6 +266,16 @@ def time_all(
         except Exception as error:
             times[key] = {"error": short(error)}
         keep()
+
+
+def open_shapes(network: Network, model: Path, batch: int) -> dict[str, tuple[int, ...]] | None:
+    """What stands for sizes that a model leaves open: those that its pictures have."""
+    with open_engine("onnxruntime")(model.read_bytes(), EngineOptions()) as engine:
+        (spec,) = engine.inputs
+    sides = network.how().resize
+    if not any(isinstance(length, str) for length in spec.shape[1:]) or sides is None:
+        return None
+    return {spec.name: (batch, 3, *sides)}
 
 
 def short(error: BaseException) -> str:

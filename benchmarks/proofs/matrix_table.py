@@ -56,6 +56,22 @@ def markdown(told: dict[str, Any], entries: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def summary(told: Mapping[str, Any]) -> list[str]:
+    """What of the aims holds, in a few lines."""
+    rows = told["networks"]
+    lines: list[str] = []
+    for engine, title in ENGINES.items():
+        held = {name: row[engine] for name, row in rows.items() if engine in row}
+        lines += [f"{title}:", "", *aims(held), ""] if held else []
+    for step, title, of in (
+        ("tensorrt", "For NVIDIA", built_aims),
+        ("pruning", f"Pruned to {SHARE:.0%} of the multiply-adds or fewer", pruning_aims),
+    ):
+        held = {name: row[step] for name, row in rows.items() if step in row}
+        lines += [f"{title}:", "", *of(held), ""] if held else []
+    return lines[:-1]
+
+
 def machine(found: dict[str, Any]) -> list[str]:
     """What it ran on."""
     cpu, software = found["cpu"], found["software"]
@@ -123,14 +139,8 @@ def engine_table(
 
 def built_table(held: Mapping[str, dict[str, Any]]) -> list[str]:
     """What is written for NVIDIA: built by TensorRT-RTX, judged in ONNX Runtime."""
-    graphs = sorted({g for one in held.values() for g in one.get("graphs", {})})
-    built = {
-        g: sum("build_seconds" in o.get("graphs", {}).get(g, {}) for o in held.values())
-        for g in graphs
-    }
-    lines = [
-        f"- {g}: {n} of {len(held)} parsed and built by TensorRT-RTX." for g, n in built.items()
-    ]
+    graphs = graphs_of(held)
+    lines = built_aims(held)
     heads = [f"{g}: {what}" for g in graphs for what in ("built", "in INT8", "cosine")]
     lines += [
         "",
@@ -154,8 +164,23 @@ def built_table(held: Mapping[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
-def pruning_table(held: Mapping[str, dict[str, Any]]) -> list[str]:
-    """Cut to a share of the multiply-adds, saved, rebuilt, exported and run."""
+def graphs_of(held: Mapping[str, dict[str, Any]]) -> list[str]:
+    return sorted({g for one in held.values() for g in one.get("graphs", {})})
+
+
+def built_aims(held: Mapping[str, dict[str, Any]]) -> list[str]:
+    """How many graphs of each kind NVIDIA's builder takes."""
+    built = {
+        g: sum("build_seconds" in o.get("graphs", {}).get(g, {}) for o in held.values())
+        for g in graphs_of(held)
+    }
+    return [
+        f"- {g}: {n} of {len(held)} parsed and built by TensorRT-RTX." for g, n in built.items()
+    ]
+
+
+def pruning_aims(held: Mapping[str, dict[str, Any]]) -> list[str]:
+    """How many networks are cut as far as asked, and come back from their file."""
     torch = {name: one for name, one in held.items() if "refused" not in one}
     good = [
         name
@@ -163,13 +188,20 @@ def pruning_table(held: Mapping[str, dict[str, Any]]) -> list[str]:
         if one.get("rebuilt_equal") and one["macs_left"] <= SHARE
     ]
     whole = sorted(set(torch) - set(good))
+    return [
+        f"- {len(good)} of {len(torch)} networks: cut so far, rebuilt to equal outputs, exported and run"
+        + (f"; not {', '.join(whole)}." if whole else ".")
+    ]
+
+
+def pruning_table(held: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Cut to a share of the multiply-adds, saved, rebuilt, exported and run."""
     lines = [
         f"Channels leave by their magnitude until {SHARE:.0%} of the multiply-adds or fewer are left; nothing is trained",
         "back. *Rebuilt* compares the outputs of the cut network with those of one made from its factory and the saved",
         "file; *exported* is the ONNX file in ONNX Runtime against torch.",
         "",
-        f"- {len(good)} of {len(torch)} networks: cut so far, rebuilt to equal outputs, exported and run"
-        + (f"; not {', '.join(whole)}." if whole else "."),
+        *pruning_aims(held),
         "",
         "| network | groups | blocks | layers that stay whole | multiply-adds left | rebuilt | exported, cosine | seconds | peak |",
         "|---|---|---|---|---|---|---|---|---|",

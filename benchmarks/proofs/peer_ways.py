@@ -61,18 +61,23 @@ def best_floats(engine: str) -> tuple[Way, ...]:
     return (FLOAT[engine], BF16) if engine == "openvino" else (FLOAT[engine],)
 
 
-def pairs() -> Iterator[tuple[Way, Way]]:
-    """What is timed against what, the most telling first."""
+def pairs(*, most: bool) -> Iterator[tuple[Way, Way]]:
+    """What is timed against what, the most telling first.
+
+    Args:
+        most: Ours against everything, and nothing besides.
+    """
     base = FLOAT["onnxruntime"]
     for engine, ours in MADE.items():
         for floats in best_floats(engine):
             yield ours, floats
-    yield FLOAT["openvino"], base
-    yield BF16, base
+    if not most:
+        yield FLOAT["openvino"], base
+        yield BF16, base
     yield MADE["openvino"], base
     for engine, ours in MADE.items():
         for theirs in THEIRS[engine]:
             yield ours, theirs
-    for engine, floats in FLOAT.items():
+    for engine, floats in () if most else FLOAT.items():
         for theirs in THEIRS[engine]:
             yield theirs, floats

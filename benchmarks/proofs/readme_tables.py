@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from matrix_table import summary
+
 _ROOT = Path(__file__).resolve().parents[2]
 _RESULTS = _ROOT / "benchmarks" / "results"
 _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -33,7 +35,6 @@ _NETWORKS = {
     "ultraface": "UltraFace",
 }
 _FILES = {
-    "edgepress for onnxruntime": "edgepress",
     "quantize_static": "`quantize_static`",
     "NNCF": "NNCF",
     "ModelOpt (made for TensorRT)": "ModelOpt, made for TensorRT",
@@ -44,7 +45,6 @@ _PEERS = {
     "quantize_static": "`quantize_static`",
     "quantize_static, placed as ModelOpt does": "`quantize_static`, placed as ModelOpt does",
 }
-_BASES = ("float32 in OpenVINO", "bfloat16 in OpenVINO")
 
 
 def main() -> None:
@@ -76,60 +76,42 @@ def filled(text: str) -> str:
 
 
 def int8(told: Mapping[str, Any]) -> str:
-    """Files of several tools in ONNX Runtime on one thread."""
-    lines = [
-        "| network | file | score | SQNR | same top-1 | against float32 |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, state in _known(told):
-        plain = state["ways"]["float32 in ONNX Runtime"]["score"]
-        size = _kilobytes(state["files"]["float32"]["size_bytes"])
-        lines.append(f"| {_NETWORKS[name]} | float32, {size} | {_score(plain)} | | | |")
-        rows = [key for key in _FILES if key in state["files"]]
-        best = {
-            key: max((_near(state, row, key) for row in rows), default=0.0)
-            for key in ("sqnr_db", "top1_agreement_percent")
-        }
-        for row in rows:
-            file, way = state["files"][row], state["ways"].get(f"{row} in ONNX Runtime", {})
-            if "error" in file or "error" in way or "score" not in way:
-                lines.append(f"| | {_FILES[row]} | failed | | | |")
-                continue
-            shown = f"{_FILES[row]}, {_kilobytes(file['size_bytes'])}"
-            held = file.get("precision", "int8")
-            shown += f", holds {held}" if held != "int8" else ""
-            near = [
-                _bold(_near(state, row, key), best[key], unit)
-                for key, unit in (("sqnr_db", "dB"), ("top1_agreement_percent", "%"))
-            ]
-            time = (
-                state["times"]
-                .get("1 thread", {})
-                .get(f"{row} in ONNX Runtime against float32 in ONNX Runtime")
-            )
-            lines.append(
-                f"| | {shown} | {_score(way['score'])} | {' | '.join(near)} | {_ratio(time)} |"
-            )
-    return "\n".join(lines)
+    """Our bundle in ONNX Runtime beside other ways to run the network there."""
+    return _beside(told, "onnxruntime", "ONNX Runtime", ("float32",))
 
 
 def openvino(told: Mapping[str, Any]) -> str:
-    """Our bundle for OpenVINO beside the unquantized ways to run a network there."""
-    ours = "edgepress for openvino"
-    lines = [
-        "| network | our bundle | score | against float32 in OpenVINO | against bfloat16 in OpenVINO |",
-        "|---|---|---|---|---|",
-    ]
+    """The same in OpenVINO."""
+    return _beside(told, "openvino", "OpenVINO", ("float32", "bfloat16"))
+
+
+def _beside(told: Mapping[str, Any], engine: str, title: str, floats: tuple[str, ...]) -> str:
+    heads = ["network", "float32", "edgepress", *(f"against {one}" for one in floats)]
+    heads += [f"against {shown}" for shown in _FILES.values()]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, state in _known(told):
-        way = state["ways"].get(f"{ours} in OpenVINO", {})
-        if "score" not in way:
+        ours = f"edgepress for {engine}"
+        file, ways = state["files"][ours], state["ways"]
+        if "score" not in ways.get(f"{ours} in {title}", {}):
             continue
-        file, times = state["files"][ours], state["times"].get("1 thread", {})
-        ratios = [_ratio(times.get(f"{ours} in OpenVINO against {base}")) for base in _BASES]
-        shown = f"{file.get('precision', 'int8')}, {_kilobytes(file['size_bytes'])}"
-        lines.append(
-            f"| {_NETWORKS[name]} | {shown} | {_score(way['score'])} | {' | '.join(ratios)} |"
-        )
+        held = file.get("precision", "int8")
+        shown = f"{_score(ways[f'{ours} in {title}']['score'])}, {_kilobytes(file['size_bytes'])}"
+        plain = ways["float32 in ONNX Runtime"]["score"]
+        size = _kilobytes(state["files"]["float32"]["size_bytes"])
+        cells = [
+            _NETWORKS[name],
+            f"{_score(plain)}, {size}",
+            shown + (f", {held}" if held != "int8" else ""),
+        ]
+        times = state["times"].get("1 thread", {})
+        for other in (*floats, *_FILES):
+            way = f"{other} in {title}"
+            ratio = _ratio(times.get(f"{ours} in {title} against {way}"))
+            score = ways.get(way, {}).get("score")
+            cells.append(
+                ratio if other == "float32" else f"{_score(score)}: {ratio}" if score else "failed"
+            )
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -172,9 +154,15 @@ def transcoded(told: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def matrix(told: Mapping[str, Any]) -> str:
+    """What of the aims holds on forty networks."""
+    return "\n".join(summary(told))
+
+
 _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "int8": ("int8_peers.json", int8),
     "openvino": ("int8_peers.json", openvino),
+    "matrix": ("network_matrix.json", matrix),
     "trained": ("trade_off.json", trained),
     "transcoded": ("transcode_peers.json", transcoded),
 }
@@ -192,27 +180,14 @@ def _score(found: Mapping[str, Any]) -> str:
     judged, value = found["judged"], found["value"]
     if judged == "cosine":
         return f"cosine {value:.4f}"
-    return f"{value:.2f} %" + ("" if judged == "top-1" else f", {judged}")
+    if "over_lower" in found:
+        return f"{found['over_lower']:.1f} % ({value:.1f} %) of boxes"
+    return f"{value:.2f} %" + ("" if judged == "top-1" else f" {judged}")
 
 
 def _interval(row: Mapping[str, Any]) -> str:
     found = row["score"]
     return f"{found['value']:.2f} % ({found['low']:.2f} to {found['high']:.2f})"
-
-
-def _near(state: Mapping[str, Any], row: str, key: str) -> float:
-    score = state["ways"].get(f"{row} in ONNX Runtime", {}).get("score", {})
-    if key == "top1_agreement_percent" and score.get("judged") not in ("top-1", "same top-1"):
-        return float("-inf")  # of features and boxes the largest number means nothing
-    found = score.get("agreement", {}).get(key)
-    return float("-inf") if found is None else float(found)
-
-
-def _bold(value: float, best: float, unit: str) -> str:
-    if value == float("-inf"):
-        return "-"
-    mark = "**" if value == best else ""
-    return f"{mark}{value:.2f} {unit}{mark}"
 
 
 def _ratio(found: Mapping[str, Any] | None) -> str:
