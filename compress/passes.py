@@ -10,12 +10,13 @@ from functools import partial
 
 import numpy as np
 
-from ..export.bias import correct_biases
+from ..export.bias import PICTURES, correct_biases
 from ..export.bundling import Shipped
 from ..export.dialects import dialect
 from ..export.dialects.qdq import Quantized, write_qdq
 from ..export.graph import Graph
 from ..export.measuring import Whole
+from ..export.memory import kept
 from ..export.plan import Choice, PrecisionPlan, plan_int8
 from ..export.ranges import Batches, Ranges, calibrate
 from ..export.receipt import Receipt, float_receipt, int8_receipt
@@ -31,7 +32,8 @@ from .unproven import STAND_IN, written
 Progress = Callable[[str, int, "int | None"], None]
 """Called with the name of a stage, how much is done, and of how much."""
 
-_SELECTION_PICTURES = 256
+_FEW, _STEP, _WORK = 32, 16, 1.3e11
+"""At least so many pictures, in steps, for about so many multiply-adds."""
 _DECIBELS = 300.0  # stands for no noise at all
 
 
@@ -228,9 +230,20 @@ def bias_corrected(whole: Whole, context: Context) -> Quantized:
         whole.quantized,
         context.calibration,
         largest_tensor=max(one.elements for one in whole.ranges.tensors.values()),
+        pictures=enough(context),
         on_progress=Count(context, "correcting biases", layers).add,
     )
     return corrected
+
+
+def enough(context: Context) -> int:
+    """Pictures to compare INT8 with float32 on, layer by layer or as a whole.
+
+    Both see the same pictures, so that few show what they differ in: 256, and from 0.5 G
+    multiply-adds on fewer, 32 at least.
+    """
+    affordable = int(_WORK / max(1, sum(context.macs.values()))) // _STEP * _STEP
+    return min(max(affordable, _FEW), PICTURES)
 
 
 class Count:
@@ -245,6 +258,7 @@ class Count:
         self._context.progress(self._stage, self._done, self._total)
 
 
+@kept()
 def sqnr_db(
     graph: Graph, candidates: Mapping[str, Quantized], context: Context
 ) -> dict[str, float]:
@@ -285,11 +299,12 @@ def _decibels(signal: float, noise: float) -> float:
 
 
 def _some(context: Context) -> Iterator[Arrays]:
+    limit = enough(context)
     size = batch_size(next(iter(context.selection(1))))
-    count = 0
+    size, count = (size if limit == PICTURES else min(size, _STEP)), 0
     for feeds in context.selection(size):
         yield feeds
         count += next(iter(feeds.values())).shape[0]
         context.progress("comparing candidates with float32", count, None)
-        if count >= _SELECTION_PICTURES:
+        if count >= limit:
             return

@@ -34,21 +34,24 @@ from ..runtime.tensors import Array, Arrays
 from .dialects.qdq import Quantized, Unit
 from .dialects.quantizers import BIAS_LIMIT
 from .graph import Graph, all_names, fresh, give_out, opset_of, rows, serialize
+from .memory import kept
 from .ranges import Batches
 
-_PICTURES = 256
+PICTURES = 256
 _CHUNK = 16
 _MEMORY_BYTES = 256 * 2**20  # of codes kept between pieces
 _GAINS = (0.8, 1.25)  # a channel that needs more is broken in another way
 _LEAST_VARIANCE = 1e-4  # of the layer's mean; below it a channel is as good as constant
 
 
+@kept()
 def correct_biases(
     graph: Graph,
     quantized: Quantized,
     batches: Batches,
     *,
     largest_tensor: int,
+    pictures: int = PICTURES,
     on_progress: Callable[[int], None] | None = None,
 ) -> tuple[Quantized, dict[str, float]]:
     """Correct the biases of a quantized graph.
@@ -56,9 +59,10 @@ def correct_biases(
     Args:
         graph: The float32 network.
         quantized: The same in a dialect.
-        batches: Calibration pictures; 256 of them at most are used, fewer where their tensors are
-            large, so that memory does not depend on how many there are.
+        batches: Calibration pictures.
         largest_tensor: Values in one picture's share of the largest activation.
+        pictures: How many are used at most; fewer where their tensors are large, so that memory
+            does not depend on how many there are.
         on_progress: Called with 1 for each corrected layer.
 
     Returns:
@@ -68,7 +72,7 @@ def correct_biases(
     units = [unit for unit in quantized.units if unit.bias]
     if not units:
         return quantized, {}
-    limit = int(np.clip(_MEMORY_BYTES // max(1, 4 * largest_tensor), 16, _PICTURES))
+    limit = int(np.clip(_MEMORY_BYTES // max(1, 4 * largest_tensor), 16, pictures))
     chunks = _some(batches, limit)
     wanted = _float_moments(graph, chunks, units)
     model = onnx.load_model_from_string(quantized.model)

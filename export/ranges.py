@@ -18,6 +18,7 @@ from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ..runtime.errors import InputError
 from ..runtime.tensors import Array, Arrays
 from .graph import Graph, Walk, give_out, rows
+from .memory import kept
 from .observers import Observer, clip_magnitude, clip_range
 
 METHODS = ("mse", "minmax", "percentile", "entropy")
@@ -71,6 +72,7 @@ Batches: TypeAlias = Callable[[int], Iterable[Arrays]]
 """Gives the calibration pictures anew at every call, in batches of at most the size asked for."""
 
 
+@kept()
 def calibrate(
     graph: Graph,
     batches: Batches,

@@ -372,3 +372,19 @@ def test_a_full_disk_has_a_name_and_other_errors_keep_theirs() -> None:
     assert (refused.value.code, refused.value.path) == ("E_WRITE", "model")
     with pytest.raises(PermissionError), disk_room():
         raise PermissionError(errno.EACCES, "no")
+
+
+@pytest.mark.parametrize(
+    ("macs", "pictures"), [(0, 256), (5e8, 256), (1e9, 128), (4.1e9, 32), (1e12, 32)]
+)
+def test_large_networks_are_compared_on_fewer_pictures(macs: float, pictures: int) -> None:
+    from edgepress.compress.passes import Context, enough
+    from edgepress.runtime.target import target
+
+    def none(size: int) -> list[Any]:
+        return []
+
+    context = Context(
+        target("onnxruntime-cpu"), none, 300, none, {"conv": int(macs)}, lambda *_: None
+    )
+    assert enough(context) == pictures

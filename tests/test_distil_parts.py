@@ -24,10 +24,10 @@ from edgepress.compress.settings import Distil
 from edgepress.compress.training.augment import Draws, blended, changed, kept_share, moved
 from edgepress.compress.training.averaging import Average
 from edgepress.compress.training.compiled import at_hand
-from edgepress.compress.training.memory import kept
 from edgepress.compress.training.pool import Pool
 from edgepress.compress.training.schedule import Clock, learning_rate
 from edgepress.compress.training.ways import Way, candidates, choose
+from edgepress.export.memory import kept
 from edgepress.runtime import InputError, Preprocessing
 
 # ---------------------------------------------------------------- its parts

@@ -16,6 +16,7 @@ from torch import nn
 from ...benchmarks.images import Images
 from ...benchmarks.tasks import Task
 from ...export.capture import input_names
+from ...export.memory import kept
 from ...runtime.preprocessing import Preprocessing
 from ..settings import Distil
 from . import compiled
@@ -23,7 +24,6 @@ from .augment import Draws
 from .checkpoint import Folder, digest
 from .faults import diverged
 from .keeping import Keeper, State
-from .memory import kept
 from .objective import Seen, Tensors, Watched
 from .pool import Pool, Report, Step
 from .preparing import check_count, check_frozen, largest_rate, mixed, prepare

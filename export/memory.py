@@ -1,4 +1,4 @@
-"""Memory that a training step frees and the next one needs again stays with the process."""
+"""Memory that one step frees and the next one needs again stays with the process."""
 
 from __future__ import annotations
 
