@@ -84,7 +84,7 @@ def test_the_matrix_names_only_networks_that_can_be_looked_up(proofs: Any) -> No
     assert len(networks.ENTRIES) >= 30
     for entry in networks.ENTRIES.values():
         assert entry.onnx is None or entry.onnx.is_file()
-        assert entry.how().size == entry.size or entry.pictures == "cifar"
+        assert entry.sides() == (entry.how().size or (32, 32))
 
 
 def test_statistics_of_a_random_network_come_from_the_pictures(proofs: Any) -> None:
@@ -98,6 +98,91 @@ def test_statistics_of_a_random_network_come_from_the_pictures(proofs: Any) -> N
     assert not module.training
     torch.testing.assert_close(found.mean((0, 2, 3)), torch.zeros(4), atol=0.05, rtol=0)
     torch.testing.assert_close(found.std((0, 2, 3)), torch.ones(4), atol=0.1, rtol=0)
+
+
+NET = """
+import torch
+
+def net():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 16, 3, 2), torch.nn.ReLU(), torch.nn.Conv2d(16, 16, 3), torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(16, 4),
+    )
+"""
+BROUGHT = """
+[mine]
+model = "net.py:net"
+preprocessing = "net.toml"
+data = "seen.npz"
+test = "unseen.npz"
+task = "classification"
+judged = "top-1"
+max_drop = 20
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A network and pictures of somebody's own, and the file that names them."""
+    rng = np.random.default_rng(0)
+    for name, count in (("seen", 160), ("unseen", 40)):
+        pictures = rng.integers(0, 256, (count, 24, 24, 3), np.uint8)
+        np.savez(tmp_path / f"{name}.npz", x=pictures, y=rng.integers(0, 4, count))
+    (tmp_path / "net.py").write_text(NET)
+    (tmp_path / "net.toml").write_text("scale = 255.0\n")
+    (tmp_path / "own.toml").write_text(BROUGHT)
+    return tmp_path / "own.toml"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("net.py:net", "nets.py:net"), "nets.py, which is not there"),
+        (('task = "classification"', ""), r"\[mine\] needs .*'task'"),
+        (("max_drop", "drop"), "may have 'weights', 'max_drop'"),
+        (("[mine]", "[mine"), "own.toml: "),
+    ],
+)
+def test_networks_of_ones_own_are_looked_at_first(
+    proofs: Any, own: Path, change: tuple[str, str], told: str
+) -> None:
+    own.write_text(BROUGHT.replace(*change))
+    with pytest.raises(SystemExit, match=told):
+        proofs("networks").brought(own)
+
+
+@pytest.mark.slow
+def test_tools_are_compared_on_a_network_of_ones_own(
+    proofs: Any, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["int8_peers.py", "--brought", str(own), "--stage", "make,score"]
+    words += ["--files", str(tmp_path / "files"), "--out", str(tmp_path / "peers")]
+    monkeypatch.setattr(sys, "argv", words)
+    proofs("int8_peers").main()
+    told = json.loads((tmp_path / "peers.json").read_text())["networks"]["mine"]
+    made = {name: one.get("error", "") for name, one in told["files"].items()}
+    assert "--modelopt" in made.pop("ModelOpt (made for TensorRT)")
+    assert set(made) >= {"float32", "NNCF", "edgepress for onnxruntime", "edgepress for openvino"}
+    assert not any(made.values())
+    for way in ("NNCF in OpenVINO", "edgepress for onnxruntime in ONNX Runtime"):
+        assert told["ways"][way]["score"]["count"] == 40
+        assert told["ways"][way]["score"]["agreement"]["mean_cosine"] > 0.9
+    assert "## mine" in (tmp_path / "peers.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_matrix_takes_networks_of_ones_own(
+    proofs: Any, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["network_matrix.py", "--brought", str(own), "--steps", "onnxruntime,pruning"]
+    monkeypatch.setattr(sys, "argv", [*words, "--no-timing", "--out", str(tmp_path / "matrix")])
+    proofs("network_matrix").main()
+    told = json.loads((tmp_path / "matrix.json").read_text())["networks"]["mine"]
+    assert told["size"] == [24, 24]
+    assert not told["trained"]
+    assert told["onnxruntime"]["test_score"]["value"] > 90
+    assert told["pruning"]["rebuilt_equal"]
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from edgepress.compress.importance import METHODS
 from edgepress.compress.settings import Distil
 from edgepress.compress.subject import torch_run
 from edgepress.compress.training import distil
-from networks import NETWORKS, cifar, data_root
+from networks import NETWORKS, cifar
 from peer_table import print_machine
 
 _PICTURES, _HELD_BACK = 49_904, 4_904
@@ -75,8 +75,7 @@ def one(
 ) -> dict[str, Any]:
     """One cut, scored as it is and trained back."""
     network = NETWORKS[name]
-    weights = str(data_root() / "weights" / network.weights)
-    whole = Backbone.open(f"{data_root()}/backbones.py:{name}", weights)
+    whole = Backbone.open(*network.files())
     how = network.how()
     part = seen.split(300, seed, True, training=True)
     cut = prune(

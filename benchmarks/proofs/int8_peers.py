@@ -4,6 +4,10 @@
 
     python benchmarks/proofs/int8_peers.py [NETWORK ...] [--stage make,score,time] [--threads 1,2]
         [--modelopt PYTHON] [--minutes M] [--files FOLDER] [--out benchmarks/results/int8_peers]
+    python benchmarks/proofs/int8_peers.py --brought NETWORKS.toml --out PATH
+
+The first compares on the networks and pictures of ``../shared/data``, the second on your own: ``networks.py`` says how
+the file is written.
 
 From one float32 graph and the same 300 calibration pictures (250 where there are 500) come the files of
 ``onnxruntime.quantization.quantize_static`` (MinMax, per channel, QDQ, uint8 activations), of ``nncf.quantize``
@@ -32,7 +36,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 from edgepress.benchmarks import Images, compare, fixed_batch
 from edgepress.benchmarks.fingerprint import fingerprint
 from edgepress.runtime import EngineOptions, open_engine
-from networks import FOREIGN, NETWORKS, Network, data_root, edgepress, pictures, to_toml
+from networks import FOREIGN, NETWORKS, Network, brought, edgepress, pictures
 from peer_scores import score
 from peer_shares import int8_share, macs_by_node
 from peer_table import markdown, print_machine
@@ -50,7 +54,6 @@ from peers import (
 
 __all__ = ["feeds", "nncf_quantize", "print_machine", "quantize_static"]
 
-_ALL = {**NETWORKS, **FOREIGN}
 _STAGES = ("make", "score", "time")
 _BATCH = 50  # pictures scored at once
 
@@ -58,7 +61,10 @@ _BATCH = 50  # pictures scored at once
 def main() -> None:
     """Run the proof."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("networks", nargs="*", default=list(_ALL))
+    parser.add_argument("networks", nargs="*", metavar="NETWORK")
+    parser.add_argument(
+        "--brought", type=Path, metavar="NETWORKS.toml", help="networks of your own"
+    )
     parser.add_argument("--stage", default=",".join(_STAGES), metavar="STAGE,...")
     parser.add_argument("--threads", default="1,2", metavar="N,...")
     parser.add_argument("--batch", type=int, default=1)
@@ -72,6 +78,10 @@ def main() -> None:
     stages = given.stage.split(",")
     if set(stages) - set(_STAGES):
         parser.error(f"stages are {', '.join(_STAGES)}")
+    known = {**NETWORKS, **FOREIGN} if given.brought is None else brought(given.brought)
+    names = given.networks or list(known)
+    if set(names) - set(known):
+        parser.error(f"networks are {', '.join(known)}")
     until = time.monotonic() + 60 * given.minutes
     path = given.out.with_suffix(".json")
     told: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"networks": {}}
@@ -84,8 +94,8 @@ def main() -> None:
         os.replace(part, path)
         given.out.with_suffix(".md").write_text(markdown(told))
 
-    for name in given.networks:
-        network, folder = _ALL[name], given.files / name
+    for name in names:
+        network, folder = known[name], given.files / name
         folder.mkdir(parents=True, exist_ok=True)
         if given.again or "recorded" in told["networks"].get(name, {"recorded": ""}):
             told["networks"][name] = {"files": {}, "ways": {}, "times": {}}
@@ -109,18 +119,11 @@ def make(
 ) -> None:
     """Every file: float32, the peers', those transcoded, ours."""
     calibration, test = pictures(network, folder)
-    root, how = data_root(), network.how()
-    preprocessing = folder / "preprocessing.toml"
-    preprocessing.write_text(to_toml(how))
+    how, preprocessing = network.how(), network.how_file(folder)
     float32, images = folder / "float32.onnx", Images.open(calibration)
-    model: list[object] = [root / "onnx" / network.weights]
+    model = network.words()
     if not network.onnx:
-        model = [
-            f"{root}/backbones.py:{network.name}",
-            "--weights",
-            root / "weights" / network.weights,
-        ]
-        model += ["--preprocessing", preprocessing]
+        model += ["--preprocessing", str(preprocessing)]
 
     def attempt(name: str, step: Callable[[], object]) -> None:
         if "error" in state["files"].get(name, {"error": ""}) or not file_of(folder, name).exists():

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepress.benchmarks.fingerprint import fingerprint
-from networks import NETWORKS, data_root, edgepress
+from networks import NETWORKS, edgepress
 from peer_table import print_machine
 from trained_bundles import arrays
 
@@ -60,16 +60,9 @@ def train(work: Path, name: str, kills: list[float]) -> tuple[Path, list[dict[st
     """
     pictures, test = arrays(work)
     out, killed = work / f"resnet20-{name}", list[dict[str, int]]()
-    words = [
-        sys.executable,
-        "-m",
-        "edgepress",
-        "compress",
-        f"{data_root()}/backbones.py:{_NETWORK.name}",
-    ]
-    words += ["--weights", str(data_root() / "weights" / _NETWORK.weights)]
+    words = [sys.executable, "-m", "edgepress", "compress", *_NETWORK.words()]
     words += ["--data", str(pictures), "--test-data", str(test), "--max-drop", "3", "--force"]
-    words += ["--preprocessing", str(data_root() / str(_NETWORK.preprocessing))]
+    words += ["--preprocessing", str(_NETWORK.how_file(work))]
     words += ["--recipe", str(_HERE / "recipes" / "killed.toml"), "--out", str(out)]
     for share in [*kills, 2.0]:
         more = ["--resume"] if killed else []

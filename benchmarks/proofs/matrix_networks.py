@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 from edgepress.benchmarks import Images
+from edgepress.compress import Backbone
 from edgepress.runtime import Preprocessing
-from networks import FOREIGN, cifar, data_root
-from networks import NETWORKS as TRAINED
+from networks import FOREIGN, NETWORKS, Network, brought, cifar, data_root
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _STATISTICS_BATCH = 16
@@ -34,36 +34,51 @@ class Entry:
 
     Attributes:
         name: What the table calls it.
-        where: ``pytorchcv:family.function``, ``timm:name``, ``torchvision:name``, ``here:function``,
-            ``shared:factory`` (trained) or a path under the data's ``onnx`` folder (trained).
-        size: Height and width of its input.
-        pictures: ``imagenette`` or ``cifar``.
-        preprocessing: File under the data's root; by default ImageNet's mean and spread.
+        where: ``pytorchcv:family.function``, ``timm:name``, ``torchvision:name``, ``here:function``;
+            of a network that comes with files, its factory or its ONNX file.
+        size: Height and width of its input, where nothing else says so.
+        pictures: ``imagenette`` or ``cifar``, or where they lie.
+        network: A network that comes with files.
     """
 
     name: str
     where: str
     size: tuple[int, int] = (224, 224)
-    pictures: str = "imagenette"
-    preprocessing: Preprocessing | str | None = None
+    pictures: str | Path = "imagenette"
+    network: Network | None = None
+
+    @classmethod
+    def of(cls, network: Network) -> Entry:
+        """The entry of a network that comes with files.
+
+        Only its calibration pictures are taken.
+        """
+        pictures: str | Path = "cifar" if network.pictures == "cifar" else "imagenette"
+        if not isinstance(network.pictures, str):
+            pictures = network.path(network.pictures[0])
+        return cls(network.name, network.model, pictures=pictures, network=network)
 
     @property
     def trained(self) -> bool:
         """Whether its weights are trained."""
-        return self.where.startswith("shared:") or self.onnx is not None
+        return self.network is not None and (self.network.onnx or self.network.weights is not None)
 
     @property
     def onnx(self) -> Path | None:
         """The ONNX file that it is, or ``None`` for a torch module."""
-        return data_root() / "onnx" / self.where if self.where.endswith(".onnx") else None
+        network = self.network
+        return network.path(network.model) if network is not None and network.onnx else None
 
     def how(self) -> Preprocessing:
         """How pictures reach it."""
-        if isinstance(self.preprocessing, Preprocessing):
-            return self.preprocessing
-        if self.preprocessing is not None:
-            return Preprocessing.from_toml(data_root() / self.preprocessing)
+        if self.network is not None:
+            return self.network.how()
         return Preprocessing(resize=self.size, scale=255.0, **IMAGENET)
+
+    def sides(self) -> tuple[int, int]:
+        """Height and width of what reaches it."""
+        spec = next(self.tensors(self.share(0, 1))).shape
+        return spec[-2], spec[-1]
 
     def module(self, seed: int = 0) -> nn.Module:
         """The network in evaluation mode; a random one with BatchNorm statistics set.
@@ -72,8 +87,11 @@ class Entry:
             SystemExit: Where the package that it comes from is not installed.
         """
         torch.manual_seed(seed)
-        kind, _, what = self.where.partition(":")
-        module = _MAKERS[kind](what)
+        if self.network is not None:
+            module = Backbone.open(*self.network.files()).module
+        else:
+            kind, _, what = self.where.partition(":")
+            module = _MAKERS[kind](what)
         if not self.trained:
             set_statistics(module, self.tensors(self.share(0, 32)))
         return module.eval()
@@ -82,11 +100,16 @@ class Entry:
         """So many of its pictures, in an order of their own; parts that do not overlap differ."""
         if self.pictures == "cifar":
             return Images.from_arrays(cifar("train", start + count)[0][start:])
-        images = Images.open(data_root() / "imagenette224_train")
+        path = self.pictures
+        images = Images.open(
+            path if isinstance(path, Path) else data_root() / "imagenette224_train"
+        )
+        if len(images) < start + count:
+            sys.exit(f"{self.name} needs {start + count} pictures; {path} has {len(images)}.")
         order = np.random.default_rng(0).permutation(len(images))
         return images.take(order[start : start + count])
 
-    def tensors(self, images: Images) -> Iterable[torch.Tensor]:
+    def tensors(self, images: Images) -> Iterator[torch.Tensor]:
         """Batches ``(N, 3, H, W)`` as the network takes them."""
         specs = images.specs(["x"])
         for batch in images.batches(specs, self.how(), _STATISTICS_BATCH):
@@ -105,15 +128,6 @@ def set_statistics(module: nn.Module, batches: Iterable[torch.Tensor]) -> None:
         for batch in batches:
             module(batch)
     module.eval()
-
-
-def _shared(name: str) -> nn.Module:
-    sys.path.insert(0, str(data_root()))
-    sys.dont_write_bytecode = True
-    module: nn.Module = getattr(importlib.import_module("backbones"), name)()
-    path = data_root() / "weights" / TRAINED[name].weights
-    module.load_state_dict(torch.load(path, weights_only=True))
-    return module
 
 
 def _pytorchcv(name: str) -> nn.Module:
@@ -189,8 +203,14 @@ def overfeat() -> nn.Module:
     )
 
 
+def entries(file: Path | None) -> dict[str, Entry]:
+    """The networks of the matrix, or of a file of somebody's own."""
+    if file is None:
+        return ENTRIES
+    return {name: Entry.of(network) for name, network in brought(file).items()}
+
+
 _MAKERS: dict[str, Callable[[str], nn.Module]] = {
-    "shared": _shared,
     "pytorchcv": _pytorchcv,
     "timm": _timm,
     "torchvision": _torchvision,
@@ -205,24 +225,8 @@ def _cv(name: str, family: str = "", side: int = 224) -> Entry:
 ENTRIES = {
     entry.name: entry
     for entry in (
-        *(
-            Entry(name, f"shared:{name}", (32, 32), "cifar", TRAINED[name].preprocessing)
-            for name in ("resnet8", "resnet20", "resnet56")
-        ),
-        *(
-            Entry(name, f"shared:{name}", preprocessing=TRAINED[name].preprocessing)
-            for name in ("efficientnet_lite0", "mobilenetv2_features")
-        ),
-        *(
-            Entry(name, FOREIGN[name].weights, side, preprocessing=FOREIGN[name].preprocessing)
-            for name, side in (
-                ("osnet", (256, 128)),
-                ("text_direction", (48, 192)),
-                ("yolox_nano", (416, 416)),
-                ("ultraface", (240, 320)),
-            )
-        ),
-        Entry("lenet5", "here:lenet5", (32, 32), "cifar", "cifar.toml"),
+        *map(Entry.of, (*NETWORKS.values(), *FOREIGN.values())),
+        Entry("lenet5", "here:lenet5", (32, 32), "cifar"),
         _cv("alexnet"),
         _cv("zfnet"),
         Entry("overfeat", "here:overfeat", (231, 231)),

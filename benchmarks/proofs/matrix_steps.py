@@ -35,7 +35,7 @@ from edgepress.compress.subject import (
 from edgepress.export.receipt import count_macs
 from edgepress.runtime import EdgepressError
 from edgepress.runtime.target import target
-from matrix_networks import ENTRIES, Entry
+from matrix_networks import Entry, entries
 
 CALIBRATION, SELECTION, TEST = 32, 32, 64
 MAX_DROP = 2.0
@@ -167,14 +167,15 @@ def main() -> None:
     """Do one step."""
     parser = argparse.ArgumentParser(description="One step of the matrix, in this process.")
     parser.add_argument("step", choices=list(STEPS))
-    parser.add_argument("network", choices=list(ENTRIES))
+    parser.add_argument("network")
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--no-timing", action="store_true")
+    parser.add_argument("--brought", type=Path)
     given = parser.parse_args()
-    started = time.monotonic()
+    started, entry = time.monotonic(), entries(given.brought)[given.network]
     try:
-        told = STEPS[given.step](ENTRIES[given.network], given.folder, not given.no_timing)
+        told = STEPS[given.step](entry, given.folder, not given.no_timing)
     except EdgepressError as error:
         told = {"error": f"{error.code}: {error.message}"[:600]}
     took = {"seconds": round(time.monotonic() - started, 1), "peak_kib": peak_kib()}

@@ -65,7 +65,7 @@ def summary(told: Mapping[str, Any]) -> list[str]:
         lines += [f"{title}:", "", *aims(held), ""] if held else []
     for step, title, of in (
         ("tensorrt", "For NVIDIA", built_aims),
-        ("pruning", f"Pruned to {SHARE:.0%} of the multiply-adds or fewer", pruning_aims),
+        ("pruning", f"Pruned to {100 * SHARE:.0f} % of the multiply-adds or fewer", pruning_aims),
     ):
         held = {name: row[step] for name, row in rows.items() if step in row}
         lines += [f"{title}:", "", *of(held), ""] if held else []
@@ -197,7 +197,7 @@ def pruning_aims(held: Mapping[str, dict[str, Any]]) -> list[str]:
 def pruning_table(held: Mapping[str, dict[str, Any]]) -> list[str]:
     """Cut to a share of the multiply-adds, saved, rebuilt, exported and run."""
     lines = [
-        f"Channels leave by their magnitude until {SHARE:.0%} of the multiply-adds or fewer are left; nothing is trained",
+        f"Channels leave by their magnitude until {100 * SHARE:.0f} % of the multiply-adds or fewer are left; nothing is trained",
         "back. *Rebuilt* compares the outputs of the cut network with those of one made from its factory and the saved",
         "file; *exported* is the ONNX file in ONNX Runtime against torch.",
         "",

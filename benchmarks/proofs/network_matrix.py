@@ -4,6 +4,9 @@
 
     python benchmarks/proofs/network_matrix.py [--only NETWORK,...] [--steps onnxruntime,openvino,tensorrt,pruning]
         [--resume] [--no-timing] [--out benchmarks/results/network_matrix] [--keep FOLDER]
+    python benchmarks/proofs/network_matrix.py --brought NETWORKS.toml --out PATH
+
+The second takes networks and pictures of your own: ``networks.py`` says how the file is written.
 
 Every step of every network (capture, INT8 for an engine, pruning) runs in a process of its own under a limit
 of time and memory, and is written to the JSON when it is done: whatever ends this script, nothing
@@ -28,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepress.benchmarks.fingerprint import fingerprint
-from matrix_networks import ENTRIES, Entry
+from matrix_networks import Entry, entries
 from matrix_steps import CALIBRATION, MAX_DROP, SELECTION, STEPS, TEST
 from matrix_table import markdown
 
@@ -40,7 +43,8 @@ _POLL_SECONDS = 0.2
 def main() -> None:
     """Run the proof."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", default=",".join(ENTRIES), metavar="NETWORK,...")
+    parser.add_argument("--only", metavar="NETWORK,...")
+    parser.add_argument("--brought", type=Path, metavar="NETWORKS.toml")
     parser.add_argument("--steps", default=",".join(_STEPS), metavar="STEP,...")
     parser.add_argument("--resume", action="store_true", help="Do what is missing or failed.")
     parser.add_argument("--no-timing", action="store_true", help="For a machine that is busy.")
@@ -49,8 +53,9 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="Keep the graphs of each network in this folder.")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/network_matrix"))
     given = parser.parse_args()
-    names, wanted = given.only.split(","), given.steps.split(",")
-    for word, known in [*((n, ENTRIES) for n in names), *((s, _STEPS) for s in wanted)]:
+    there = entries(given.brought)
+    names, wanted = (given.only or ",".join(there)).split(","), given.steps.split(",")
+    for word, known in [*((n, there) for n in names), *((s, _STEPS) for s in wanted)]:
         if word not in known:
             parser.error(f"unknown: {word}. Known: {', '.join(known)}")
     path = given.out.with_suffix(".json")
@@ -58,10 +63,10 @@ def main() -> None:
     told["pictures"] = {"calibration": CALIBRATION, "selection": SELECTION, "test": TEST}
     told["max_drop"] = MAX_DROP
     for count, name in enumerate(names, 1):
-        entry = ENTRIES[name]
+        entry = there[name]
         row = told["networks"].get(name, {}) if given.resume else {}
         told["networks"][name] = row
-        row.update(source=entry.where, trained=entry.trained, size=entry.size)
+        row.update(source=entry.where, trained=entry.trained, size=entry.sides())
         first = [] if set(wanted) <= _ALONE else ["capture"]
         steps = [step for step in (*first, *wanted) if not done(row, step, given.no_timing)]
         with tempfile.TemporaryDirectory() as scratch:
@@ -78,10 +83,10 @@ def main() -> None:
                 row[step] = run(step, entry, folder, given)
                 told["fingerprint"] = fingerprint()
                 write(path, json.dumps(told, indent=1) + "\n")
-                write(given.out.with_suffix(".md"), markdown(told, ENTRIES))
+                write(given.out.with_suffix(".md"), markdown(told, there))
                 if step == "capture" and "error" in row[step]:
                     break
-    print(markdown(told, ENTRIES))
+    print(markdown(told, there))
 
 
 def done(row: dict[str, Any], step: str, no_timing: bool) -> bool:
@@ -98,6 +103,7 @@ def run(step: str, entry: Entry, folder: Path, given: argparse.Namespace) -> dic
     out.unlink(missing_ok=True)
     words = [sys.executable, str(Path(__file__).with_name("matrix_steps.py")), step, entry.name]
     words += [str(folder), str(out), *(["--no-timing"] if given.no_timing else [])]
+    words += [] if given.brought is None else ["--brought", str(given.brought)]
     started = time.monotonic()
     with log.open("wb") as file:
         child = subprocess.Popen(words, stdout=file, stderr=file, start_new_session=True)

@@ -9,12 +9,14 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from edgepress.runtime import Preprocessing
+from edgepress.runtime.toml import parse_toml
 
 
 def data_root() -> Path:
@@ -29,46 +31,78 @@ def data_root() -> Path:
 class Network:
     """One trained network and the pictures it is judged on.
 
+    Paths are relative to ``root``.
+
     Attributes:
-        name: What tables call it; of a factory of ``backbones.py``, that factory's name.
-        weights: File of its weights, or the ONNX file that it is.
-        preprocessing: File under the data's root, or how pictures reach an ONNX file.
-        pictures: Where calibration and test pictures come from; see :func:`pictures`.
-        task: ``classification`` or ``agreement``, as the command line knows it.
+        name: What tables call it.
+        model: A factory, ``file.py:function``, or an ONNX file.
+        weights: File of a factory's weights.
+        preprocessing: File, or how pictures reach it.
+        pictures: Where calibration and test pictures come from: a kind that :func:`pictures` knows, or two paths.
+        task: As the command line knows it.
         batches: Batch sizes.
         judged: What it is scored by, see ``peer_scores.py``.
         max_drop: Points that our INT8 may lose; the product's own default is wider.
+        root: Folder of its files; ``None`` for the data's.
     """
 
     name: str
-    weights: str
+    model: str
+    weights: str | None
     preprocessing: str | Preprocessing
-    pictures: str
+    pictures: str | tuple[str, str]
     task: str
     batches: tuple[int, ...] = (1, 16)
     judged: str = "top-1"
     max_drop: float = 1.0
+    root: Path | None = None
 
     @property
     def onnx(self) -> bool:
         """Whether it is an ONNX file from elsewhere."""
-        return self.weights.endswith(".onnx")
+        return self.model.endswith(".onnx")
+
+    def path(self, file: str) -> Path:
+        """Where one of its files lies."""
+        return (self.root or data_root()) / file
+
+    def files(self) -> tuple[str, str | None]:
+        """Its factory or ONNX file, and its weights."""
+        weights = None if self.weights is None else str(self.path(self.weights))
+        return str(self.path(self.model)), weights
+
+    def words(self) -> list[str]:
+        """The same as the command line takes it."""
+        model, weights = self.files()
+        return [model] if weights is None else [model, "--weights", weights]
 
     def how(self) -> Preprocessing:
         """How pictures reach it."""
         if isinstance(self.preprocessing, Preprocessing):
             return self.preprocessing
-        return Preprocessing.from_toml(data_root() / self.preprocessing)
+        return Preprocessing.from_toml(self.path(self.preprocessing))
+
+    def how_file(self, folder: Path) -> Path:
+        """The same as a file, written to ``folder``."""
+        path = folder / "preprocessing.toml"
+        path.write_text(to_toml(self.how()))
+        return path
+
+
+def _factory(name: str, weights: str, preprocessing: str, *rest: Any, **more: Any) -> Network:
+    return Network(name, f"backbones.py:{name}", f"weights/{weights}", preprocessing, *rest, **more)
 
 
 def _cifar(name: str, weights: str, preprocessing: str) -> Network:
-    return Network(name, weights, preprocessing, "cifar", "classification", max_drop=0.5)
+    return _factory(name, weights, preprocessing, "cifar", "classification", max_drop=0.5)
 
 
 def _foreign(
     name: str, file: str, preprocessing: Preprocessing, pictures: str, judged: str, max_drop: float
 ) -> Network:
-    return Network(name, file, preprocessing, pictures, "agreement", (1,), judged, max_drop)
+    return Network(
+        name, f"onnx/{file}", None, preprocessing, pictures, "agreement", (1,), judged, max_drop
+    )
 
 
 NETWORKS = {
@@ -77,7 +111,7 @@ NETWORKS = {
         _cifar("resnet20", "cifar10_resnet20_akamaster.pt", "cifar.toml"),
         _cifar("resnet56", "cifar10_resnet56_akamaster.pt", "cifar.toml"),
         _cifar("resnet8", "cifar10_resnet8_mlperftiny.pt", "resnet8.toml"),
-        Network(
+        _factory(
             "efficientnet_lite0",
             "timm_tf_efficientnet_lite0.pt",
             "lite0.toml",
@@ -85,7 +119,7 @@ NETWORKS = {
             "classification",
             (1,),
         ),
-        Network(
+        _factory(
             "mobilenetv2_features",
             "mobilenetv2_features_torchvision.pt",
             "mobilenetv2.toml",
@@ -93,7 +127,6 @@ NETWORKS = {
             "agreement",
             (1,),
             "neighbours",
-            1.0,
         ),
     )
 }
@@ -155,8 +188,64 @@ def cifar(kind: str, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return np.concatenate(sheets)[:count], labels[:count].astype(np.int64)
 
 
+def brought(file: Path) -> dict[str, Network]:
+    """Networks of somebody's own, from a TOML file with a table for each; its paths are relative to it.
+
+    ::
+
+        [my_net]
+        model = "net.py:factory"        # or "net.onnx"
+        weights = "net.safetensors"     # of a factory
+        preprocessing = "net.toml"
+        data = "pictures"               # for calibration
+        test = "other_pictures"         # "top-1" and "neighbours" need their classes
+        task = "classification"         # what our own bundle is chosen by; "agreement" without classes
+        judged = "top-1"                # or "neighbours", "cosine", "same top-1"
+        max_drop = 1.0                  # points of the task's score
+
+    Raises:
+        SystemExit: With what is missing, unknown or not there.
+    """
+    needed = {"model", "preprocessing", "data", "test", "task", "judged"}
+    known = {*needed, "weights", "max_drop"}
+    try:
+        tables: Any = parse_toml(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        sys.exit(f"{file}: {error}")
+    found: dict[str, Network] = {}
+    for name, table in tables.items():
+        if not isinstance(table, dict) or needed - set(table) or set(table) - known:
+            sys.exit(
+                f"{file}: [{name}] needs {sorted(needed)}, and may have 'weights', 'max_drop'."
+            )
+        network = Network(
+            name,
+            table["model"],
+            table.get("weights"),
+            table["preprocessing"],
+            (table["data"], table["test"]),
+            table["task"],
+            (1,),
+            table["judged"],
+            float(table.get("max_drop", 1.0)),
+            file.resolve().parent,
+        )
+        files = [table["model"].rpartition(":")[0] or table["model"]]
+        files += [
+            table[key] for key in ("weights", "preprocessing", "data", "test") if key in table
+        ]
+        for one in files:
+            if not network.path(one).exists():
+                sys.exit(f"{file}: [{name}] names {network.path(one)}, which is not there.")
+        found[name] = network
+    return found
+
+
 def pictures(network: Network, folder: Path) -> tuple[Path, Path]:
     """Paths of the calibration and of the test pictures, made in ``folder`` where they are not files."""
+    if not isinstance(network.pictures, str):
+        calibration, test = network.pictures
+        return network.path(calibration), network.path(test)
     if network.pictures != "cifar":
         calibration, test = {
             "imagenet": ("imagenet_calib", "imagenet_val650"),

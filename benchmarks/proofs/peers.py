@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import subprocess
@@ -19,6 +20,7 @@ import onnx
 from edgepress.benchmarks import Images
 from edgepress.runtime import Preprocessing, TensorSpec
 
+_TELEMETRY = "openvino_telemetry"
 CALIBRATION = 300
 MODELOPT = "ModelOpt (made for TensorRT)"
 
@@ -76,8 +78,7 @@ def quantize_static(float32: Path, out: Path, images: Images, given: Preprocessi
 
 def nncf_quantize(float32: Path, out: Path, images: Images, given: Preprocessing) -> Path:
     """NNCF with its defaults."""
-    import nncf
-
+    nncf = _nncf()
     model = onnx.load(float32)
     name = model.graph.input[0].name
     quantized = nncf.quantize(
@@ -85,6 +86,19 @@ def nncf_quantize(float32: Path, out: Path, images: Images, given: Preprocessing
     )
     onnx.save(quantized, out)
     return out
+
+
+def _nncf() -> Any:
+    """NNCF and OpenVINO, whose import writes into the home folder and sends telemetry otherwise."""
+    modules: dict[str, Any] = sys.modules
+    hidden = modules.get(_TELEMETRY)
+    modules[_TELEMETRY] = None
+    try:
+        return importlib.import_module("nncf")
+    finally:
+        del modules[_TELEMETRY]
+        if hidden is not None:
+            modules[_TELEMETRY] = hidden
 
 
 def modelopt(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepress.benchmarks.fingerprint import fingerprint
-from networks import NETWORKS, data_root, edgepress
+from networks import NETWORKS, edgepress
 from peer_table import print_machine
 from trained_bundles import pictures
 
@@ -54,12 +54,9 @@ def measured(bundle: Path, work: Path, preset: str, originals: dict[str, Any]) -
     network, float32 = NETWORKS[name], work / f"{name}.onnx"
     _, test = pictures(network, work)
     if name not in originals:
-        how = data_root() / str(network.preprocessing)
-        weights = data_root() / "weights" / network.weights
-        model = (f"{data_root()}/backbones.py:{name}", "--weights", weights)
-        edgepress(
-            "export", *model, "--preprocessing", how, "--data", test, "--out", float32, "--force"
-        )
+        how = network.how_file(work)
+        words = ("--preprocessing", how, "--data", test, "--out", float32, "--force")
+        edgepress("export", *network.words(), *words)
         judged = ("--data", test, "--preprocessing", how, "--json")
         score = json.loads(edgepress("evaluate", float32, *judged))["score"]
         originals[name] = {"score": score, "size_bytes": float32.stat().st_size}

@@ -80,16 +80,16 @@ def make(name: str, work: Path, *, resume: bool) -> Path:
     """Run what is called so; the bundle's folder."""
     run = RUNS[name]
     data, test = pictures(run.network, work)
-    weights = data_root() / "weights" / run.network.weights
+    model, weights = run.network.files()
     if run.after is not None:
-        weights = work / f"{run.after}.safetensors"
+        weights = str(work / f"{run.after}.safetensors")
     recipe = _HERE / "recipes" / run.recipe if run.recipe.endswith(".toml") else run.recipe
     out = work / name
     edgepress(
-        *("compress", f"{data_root()}/backbones.py:{run.network.name}", "--weights", weights),
+        *("compress", model, "--weights", weights),
         *("--data", data, "--test-data", test),
         *(() if run.network.pictures == "cifar" else ("--task", "agreement")),
-        *("--preprocessing", data_root() / str(run.network.preprocessing)),
+        *("--preprocessing", run.network.how_file(work)),
         *("--recipe", recipe, "--max-drop", run.max_drop, "--out", out, "--force"),
         *(("--max-train-minutes", run.minutes) if run.minutes else ()),
         *(("--weights-out", work / f"{name}.safetensors") if run.after is None else ()),

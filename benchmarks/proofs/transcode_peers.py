@@ -36,7 +36,7 @@ from edgepress.benchmarks.fingerprint import fingerprint
 from edgepress.runtime import EngineOptions, Preprocessing, open_engine
 from edgepress.runtime.target import target
 from int8_peers import feeds, nncf_quantize, print_machine, quantize_static
-from networks import NETWORKS, Network, data_root, edgepress, pictures
+from networks import NETWORKS, Network, edgepress, pictures
 
 _DEFAULT = ("efficientnet_lite0", "resnet56")
 TARGETS = ("onnxruntime-cpu", "openvino-cpu")
@@ -92,15 +92,10 @@ def make_all(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every peer's file of one network, transcoded and scored."""
     calibration, test = pictures(network, folder)
-    root = data_root()
-    float32 = folder / "float32.onnx"
-    preprocessing = root / network.preprocessing
-    edgepress(
-        *("export", f"{root}/backbones.py:{network.name}", "--data", calibration, "--force"),
-        *("--weights", root / "weights" / network.weights, "--preprocessing", preprocessing),
-        *("--out", float32),
-    )
-    given, images = Preprocessing.from_toml(preprocessing), Images.open(calibration)
+    float32, preprocessing = folder / "float32.onnx", network.how_file(folder)
+    words = ("--preprocessing", preprocessing, "--data", calibration, "--out", float32, "--force")
+    edgepress("export", *network.words(), *words)
+    given, images = network.how(), Images.open(calibration)
     peers: dict[str, Callable[[Path], Any]] = {
         "NNCF": lambda out: nncf_quantize(float32, out, images, given),
         "quantize_static": lambda out: quantize_static(float32, out, images, given),
