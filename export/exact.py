@@ -42,6 +42,7 @@ from .graph import (
     opset_of,
     serialize,
     specs,
+    tensor_types,
 )
 from .onnx_files import check_float_network
 
@@ -155,8 +156,9 @@ def _spatial_mean_is_a_pool(model: onnx.ModelProto) -> None:
 
     A Flatten stands behind it where the mean drops those axes.
     """
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    kinds = {v.name: v.type.tensor_type for v in [*inferred.value_info, *inferred.input]}
+    if not any(node.op_type == "ReduceMean" for node in model.graph.node):
+        return
+    kinds = tensor_types(model)
     taken, walk, nodes = all_names(model), Walk(model), list[onnx.NodeProto]()
     for node in model.graph.node:
         if node.op_type != "ReduceMean" or not _is_spatial(node, kinds, walk):

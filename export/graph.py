@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +21,7 @@ IR_VERSION = 10
 """The newest ONNX file version that ONNX Runtime 1.23 (the last one for Python 3.10) reads."""
 
 _PRIVATE = ("doc_string", "metadata_props", "quantization_annotation", "value_info")
+_SMALL = 1024  # values of a constant that may tell of shapes
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,30 @@ def give_out(model: onnx.ModelProto, names: Iterable[str]) -> None:
         if name not in present:
             present.add(name)
             model.graph.output.append(onnx.ValueInfoProto(name=name))
+
+
+def tensor_types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
+    """Element type and shape of every tensor but small constants, as far as inference can tell.
+
+    The large ones do not go through it: only what shapes are made of matters to it.
+    """
+    light = onnx.ModelProto(ir_version=model.ir_version)
+    light.opset_import.extend(model.opset_import)
+    light.functions.extend(model.functions)
+    graph, given = light.graph, model.graph
+    graph.name = given.name
+    for part in ("node", "input", "output", "value_info", "sparse_initializer"):
+        getattr(graph, part).extend(getattr(given, part))
+    known = {value.name for value in given.input}
+    for tensor in given.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT or math.prod(tensor.dims) <= _SMALL:
+            graph.initializer.append(tensor)
+        elif tensor.name not in known:
+            kind = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            graph.input.append(kind)
+    inferred = onnx.shape_inference.infer_shapes(light).graph
+    values = [*inferred.value_info, *inferred.input, *inferred.output]
+    return {value.name: value.type.tensor_type for value in values}
 
 
 def rows(feeds: Mapping[str, Array]) -> int:

@@ -17,7 +17,7 @@ from ..runtime.engine import EngineOptions
 from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ..runtime.errors import InputError
 from ..runtime.tensors import Array, Arrays
-from .graph import Graph, Walk, give_out, rows
+from .graph import Graph, Walk, give_out, rows, tensor_types
 from .memory import kept
 from .observers import Observer, clip_magnitude, clip_range
 
@@ -168,16 +168,10 @@ def expose(graph: Graph, only: Collection[str] | None = None) -> tuple[onnx.Mode
 
 def element_types(model: onnx.ModelProto) -> dict[str, int]:
     """ONNX element type of every tensor that shape inference can tell."""
-    return {name: kind.elem_type for name, kind in _inferred(model).items()}
+    return {name: kind.elem_type for name, kind in tensor_types(model).items()}
 
 
 def tensor_ranks(model: onnx.ModelProto) -> dict[str, int]:
     """Number of dimensions of every tensor that shape inference can tell."""
-    known = {name: kind for name, kind in _inferred(model).items() if kind.HasField("shape")}
+    known = {name: kind for name, kind in tensor_types(model).items() if kind.HasField("shape")}
     return {name: len(kind.shape.dim) for name, kind in known.items()}
-
-
-def _inferred(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    values = [*inferred.value_info, *inferred.input, *inferred.output]
-    return {v.name: v.type.tensor_type for v in values}

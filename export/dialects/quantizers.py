@@ -15,6 +15,7 @@ BIAS_LIMIT = 2**31 - 1
 _LEVELS = 255  # steps between the lowest and the highest code
 _SYMMETRIC_LEVELS = 127  # steps between zero and the highest code, where codes are symmetric
 _SMALLEST_SCALE = 1e-18  # below it a product of two scales leaves float32's normal range
+_CACHED = 2**16  # values that a search over scales goes through while they lie in the cache
 
 
 @dataclass(frozen=True)
@@ -119,17 +120,28 @@ def weight_quantizer(
     whole = np.maximum(largest / limit, floor)
     best = whole.copy()
     if method == "mse":
-        error = np.full(len(rows), np.inf)
-        for shrink in np.linspace(1.0, 0.7, 31):
-            scale = np.maximum(whole * shrink, floor)[:, None]
-            loss = ((np.clip(np.rint(rows / scale), -limit, limit) * scale - rows) ** 2).sum(axis=1)
-            better = loss < error
-            error[better], best[better] = loss[better], scale[better, 0]
+        step = max(1, _CACHED // max(1, rows.shape[1]))
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
+            best[part] = _least_error(rows[part], whole[part], floor[part], limit)
     scale32 = best.astype(np.float32)
     shape = [1] * weights.ndim
     shape[axis] = -1
     codes = np.clip(np.rint(weights / scale32.reshape(shape)), -limit, limit).astype(np.int8)
     return PerChannel(codes, scale32)
+
+
+def _least_error(
+    rows: NDArray[np.float64], whole: NDArray[np.float64], floor: NDArray[np.float64], limit: int
+) -> NDArray[np.float64]:
+    """For each row the scale with the least squared error."""
+    error, best = np.full(len(rows), np.inf), whole.copy()
+    for shrink in np.linspace(1.0, 0.7, 31):
+        scale = np.maximum(whole * shrink, floor)[:, None]
+        loss = ((np.clip(np.rint(rows / scale), -limit, limit) * scale - rows) ** 2).sum(axis=1)
+        better = loss < error
+        error[better], best[better] = loss[better], scale[better, 0]
+    return best
 
 
 def bias_codes(
