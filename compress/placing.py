@@ -16,7 +16,6 @@ import contextlib
 import importlib.util
 import io
 import logging
-import sys
 import warnings
 from collections.abc import Generator, Sequence
 from typing import Any
@@ -26,10 +25,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from ..export.dialects import Dialect
+from ..runtime.engines.telemetry import without_telemetry
 from ..runtime.errors import InputError, MissingExtraError
 from .fakes import FakeActivations, FakeWeights
 
-_TELEMETRY = "openvino_telemetry"
 _HOOKS = "__nncf_hooks"
 
 
@@ -188,12 +187,10 @@ def _replace(placed: nn.Module, feeds: dict[str, torch.Tensor], dialect: Dialect
 def _alone() -> Generator[None]:
     """Inside, NNCF says nothing and sends nothing."""
     loggers = logging.getLoggerClass()
-    modules: dict[str, Any] = sys.modules
-    hidden = modules.get(_TELEMETRY)
-    modules[_TELEMETRY] = None
     said = io.StringIO()
     try:
         with (
+            without_telemetry(),
             warnings.catch_warnings(),
             contextlib.redirect_stdout(said),
             contextlib.redirect_stderr(said),
@@ -202,10 +199,6 @@ def _alone() -> Generator[None]:
             yield
     finally:
         logging.setLoggerClass(loggers)
-        if hidden is None:
-            del modules[_TELEMETRY]
-        else:
-            modules[_TELEMETRY] = hidden
 
 
 def _line(error: BaseException) -> str:

@@ -6,7 +6,7 @@
         [--modelopt PYTHON] [--minutes M] [--files FOLDER] [--out benchmarks/results/int8_peers]
     python benchmarks/proofs/int8_peers.py --brought NETWORKS.toml --out PATH
 
-The first compares on the networks and pictures of ``../shared/data``, the second on your own: ``networks.py`` says how
+The first compares on the networks and pictures of ``../shared/data``, the second on your own: ``README.md`` says how
 the file is written.
 
 From one float32 graph and the same 300 calibration pictures (250 where there are 500) come the files of

@@ -5,8 +5,8 @@
     python benchmarks/proofs/making_cost.py [--network resnet50] [--pictures 300] [--out benchmarks/results/making_cost]
 
 Each line is a process of its own, the two that are compared three of them in turn; its seconds are those of the step
-alone (imports and the export apart), the median and the range, its memory the peak of the whole process (VmHWM). ``quantize_static`` calibrates by minimum and maximum, which is its quickest way;
-ours by least squared error, writes the graph, corrects every channel's mean and spread in the INT8 kernels, and keeps
+alone (imports and the export apart), the median and the range, its memory the peak of the whole process (VmHWM).
+``quantize_static`` calibrates by minimum and maximum, which is its quickest way; ours by least squared error, writes the graph, corrects every channel's mean and spread in the INT8 kernels, and keeps
 that where it is better. Pruning is asked for 60 % of the latency, twice: the second time the latencies of the layers lie in
 the cache. Weights are random (BatchNorm statistics from real pictures), which changes none of these costs. Needs
 ``pip install pytorchcv``.

@@ -56,22 +56,6 @@ def markdown(told: dict[str, Any], entries: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def summary(told: Mapping[str, Any]) -> list[str]:
-    """What of the aims holds, in a few lines."""
-    rows = told["networks"]
-    lines: list[str] = []
-    for engine, title in ENGINES.items():
-        held = {name: row[engine] for name, row in rows.items() if engine in row}
-        lines += [f"{title}:", "", *aims(held), ""] if held else []
-    for step, title, of in (
-        ("tensorrt", "For NVIDIA", built_aims),
-        ("pruning", f"Pruned to {100 * SHARE:.0f} % of the multiply-adds or fewer", pruning_aims),
-    ):
-        held = {name: row[step] for name, row in rows.items() if step in row}
-        lines += [f"{title}:", "", *of(held), ""] if held else []
-    return lines[:-1]
-
-
 def machine(found: dict[str, Any]) -> list[str]:
     """What it ran on."""
     cpu, software = found["cpu"], found["software"]

@@ -6,7 +6,7 @@
         [--resume] [--no-timing] [--out benchmarks/results/network_matrix] [--keep FOLDER]
     python benchmarks/proofs/network_matrix.py --brought NETWORKS.toml --out PATH
 
-The second takes networks and pictures of your own: ``networks.py`` says how the file is written.
+The second takes networks and pictures of your own: ``README.md`` says how the file is written.
 
 Every step of every network (capture, INT8 for an engine, pruning) runs in a process of its own under a limit
 of time and memory, and is written to the JSON when it is done: whatever ends this script, nothing

@@ -189,19 +189,9 @@ def cifar(kind: str, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def brought(file: Path) -> dict[str, Network]:
-    """Networks of somebody's own, from a TOML file with a table for each; its paths are relative to it.
+    """Networks of somebody's own, from a TOML file with a table for each, as ``README.md`` has it.
 
-    ::
-
-        [my_net]
-        model = "net.py:factory"        # or "net.onnx"
-        weights = "net.safetensors"     # of a factory
-        preprocessing = "net.toml"
-        data = "pictures"               # for calibration
-        test = "other_pictures"         # "top-1" and "neighbours" need their classes
-        task = "classification"         # what our own bundle is chosen by; "agreement" without classes
-        judged = "top-1"                # or "neighbours", "cosine", "same top-1"
-        max_drop = 1.0                  # points of the task's score
+    Its paths are relative to it.
 
     Raises:
         SystemExit: With what is missing, unknown or not there.

@@ -19,8 +19,8 @@ import onnx
 
 from edgepress.benchmarks import Images
 from edgepress.runtime import Preprocessing, TensorSpec
+from edgepress.runtime.engines.telemetry import without_telemetry
 
-_TELEMETRY = "openvino_telemetry"
 CALIBRATION = 300
 MODELOPT = "ModelOpt (made for TensorRT)"
 
@@ -90,15 +90,8 @@ def nncf_quantize(float32: Path, out: Path, images: Images, given: Preprocessing
 
 def _nncf() -> Any:
     """NNCF and OpenVINO, whose import writes into the home folder and sends telemetry otherwise."""
-    modules: dict[str, Any] = sys.modules
-    hidden = modules.get(_TELEMETRY)
-    modules[_TELEMETRY] = None
-    try:
+    with without_telemetry():
         return importlib.import_module("nncf")
-    finally:
-        del modules[_TELEMETRY]
-        if hidden is not None:
-            modules[_TELEMETRY] = hidden
 
 
 def modelopt(

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from matrix_table import pruning_aims, summary
+from matrix_table import pruning_aims
 
 _ROOT = Path(__file__).resolve().parents[2]
 _RESULTS = _ROOT / "benchmarks" / "results"
@@ -155,11 +155,6 @@ def transcoded(told: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def matrix(told: Mapping[str, Any]) -> str:
-    """What of the aims holds on forty networks."""
-    return "\n".join(summary(told))
-
-
 def pruning(told: Mapping[str, Any]) -> str:
     """How many networks can be cut."""
     rows = told["networks"].items()
@@ -193,7 +188,6 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "openvino": ("int8_peers.json", openvino),
     "making": ("making_cost.json", making),
     "pruning": ("network_matrix.json", pruning),
-    "matrix": ("network_matrix.json", matrix),
     "trained": ("trade_off.json", trained),
     "transcoded": ("transcode_peers.json", transcoded),
 }

@@ -24,9 +24,9 @@ from ..errors import EngineError, MissingExtraError
 from ..tensors import Array, Arrays, TensorSpec, check_arrays
 from .kernels import KernelTime, lower_quartile
 from .symbols import free_names
+from .telemetry import without_telemetry
 
 CPU = "CPU"
-_TELEMETRY = "openvino_telemetry"
 _NOT_LOOKED_AT = 2  # inferences in which kernels are chosen and built
 _DTYPES = {
     "f32": "float32",
@@ -257,21 +257,15 @@ def backend_version() -> str:
 def _backend() -> Any:
     if sys.modules.get("openvino") is not None:
         return importlib.import_module("openvino")
-    hidden = sys.modules.get(_TELEMETRY)
-    sys.modules[_TELEMETRY] = None  # pyright: ignore[reportArgumentType]  as if not installed
     try:
-        return importlib.import_module("openvino")
+        with without_telemetry():
+            return importlib.import_module("openvino")
     except ModuleNotFoundError as error:
         if error.name == "openvino":
             raise MissingExtraError("openvino", "openvino", "the engine openvino") from error
         raise _broken(error) from error
     except ImportError as error:
         raise _broken(error) from error
-    finally:
-        if hidden is None:
-            del sys.modules[_TELEMETRY]
-        else:
-            sys.modules[_TELEMETRY] = hidden
 
 
 def _broken(error: ImportError) -> EngineError:
