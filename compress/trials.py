@@ -16,7 +16,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812, the name that everyone reads
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ..export.capture import flatten_outputs
 from .cutting import modules_of, segments_of, zero_cuts
@@ -53,12 +55,13 @@ class Trials:
         """What goes wrong when all these atoms leave at once, in words, or ``None``."""
         step = step_of({test.group: test.atoms for test in tests})
         trial = copy.deepcopy(self._module)
-        _without_statistics(trial)
         try:
             zero_cuts(trial, step.cuts)
-            silent = self._run(trial)
+            with _Scaling():
+                silent = self._run(trial)
             apply_step(trial, step)
-            cut = self._run(trial)
+            with _Scaling():
+                cut = self._run(trial)
         except Exception as error:  # whatever the user's forward raises on narrower tensors
             first = str(error).strip().partition("\n")[0][:_TOLD]
             return f"its forward depends on the width ({type(error).__name__}: {first})"
@@ -240,23 +243,33 @@ def _passes_on(block: nn.Module, given: torch.Tensor) -> bool:
     return bool(given.any()) and isinstance(made, torch.Tensor) and torch.equal(made, given)
 
 
-def _without_statistics(module: nn.Module) -> None:
-    """Let normalizations over channels scale and shift alone: they see silent channels, too."""
-    for part in module.modules():
-        if isinstance(part, (nn.LayerNorm, nn.GroupNorm)):
-            held: Any = part
-            held.forward = _scaled(part)
+class _Scaling(TorchFunctionMode):
+    """Inside, normalizations over channels scale and shift alone.
+
+    Their statistics see silent channels, too. Calls are taken where torch is called, since a layer
+    may bring the channels into another place first, as ConvNeXt's do.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given: dict[str, Any] = dict(kwargs or {})
+        if func not in _NORMALIZATIONS:
+            return func(*args, **given)
+        given |= dict(zip(_NORMALIZATIONS[func], args, strict=False))
+        values, weight, bias = (given.get(name) for name in ("input", "weight", "bias"))
+        assert isinstance(values, torch.Tensor)
+        shape = (-1, *(1 for _ in values.shape[2:])) if "num_groups" in given else (-1,)
+        if weight is not None:
+            values = values * weight.reshape(shape)
+        return values if bias is None else values + bias.reshape(shape)
 
 
-def _scaled(part: nn.LayerNorm | nn.GroupNorm) -> Callable[[torch.Tensor], torch.Tensor]:
-    def forward(given: torch.Tensor) -> torch.Tensor:
-        weight, bias = part.weight, part.bias
-        if isinstance(part, nn.GroupNorm):
-            shape = (-1, *(1 for _ in given.shape[2:]))
-            weight, bias = weight.reshape(shape), bias.reshape(shape)
-        return given * weight + bias
-
-    return forward
+_NORMALIZATIONS: dict[Any, tuple[str, ...]] = {
+    F.layer_norm: ("input", "normalized_shape", "weight", "bias"),
+    F.group_norm: ("input", "num_groups", "weight", "bias"),
+}
+"""By their names, the arguments that come before ``eps``."""
 
 
 def _close(one: torch.Tensor, other: torch.Tensor) -> bool:

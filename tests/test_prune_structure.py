@@ -72,6 +72,29 @@ class Grouped(nn.Module):
         return self.head(functional.relu(self.third(x)).mean((2, 3)))
 
 
+class ChannelsFirst(nn.LayerNorm):
+    """Over the channels of a map ``(N, C, H, W)``, as timm's ConvNeXt does it."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Next(nn.Module):
+    """A block of ConvNeXt between a stem and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 24, 4, 4)
+        self.each, self.norm = nn.Conv2d(24, 24, 7, padding=3, groups=24), ChannelsFirst(24)
+        self.up, self.down = nn.Conv2d(24, 96, 1), nn.Conv2d(96, 24, 1)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = x + self.down(functional.gelu(self.up(self.norm(self.each(x)))))
+        return self.head(x.mean((2, 3)))
+
+
 class Concat(nn.Module):
     """Two branches put one behind the other and added to a third."""
 
@@ -319,7 +342,7 @@ def test_a_cut_gives_what_silent_channels_give(kind: Callable[[], nn.Module]) ->
     assert fewer < 0.9
 
 
-@pytest.mark.parametrize("kind", [Grouped, Transformer])
+@pytest.mark.parametrize("kind", [Grouped, Transformer, Next])
 def test_norms_over_channels_are_cut_and_said_to_change(kind: Callable[[], nn.Module]) -> None:
     module = built(kind)
     structure = structure_of(module, pictures())
@@ -327,6 +350,8 @@ def test_norms_over_channels_are_cut_and_said_to_change(kind: Callable[[], nn.Mo
     apply_step(cut, half(structure))
     assert outputs(cut)[0].shape == outputs(module)[0].shape
     assert any(not group.exact for group in structure.groups)
+    refused = {one.name for one in structure.refused}
+    assert refused <= {"head", "attention.qkv"}, "but for what gives the outputs, all of it is cut"
 
 
 def test_grouped_convolutions_lose_as_much_in_each_group() -> None:
