@@ -95,9 +95,12 @@ class Distil:
     Attributes:
         epochs: Times that every training picture is seen; fewer where the time allowed is short.
         batch: Pictures a step, over all processes.
-        optimizer: ``sgd`` (Nesterov momentum 0.9) or ``adamw``.
-        lr: The largest learning rate. 0 chooses: 0.01 (``adamw``: 0.0002) for a student that gives
-            much of what its teacher gives already, as a cut network does; else 0.05 (0.001).
+        optimizer: ``sgd`` (Nesterov momentum 0.9), ``adamw``, ``muon`` (see
+            :class:`~edgepress.compress.training.muon.Muon`), or ``auto``: ``sgd`` for a student
+            that gives much of what its teacher gives already, as a cut network does, else ``muon``.
+        lr: The largest learning rate, of ``muon`` an angle in radians. 0 chooses: for a student
+            that knows something already 0.01 (``adamw``: 0.0002, ``muon``: 0.003), else 0.05
+            (0.001, 0.03).
         warmup: Share of the training in which it rises; then it falls along a half cosine to 0.
         weight_decay: Of weights of two dimensions and more.
         average: Decay of the weights' moving average, which is what ships; 0 for none.
@@ -106,6 +109,7 @@ class Distil:
         temperature: Of softened classes.
         outputs_weight: Of the loss on outputs.
         labels_weight: Of the cross-entropy with labels, where there are labels and class scores.
+        labels_smoothing: Share of a label that is spread over all classes.
         features_weight: Of the loss on features at ``taps``.
         taps: Names of modules whose outputs are compared; ``student=teacher`` where names differ.
         flip: Whether half of the pictures are mirrored.
@@ -122,7 +126,7 @@ class Distil:
 
     epochs: int = 20
     batch: int = 128
-    optimizer: str = "sgd"
+    optimizer: str = "auto"
     lr: float = 0.0
     warmup: float = 0.1
     weight_decay: float = 5e-4
@@ -131,6 +135,7 @@ class Distil:
     temperature: float = 4.0
     outputs_weight: float = 1.0
     labels_weight: float = 0.1
+    labels_smoothing: float = 0.0
     features_weight: float = 1.0
     taps: tuple[str, ...] = ()
     flip: bool = True
@@ -188,6 +193,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "temperature": (0.1, 100),
     "outputs_weight": (0, 1e6),
     "labels_weight": (0, 1e6),
+    "labels_smoothing": (0, 0.9),
     "features_weight": (0, 1e6),
     "crop": (0, 0.5),
     "zoom": (0, 0.95),
@@ -204,7 +210,7 @@ CHOICES = {
     "ranges": ("mse", "minmax", "percentile", "entropy"),
     "weights": ("mse", "minmax"),
     "importance": ("fisher", "magnitude", "activation"),
-    "optimizer": ("sgd", "adamw"),
+    "optimizer": ("auto", "sgd", "adamw", "muon"),
     "match": ("auto", "logits", "embeddings", "outputs"),
     "precision": ("auto", "float32", "bfloat16"),
     "measured_in": ("auto", "float32", "int8"),

@@ -54,17 +54,25 @@ def test_a_student_comes_nearer_to_its_teacher_and_nothing_given_is_changed(labe
     assert any("128 pictures only" in note for note in found.notes)
 
 
-@pytest.mark.parametrize(("optimizer", "rates"), [("sgd", (0.01, 0.05)), ("adamw", (2e-4, 1e-3))])
-def test_what_a_student_knows_already_chooses_the_learning_rate(
-    optimizer: str, rates: tuple[float, float]
+@pytest.mark.parametrize(
+    ("optimizer", "chosen"),
+    [
+        ("sgd", (("sgd", 0.01), ("sgd", 0.05))),
+        ("adamw", (("adamw", 2e-4), ("adamw", 1e-3))),
+        ("muon", (("muon", 0.003), ("muon", 0.03))),
+        ("auto", (("sgd", 0.01), ("muon", 0.03))),
+    ],
+)
+def test_what_a_student_knows_already_chooses_how_it_is_trained(
+    optimizer: str, chosen: tuple[tuple[str, float], ...]
 ) -> None:
     knowing, other = teacher(), teacher()
     with torch.no_grad():
         knowing.last.weight *= 0.3  # of another size, but of one mind
         other.last.weight *= -1
     settings = Distil(epochs=1, batch=32, optimizer=optimizer, precision="float32")
-    given = [trained(settings, student=student).log["lr"] for student in (knowing, other)]
-    assert given == list(rates)
+    logs = [trained(settings, student=student).log for student in (knowing, other)]
+    assert [(log["optimizer"], log["lr"]) for log in logs] == list(chosen)
     assert trained(replace(settings, lr=0.3), student=other).log["lr"] == 0.3
 
 

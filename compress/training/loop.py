@@ -26,13 +26,12 @@ from .faults import diverged
 from .keeping import Keeper, State
 from .objective import Seen, Tensors, Watched
 from .pool import Pool, Report, Step
-from .preparing import check_count, check_frozen, largest_rate, mixed, prepare
+from .preparing import check_count, check_frozen, mixed, prepare
 from .processes import Processes
 from .referee import Referee
 from .schedule import Clock, learning_rate
 from .ways import Way, candidates, choose
 
-_EXAMPLES = 2
 _DDP_REMARKS = ("Grad strides do not match", "find_unused_parameters=True was specified")
 _torch: Any = torch  # where torch's own annotations do not say what is given
 
@@ -76,21 +75,20 @@ class Training:
         self._notes = [*check_count(len(images)), *check_frozen(student)]
         specs = images.specs(input_names(student))
         self._pool = Pool(images, specs, preprocessing, settings, report)
-        example = self._chosen(torch.arange(_EXAMPLES), self._chance(0, 0))
+        world = processes.world
+        self._batch = max(world, min(settings.batch, len(images)) // world * world)
+        self._steps = len(images) // self._batch
+        feeds = Way().fed(self._example_step().feeds, self._device)
         self._networks = prepare(
-            student, teacher, example.feeds, images.labelled, task, settings, self._device
+            student, teacher, feeds, images.labelled, task, settings, processes
         )
+        self._lr = self._networks.steps.lr
         self._referee = Referee(task, selection, specs, preprocessing, self._networks.teacher)
         if self._referee.task.name != task.name:
             self._notes.append(
                 f"the best epoch was chosen by {self._referee.task.name} with the original, since "
                 f"{task.name} judges other samples than the selection pictures."
             )
-        world = processes.world
-        self._batch = max(world, min(settings.batch, len(images)) // world * world)
-        self._steps = len(images) // self._batch
-        shown = Way().fed(self._example_step().feeds, self._device)
-        self._lr = float(processes.share(largest_rate(settings, self._networks, shown)))
         self._clock = Clock(self._steps * settings.epochs, 60 * settings.max_minutes)
         identity = {
             "settings": asdict(settings),
@@ -192,7 +190,8 @@ class Training:
             if not left:
                 break
             for group in self._networks.optimizer.param_groups:
-                group["lr"] = self._lr * learning_rate(self._clock.progress, settings.warmup)
+                share = learning_rate(self._clock.progress, settings.warmup)
+                group["lr"] = self._lr * group["rate"] * share
             self._one_step(trained, order)
             state.step += 1
             self._clock.stepped(left)
@@ -243,8 +242,10 @@ class Training:
         feeds = way.fed(step.feeds, self._device)
         labels = None if step.labels is None else step.labels.to(self._device)
         with way.computing(self._device):
-            with torch.no_grad():
-                theirs = Seen(*self._networks.model(feeds))
+            theirs = Seen({}, {})
+            if self._networks.objective.asks_teacher:
+                with torch.no_grad():
+                    theirs = Seen(*self._networks.model(feeds))
             ours = Seen(*trained(feeds))
         inner: Any = trained if isinstance(trained, Watched) else trained.module
         return self._networks.objective(ours, theirs, inner.features, labels, step.draws)
@@ -292,6 +293,7 @@ class Training:
         log = {
             "pictures": len(self._pool),
             "batch": self._batch,
+            "optimizer": self._networks.steps.optimizer,
             "lr": self._lr,
             "processes": self._processes.world,
             "device": str(self._device),

@@ -125,6 +125,11 @@ class Objective(nn.Module):
                 mend="Give the outputs a weight, or name taps.",
             )
 
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether anything is compared with the teacher: not where only labels teach."""
+        return bool(self._names or self._settings.taps)
+
     def forward(
         self,
         student: Seen,
@@ -137,7 +142,7 @@ class Objective(nn.Module):
 
         Args:
             student: What it gave; its features are adapted already.
-            teacher: What it gave for the same pictures.
+            teacher: What it gave for the same pictures; not looked at unless :attr:`asks_teacher`.
             features: Compares features, where there are taps.
             labels: int64 ``(N,)``, or ``None``.
             draws: How pictures were blended, for the labels.
@@ -152,16 +157,18 @@ class Objective(nn.Module):
         if self._classes is not None and labels is not None:
             scores = student.outputs[self._classes].float().flatten(1)
             kept = kept_share(draws).to(scores.device)
-            each = kept * F.cross_entropy(scores, labels, reduction="none")
+            each = kept * self._entropy(scores, labels)
             if bool((kept < 1).any()):
-                each = each + (1 - kept) * F.cross_entropy(
-                    scores, labels.roll(1, 0), reduction="none"
-                )
+                each = each + (1 - kept) * self._entropy(scores, labels.roll(1, 0))
             terms["labels"] = self._settings.labels_weight * each.mean()
         if features is not None:
             loss = features.compare(student.features, teacher.features)
             terms["features"] = self._settings.features_weight * loss
         return terms
+
+    def _entropy(self, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        smoothing = self._settings.labels_smoothing
+        return F.cross_entropy(scores, labels, reduction="none", label_smoothing=smoothing)
 
 
 def _loss(settings: Distil, task: Task, vector: bool, main: bool) -> nn.Module:

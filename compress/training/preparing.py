@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from ...benchmarks.tasks import Task
 from ...runtime.errors import InputError
@@ -18,6 +17,8 @@ from ..losses import FeatureLoss
 from ..settings import Distil
 from .averaging import Average
 from .objective import Objective, Seen, Watched, watch
+from .optimizers import Steps
+from .processes import Processes
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -26,9 +27,6 @@ LEAST_PICTURES = 16
 """Training pictures below which nothing is learnt."""
 
 _FEW_PICTURES = 1000
-_MOMENTUM = 0.9
-_RATES = {"sgd": (0.05, 0.01), "adamw": (1e-3, 2e-4)}  # for who knows nothing yet, and who does
-_KNOWS = 0.5  # correlation with the teacher's outputs
 _random: Any = torch.random  # where torch's own annotations do not say what is given
 
 
@@ -43,6 +41,7 @@ class Networks:
         model: The teacher with its taps.
         objective: The loss.
         average: The student's averaged weights.
+        steps: How they are made.
         optimizer: Of the student's weights and the adapters.
     """
 
@@ -52,6 +51,7 @@ class Networks:
     model: Watched
     objective: Objective
     average: Average
+    steps: Steps
     optimizer: torch.optim.Optimizer
 
 
@@ -62,23 +62,24 @@ def prepare(
     labelled: bool,
     task: Task,
     settings: Distil,
-    device: torch.device,
+    processes: Processes,
 ) -> Networks:
-    """Copy the networks, run both on a few pictures, and see what there is to compare.
+    """Copy the networks, run both on a batch, and see what there is to compare and to learn.
 
     Args:
         student: The user's.
         teacher: The user's.
-        feeds: A few samples by input name.
+        feeds: A batch of training samples by input name.
         labelled: Whether there are labels.
         task: What the networks are for.
         settings: Of the training.
-        device: What it runs on.
+        processes: Who trains, and on what device; the first one chooses for all.
 
     Raises:
         InputError: As :func:`~edgepress.compress.training.distil`; ``E_FORWARD`` where a network
             refuses the pictures.
     """
+    device = processes.device
     learner = copy.deepcopy(student).to(device).eval()
     original = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
     watched, model = watch(settings, learner, original)
@@ -89,37 +90,12 @@ def prepare(
         watched.features = FeatureLoss(ours.features, theirs.features).to(device)
     objective = Objective(settings, task, labelled, ours, theirs)
     average = Average(learner, settings.average)
-    learner.train()
-    return Networks(
-        learner, original, watched, model, objective, average, _optimizer(watched, settings)
-    )
-
-
-def largest_rate(settings: Distil, networks: Networks, feeds: dict[str, torch.Tensor]) -> float:
-    """The settings' learning rate, or the one that suits what the student knows already.
-
-    What a network has learnt goes lost at the rate that one at random needs.
-
-    Args:
-        settings: Of the training.
-        networks: As they begin; the student is in training mode and goes back to it.
-        feeds: A batch of training samples by input name, on the networks' device.
-    """
-    if settings.lr:
-        return settings.lr
-    networks.student.eval()
+    found = Steps.of(settings, ours.outputs, theirs.outputs)
+    steps = Steps(*processes.share((found.optimizer, found.lr)))
     with torch.no_grad():
-        ours, theirs = networks.watched(feeds)[0], networks.model(feeds)[0]
-    networks.student.train()
-    floats = [name for name, value in theirs.items() if value.is_floating_point()]
-    alike = max((_correlation(ours[name], theirs[name]) for name in floats), default=0.0)
-    return _RATES[settings.optimizer][alike > _KNOWS]
-
-
-def _correlation(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Of the two outputs' deviations from their means over the batch."""
-    left, right = ((value.double() - value.double().mean(0)).flatten() for value in (one, other))
-    return float(functional.cosine_similarity(left, right, dim=0))
+        optimizer = steps.made(watched, settings.weight_decay, lambda: watched(on_device)[0])
+    learner.train()
+    return Networks(learner, original, watched, model, objective, average, steps, optimizer)
 
 
 def check_count(count: int) -> list[str]:
@@ -196,17 +172,3 @@ def _see(what: str, network: Watched, feeds: dict[str, torch.Tensor]) -> Seen:
 
 def _shapes(feeds: Mapping[str, torch.Tensor]) -> str:
     return ", ".join(f"{name} {tuple(value.shape)}" for name, value in feeds.items())
-
-
-def _optimizer(watched: Watched, settings: Distil) -> torch.optim.Optimizer:
-    trained = [one for one in watched.parameters() if one.requires_grad]
-    decayed = [one for one in trained if one.ndim > 1]
-    others = [one for one in trained if one.ndim <= 1]
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.lr, fused=True)
-    return torch.optim.SGD(groups, lr=settings.lr, momentum=_MOMENTUM, nesterov=True, fused=True)
