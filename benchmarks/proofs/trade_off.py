@@ -6,8 +6,8 @@
 
 Each bundle (all in ``benchmarks/results/bundles`` by default) is scored on its network's test pictures by ``edgepress evaluate``, and
 timed by ``edgepress bench`` in turns with the float32 original that it was made from, exported anew from the trained
-weights: one thread, batch 1, fresh processes. Nothing is read from the bundles' own records but which network they
-are. The picture needs ``pip install matplotlib``.
+weights: one thread, batch 1, fresh processes. Which network that is follows from the bundle's
+name. The picture needs ``pip install matplotlib``.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from edgepress.benchmarks.fingerprint import fingerprint
-from networks import NETWORKS, edgepress
+from networks import edgepress
 from peer_table import print_machine
-from trained_bundles import pictures
+from trained_bundles import pictures, run_of
 
 _BUNDLES = Path("benchmarks/results/bundles")
 _COLOURS = {"float32": "#1f6fb4", "int8": "#d1495b"}
@@ -50,8 +50,9 @@ def main() -> None:
 def measured(bundle: Path, work: Path, preset: str, originals: dict[str, Any]) -> dict[str, Any]:
     """One bundle's score, size and speed."""
     manifest = json.loads((bundle / "manifest.json").read_text())
-    name = str(manifest["recipe"]["model"]).rpartition(":")[2]
-    network, float32 = NETWORKS[name], work / f"{name}.onnx"
+    network = run_of(bundle.name).network
+    name = network.name
+    float32 = work / f"{name}.onnx"
     _, test = pictures(network, work)
     if name not in originals:
         how = network.how_file(work)

@@ -7,7 +7,8 @@
 Every name below is one run of ``edgepress compress`` on CIFAR-10's training pictures: a part of them chooses, and
 ``test_a`` is only scored. EfficientNet-Lite0 learns from 1,500 pictures without labels, ImageNet's and Imagenette's, by
 its agreement with the original. What it ships is copied to ``--out``: the bundle, with its recipe, its seed, and the log
-of the training in its manifest. The names with ``-int8`` quantize what the name before it trained. ``--resume``
+of the training in its manifest, and beside it the trained network's weights. ``NAME-int8`` quantizes what ``NAME``
+trained, and a run that ``begins`` with another trains it further; both find its weights there. ``--resume``
 goes on with a training that was interrupted. ``trade_off.py`` reads the bundles.
 """
 
@@ -28,72 +29,102 @@ _PICTURES = 49_904
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the command line.
+    """One training by the command line.
 
     Attributes:
         network: Of ``backbones.py``.
-        recipe: A recipe's name, or a file in ``recipes/``.
-        minutes: Of training, at most; 0 for none.
-        after: Name of the run whose network it begins with; ``None`` for the trained weights.
-        max_drop: Points below the network that it begins with.
+        recipe: A file in ``recipes/``.
+        minutes: Of training, at most.
+        max_drop: Points below the network.
+        int8_drop: Points that INT8 may lose of what was trained.
+        student: Of ``students.py``, trained in the network's place; ``None`` where none is.
+        begins: Name of a run whose trained network is trained further.
     """
 
     network: Network
     recipe: str
-    minutes: float = 0
-    after: str | None = None
+    minutes: float
     max_drop: float = 1.5
+    int8_drop: float = 0.5
+    student: str | None = None
+    begins: str | None = None
+
+    @property
+    def made_by(self) -> str:
+        """The factory of what is trained."""
+        if self.student is None:
+            return self.network.files()[0]
+        return f"{_HERE / 'students.py'}:{self.student}"
 
 
+_INT8 = "-int8"
 RUNS = {
     "resnet56-1.8x": Run(NETWORKS["resnet56"], "resnet56-1.8x.toml", 55),
-    "resnet56-1.8x-int8": Run(NETWORKS["resnet56"], "int8", after="resnet56-1.8x", max_drop=0.5),
     "resnet56-2x": Run(NETWORKS["resnet56"], "resnet56-2x.toml", 55),
-    "resnet56-2x-int8": Run(NETWORKS["resnet56"], "int8", after="resnet56-2x", max_drop=0.5),
-    "resnet20-1.6x": Run(NETWORKS["resnet20"], "resnet20-1.6x.toml", 30),
-    "resnet20-1.6x-int8": Run(NETWORKS["resnet20"], "int8", after="resnet20-1.6x", max_drop=0.5),
-    "lite0-1.3x": Run(NETWORKS["efficientnet_lite0"], "lite0-1.3x.toml", 45, max_drop=30),
-    "lite0-1.3x-int8": Run(NETWORKS["efficientnet_lite0"], "int8", after="lite0-1.3x", max_drop=1),
+    "resnet20-1.6x": Run(NETWORKS["resnet20"], "resnet20-1.6x.toml", 60),
+    "resnet20-student": Run(NETWORKS["resnet20"], "student.toml", 20, 5, student="wide_27m"),
+    "lite0-1.3x": Run(NETWORKS["efficientnet_lite0"], "lite0-1.3x.toml", 45, 30, 1),
 }
+
+
+def run_of(name: str) -> Run:
+    """The training behind a bundle, itself or quantized."""
+    return RUNS[name.removesuffix(_INT8)]
 
 
 def main() -> None:
     """Make what is named."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("names", nargs="*", default=list(RUNS), metavar="NAME")
+    parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--work", type=Path, default=Path(".work/trained"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/bundles"))
     given = parser.parse_args()
-    unknown = set(given.names) - set(RUNS)
+    known = [name + end for name in RUNS for end in ("", _INT8)]
+    unknown = set(given.names) - set(known)
     if unknown:
-        parser.error(f"no run is called {', '.join(sorted(unknown))}; there are {', '.join(RUNS)}")
-    for name in given.names:
-        made = make(name, given.work, resume=given.resume)
+        parser.error(f"no run is called {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    for name in given.names or known:
+        given.out.mkdir(parents=True, exist_ok=True)
+        made = make(name, given.work, given.out, resume=given.resume)
         kept = given.out / name
         if kept.exists():
             shutil.rmtree(kept)
         shutil.copytree(made, kept)
 
 
-def make(name: str, work: Path, *, resume: bool) -> Path:
-    """Run what is called so; the bundle's folder."""
-    run = RUNS[name]
+def make(name: str, work: Path, kept: Path, *, resume: bool) -> Path:
+    """Run what is called so; the bundle's folder.
+
+    Args:
+        name: Of a run, or with ``-int8`` behind it.
+        work: Where it is made.
+        kept: Where trained weights are kept.
+        resume: Go on with an interrupted training.
+    """
+    run, int8 = run_of(name), name.endswith(_INT8)
     data, test = pictures(run.network, work)
     model, weights = run.network.files()
-    if run.after is not None:
-        weights = str(work / f"{run.after}.safetensors")
-    recipe = _HERE / "recipes" / run.recipe if run.recipe.endswith(".toml") else run.recipe
+    told: tuple[object, ...]
+    if int8:
+        model, weights = run.made_by, str(kept / f"{name.removesuffix(_INT8)}.safetensors")
+        told = ("--recipe", "int8", "--max-drop", run.int8_drop)
+    else:
+        told = ("--recipe", _HERE / "recipes" / run.recipe, "--max-drop", run.max_drop)
+        told += ("--max-train-minutes", run.minutes)
+        told += ("--weights-out", kept / f"{name}.safetensors")
+        if run.student is not None or run.begins is not None:
+            told += ("--student", run.made_by)
+        if run.begins is not None:
+            told += ("--student-weights", kept / f"{run.begins}.safetensors")
+        if resume:
+            told += ("--resume",)
     out = work / name
     edgepress(
-        *("compress", model, "--weights", weights),
+        *("compress", model, "--weights", weights, *told),
         *("--data", data, "--test-data", test),
         *(() if run.network.pictures == "cifar" else ("--task", "agreement")),
-        *("--preprocessing", run.network.how_file(work)),
-        *("--recipe", recipe, "--max-drop", run.max_drop, "--out", out, "--force"),
-        *(("--max-train-minutes", run.minutes) if run.minutes else ()),
-        *(("--weights-out", work / f"{name}.safetensors") if run.after is None else ()),
-        *(("--resume",) if resume and run.after is None else ()),
+        *("--preprocessing", run.network.how_file(work), "--out", out, "--force"),
     )
     return out
 
