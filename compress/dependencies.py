@@ -78,7 +78,9 @@ def chains(module: nn.Module, example: Mapping[str, torch.Tensor]) -> list[Chain
             module, example_inputs=dict(example), forward_fn=_outputs, verbose=False
         )
         _follow_padding(graph)
-        return [_chain(graph, group) for group in graph.get_all_groups()]
+        lost = _lose_one_alone(graph)
+        found = [_chain(graph, group) for group in graph.get_all_groups() if len(group)]
+        return [*found, *lost]
 
 
 def _outputs(module: nn.Module, example: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
@@ -111,6 +113,27 @@ def _reshapes_of_nothing() -> Generator[None]:
         yield
     finally:
         given.update_reshape_index_mapping = whole
+
+
+def _lose_one_alone(graph: Any) -> list[Chain]:
+    """Have a layer that Torch-Pruning fails on be left out, instead of all that come behind it.
+
+    Returns:
+        Those layers, each with the reason; they are known when the groups are.
+    """
+    lost: list[Chain] = []
+    whole = graph.get_pruning_group
+
+    def group_of(module: nn.Module, *rest: Any) -> Any:
+        try:
+            return whole(module, *rest)
+        except Exception as error:  # an index out of range, behind channels that are split again
+            reason = f"its channels cannot be followed ({type(error).__name__}: {error})"
+            lost.append(Chain(str(graph._module2name.get(module, "")), (), reason))
+            return ()
+
+    graph.get_pruning_group = group_of
+    return lost
 
 
 class _Shift:

@@ -262,15 +262,23 @@ class Unit(nn.Module):
 class ShuffledTwice(nn.Module):
     """Shuffles behind each other, where Torch-Pruning 1.6 divides by zero."""
 
+    plain = 2
+
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.units = nn.Sequential(Doubling(8), Unit(16), Unit(16))
+        self.units = nn.Sequential(Doubling(8), *(Unit(16) for _ in range(self.plain)))
         self.last, self.head = nn.Conv2d(16, 16, 1), nn.Linear(16, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = functional.relu(self.last(self.units(functional.relu(self.stem(x)))))
         return self.head(functional.avg_pool2d(x, x.shape[-1]).view(x.size(0), -1))
+
+
+class ShuffledOften(ShuffledTwice):
+    """More of them, where it looks for channels that are not there."""
+
+    plain = 3
 
 
 def built(kind: Callable[[], nn.Module]) -> nn.Module:
@@ -324,6 +332,7 @@ NETWORKS = {
     Pyramid: {"low", "side", "shared"},
     Shuffled: {"last"},
     ShuffledTwice: {"last", "stem"},
+    ShuffledOften: {"last", "units.2.narrow"},
 }
 
 
@@ -340,6 +349,13 @@ def test_a_cut_gives_what_silent_channels_give(kind: Callable[[], nn.Module]) ->
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     fewer = sum(p.numel() for p in cut.parameters()) / sum(p.numel() for p in module.parameters())
     assert fewer < 0.9
+
+
+def test_a_layer_that_cannot_be_followed_is_named_and_the_others_are_cut() -> None:
+    structure = structure_of(built(ShuffledOften), pictures())
+    lost = {n for n, why in reasons(structure).items() if "cannot be followed (IndexError" in why}
+    assert lost
+    assert not lost & names(structure)
 
 
 @pytest.mark.parametrize("kind", [Grouped, Transformer, Next])
