@@ -66,6 +66,9 @@ class Muon(torch.optim.SGD):
 def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
     """The matrix with its singular values brought near to 1.
 
+    In its own precision: in bfloat16, which others take, the last bit of a gradient, and so the
+    number of processes, would show in the weights.
+
     Args:
         matrix: ``(rows, columns)``; zeros stay zeros.
 
@@ -74,11 +77,11 @@ def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
     """
     first, third, fifth = _COEFFICIENTS
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    found = (wide / (_length(wide) + _EPSILON)).bfloat16()
+    found = wide / (_length(wide) + _EPSILON)
     for _ in range(_ITERATIONS):
         square = found @ found.T
         found = first * found + (third * square + fifth * square @ square) @ found
-    return (found.T if wide is not matrix else found).to(matrix.dtype)
+    return found if wide is matrix else found.T
 
 
 def _length(values: torch.Tensor) -> torch.Tensor:

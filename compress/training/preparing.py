@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 LEAST_PICTURES = 16
 """Training pictures below which nothing is learnt."""
 
+_EXAMPLES = 2
 _FEW_PICTURES = 1000
 _random: Any = torch.random  # where torch's own annotations do not say what is given
 
@@ -83,17 +84,18 @@ def prepare(
     learner = copy.deepcopy(student).to(device).eval()
     original = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
     watched, model = watch(settings, learner, original)
-    on_device = {name: value.to(device) for name, value in feeds.items()}
+    batch = {name: value.to(device) for name, value in feeds.items()}
+    few = {name: value[:_EXAMPLES] for name, value in batch.items()}
     with torch.no_grad():
-        ours, theirs = _see("student", watched, on_device), _see("teacher", model, on_device)
+        ours, theirs = _see("student", watched, few), _see("teacher", model, few)
     if settings.taps:
         watched.features = FeatureLoss(ours.features, theirs.features).to(device)
     objective = Objective(settings, task, labelled, ours, theirs)
     average = Average(learner, settings.average)
-    found = Steps.of(settings, ours.outputs, theirs.outputs)
-    steps = Steps(*processes.share((found.optimizer, found.lr)))
     with torch.no_grad():
-        optimizer = steps.made(watched, settings.weight_decay, lambda: watched(on_device)[0])
+        found = Steps.of(settings, watched(batch)[0], model(batch)[0])
+        steps = Steps(*processes.share((found.optimizer, found.lr)))
+        optimizer = steps.made(watched, settings.weight_decay, lambda: watched(few)[0])
     learner.train()
     return Networks(learner, original, watched, model, objective, average, steps, optimizer)
 
