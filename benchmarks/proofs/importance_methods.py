@@ -17,17 +17,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+from held_back import COUNT, seen_and_unseen, top1
+
 from edgepress.benchmarks import Images, task
 from edgepress.benchmarks.fingerprint import fingerprint
 from edgepress.compress import Backbone, prune
 from edgepress.compress.importance import METHODS
 from edgepress.compress.settings import Distil
-from edgepress.compress.subject import torch_run
 from edgepress.compress.training import distil
-from networks import NETWORKS, cifar
+from networks import NETWORKS
 from peer_table import print_machine
-
-_PICTURES, _HELD_BACK = 49_904, 4_904
 
 
 def main() -> None:
@@ -41,9 +40,7 @@ def main() -> None:
     given = parser.parse_args()
     path = given.out.with_suffix(".json")
     told: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": {}}
-    x, y = cifar("train", _PICTURES)
-    seen = Images.from_arrays(x[:-_HELD_BACK], y[:-_HELD_BACK])
-    unseen = Images.from_arrays(x[-_HELD_BACK:], y[-_HELD_BACK:])
+    seen, unseen = seen_and_unseen()
     for share in map(float, given.shares.split(",")):
         for blocks in (False, True):
             for method in METHODS:
@@ -87,22 +84,14 @@ def one(
         blocks=blocks,
         seed=seed,
     )
-    kind = task("classification")
-
-    def score(module: Any) -> float:
-        specs = unseen.specs(["x"])
-        return kind.score(
-            torch_run(module.eval()), lambda: unseen.batches(specs, how, 100), None
-        ).value
-
-    before = score(cut.module)
+    before = top1(cut.module, unseen, how)
     settings = Distil(epochs=epochs, precision="bfloat16", layout="channels_last")
     trained = distil(
         cut.module,
         whole.module,
         part.training,
         selection=part.selection,
-        task=kind,
+        task=task("classification"),
         settings=settings,
         preprocessing=how,
         seed=seed,
@@ -115,7 +104,7 @@ def one(
         "seed": seed,
         "epochs": epochs,
         "cut": before,
-        "trained": score(trained.module),
+        "trained": top1(trained.module, unseen, how),
         "pictures": len(unseen),
     }
 
@@ -125,7 +114,7 @@ def markdown(told: dict[str, Any]) -> str:
     lines = [
         "# What channels are worth: methods compared",
         "",
-        f"Made by `python benchmarks/proofs/importance_methods.py`. Top-1 on {_HELD_BACK:,} training pictures of CIFAR-10 "
+        f"Made by `python benchmarks/proofs/importance_methods.py`. Top-1 on {COUNT:,} training pictures of CIFAR-10 "
         "that neither pruning nor training saw: as cut (statistics of BatchNorm taken anew), and trained back with the "
         "original as teacher. Several seeds are divided by slashes.",
         "",

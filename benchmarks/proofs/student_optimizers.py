@@ -2,10 +2,10 @@
 
 ::
 
-    python benchmarks/proofs/student_optimizers.py [--epochs 2] [--scales 0.5,1,2]
+    python benchmarks/proofs/student_optimizers.py [--epochs 2] [--scales 1]
 
 Both learn from a ResNet-20 on CIFAR-10: ``students.wide_27m``, which is random, and the ResNet-20 cut to 65 % of its
-multiply-adds. Each optimizer at its own learning rate and at multiples of it, everything else being what ``distil``
+multiply-adds. Each optimizer at its own learning rate, or at multiples of it, everything else being what ``distil``
 does by default. What is scored chooses nothing: pictures of the training set that no student saw. The teacher
 knows them, so the figures of what was cut out of it are too good, and only compare one way with another.
 """
@@ -19,20 +19,20 @@ from typing import Any
 
 import students
 import torch
+from held_back import COUNT, seen_and_unseen, top1
 from torch import nn
 
 from edgepress.benchmarks import Images, task
 from edgepress.benchmarks.fingerprint import fingerprint
 from edgepress.compress import Backbone, prune
 from edgepress.compress.settings import Distil
-from edgepress.compress.subject import torch_run
 from edgepress.compress.training import distil
 from edgepress.compress.training.optimizers import RATES
-from networks import NETWORKS, cifar
+from networks import NETWORKS
 from peer_table import print_machine
 
 _NETWORK = NETWORKS["resnet20"]
-_PICTURES, _HELD_BACK, _SHARE = 49_904, 4_904, 0.65
+_SHARE = 0.65
 _STUDENTS = ("random", "cut")
 
 
@@ -40,14 +40,12 @@ def main() -> None:
     """Measure, and write what was found."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--scales", default="0.5,1,2", metavar="SCALE,...")
+    parser.add_argument("--scales", default="1", metavar="SCALE,...")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/student_optimizers"))
     given = parser.parse_args()
     path = given.out.with_suffix(".json")
     told: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": {}}
-    x, y = cifar("train", _PICTURES)
-    seen = Images.from_arrays(x[:-_HELD_BACK], y[:-_HELD_BACK])
-    unseen = Images.from_arrays(x[-_HELD_BACK:], y[-_HELD_BACK:])
+    seen, unseen = seen_and_unseen()
     for at, name in enumerate(_STUDENTS):
         for scale in map(float, given.scales.split(",")):
             for optimizer, rates in RATES.items():
@@ -74,7 +72,7 @@ def main() -> None:
 
 def one(name: str, settings: Distil, seen: Images, unseen: Images) -> dict[str, Any]:
     """One training."""
-    how, kind = _NETWORK.how(), task("classification")
+    how = _NETWORK.how()
     whole = Backbone.open(*_NETWORK.files())
     part = seen.split(300, 0, True, training=True)
     trained = distil(
@@ -82,18 +80,16 @@ def one(name: str, settings: Distil, seen: Images, unseen: Images) -> dict[str, 
         whole.module,
         part.training,
         selection=part.selection,
-        task=kind,
+        task=task("classification"),
         settings=settings,
         preprocessing=how,
     )
-    specs = unseen.specs(["x"])
-    score = kind.score(torch_run(trained.module), lambda: unseen.batches(specs, how, 100), None)
     return {
         "student": name,
         "optimizer": settings.optimizer,
         "lr": settings.lr,
         "epochs": settings.epochs,
-        "score": score.value,
+        "score": top1(trained.module, unseen, how),
         "loss": trained.log["epochs"][-1]["loss"],
         "seconds": trained.log["seconds"],
     }
@@ -115,7 +111,7 @@ def markdown(told: dict[str, Any]) -> str:
         "",
         "Made by `python benchmarks/proofs/student_optimizers.py`: students of a ResNet-20 on CIFAR-10, the recipe `distil` "
         "with other optimizers.",
-        f"Top-1 on {_HELD_BACK:,} training pictures that no student saw (their teacher did: what was cut out of it "
+        f"Top-1 on {COUNT:,} training pictures that no student saw (their teacher did: what was cut out of it "
         "remembers them, and such figures",
         "only compare one way with another); the loss on its outputs in the last epoch, augmented pictures.",
         "",

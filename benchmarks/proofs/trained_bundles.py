@@ -8,8 +8,7 @@ Every name below is one run of ``edgepress compress`` on CIFAR-10's training pic
 ``test_a`` is only scored. EfficientNet-Lite0 learns from 1,500 pictures without labels, ImageNet's and Imagenette's, by
 its agreement with the original. What it ships is copied to ``--out``: the bundle, with its recipe, its seed, and the log
 of the training in its manifest, and beside it the trained network's weights. ``NAME-int8`` quantizes what ``NAME``
-trained, and a run that ``begins`` with another trains it further; both find its weights there. ``--resume``
-goes on with a training that was interrupted. ``trade_off.py`` reads the bundles.
+trained, whose weights it finds there. ``--resume`` goes on with a training that was interrupted. ``trade_off.py`` reads the bundles.
 """
 
 from __future__ import annotations
@@ -38,7 +37,6 @@ class Run:
         max_drop: Points below the network.
         int8_drop: Points that INT8 may lose of what was trained.
         student: Of ``students.py``, trained in the network's place; ``None`` where none is.
-        begins: Name of a run whose trained network is trained further.
     """
 
     network: Network
@@ -47,7 +45,6 @@ class Run:
     max_drop: float = 1.5
     int8_drop: float = 0.5
     student: str | None = None
-    begins: str | None = None
 
     @property
     def made_by(self) -> str:
@@ -113,10 +110,8 @@ def make(name: str, work: Path, kept: Path, *, resume: bool) -> Path:
         told = ("--recipe", _HERE / "recipes" / run.recipe, "--max-drop", run.max_drop)
         told += ("--max-train-minutes", run.minutes)
         told += ("--weights-out", kept / f"{name}.safetensors")
-        if run.student is not None or run.begins is not None:
+        if run.student is not None:
             told += ("--student", run.made_by)
-        if run.begins is not None:
-            told += ("--student-weights", kept / f"{run.begins}.safetensors")
         if resume:
             told += ("--resume",)
     out = work / name

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from ..settings import Distil
 from .muon import RATE_OF_REST, Muon, hidden_weights
+from .objective import Tensors
 
-Tensors = dict[str, torch.Tensor]
 _MOMENTUM = 0.9
 RATES = {"sgd": (0.05, 0.01), "adamw": (1e-3, 2e-4), "muon": (0.03, 0.003)}
 """The largest, for a student that knows nothing yet and for one that knows something."""
