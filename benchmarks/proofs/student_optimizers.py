@@ -113,7 +113,7 @@ def markdown(told: dict[str, Any]) -> str:
         "with other optimizers.",
         f"Top-1 on {COUNT:,} training pictures that no student saw (their teacher did: what was cut out of it "
         "remembers them, and such figures",
-        "only compare one way with another); the loss on its outputs in the last epoch, augmented pictures.",
+        "only compare one way with another); the loss on its outputs in the last epoch, augmented pictures. One training each.",
         "",
     ]
     print_machine(lines, told["fingerprint"])
