@@ -66,7 +66,7 @@ def main() -> None:
                 told["fingerprint"] = fingerprint()
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(json.dumps(told, indent=1) + "\n")
-                given.out.with_suffix(".md").write_text(markdown(told))
+    given.out.with_suffix(".md").write_text(markdown(told))
     print(markdown(told))
 
 
