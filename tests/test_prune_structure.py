@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("torch_pruning")
 import torch
-from prune_nets import (
+from dependent_nets import (
     Concat,
     Grouped,
     Neighbours,
