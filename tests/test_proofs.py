@@ -223,7 +223,9 @@ def test_a_pruned_network_of_the_matrix_is_rebuilt_and_run(proofs: Any, tmp_path
     assert "- 1 of 1 networks" in table
 
 
-def test_the_trade_off_is_told_as_measured(proofs: Any, tmp_path: Path) -> None:
+def test_the_trade_off_is_told_as_measured(
+    proofs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from edgepress.benchmarks.fingerprint import fingerprint
 
     score = {"value": 93.0, "low": 92.5, "high": 93.5}
@@ -235,14 +237,30 @@ def test_the_trade_off_is_told_as_measured(proofs: Any, tmp_path: Path) -> None:
     }
     row |= {"precision": "float32", "macs": 5e6, "size_bytes": 2_000_000}
     row["bench"] = {"comparison": {"ratio": 2.0, "ratio_low": 1.9, "ratio_high": 2.1}}
+    epochs = [{"seconds": 90.0, "selection": 91.0}, {"seconds": 180.0, "selection": 92.0}]
+    report = {"training": {"epochs": epochs}}
+    proof = proofs("trade_off")
+    row["training"] = proof.training({"recipe": {"reports": [{"widths": 3}, report]}})
+    assert row["training"] == {"minutes": [1.5, 3.0], "selection": [91.0, 92.0]}
     original = {"score": {**score, "value": 93.5}, "size_bytes": 4_000_000}
     told = {"originals": {"net": original}, "rows": [row], "fingerprint": fingerprint()}
-    proof = proofs("trade_off")
     table = proof.markdown(told)
     assert "| net | net-2x | float32 | 5.0 M | 2000 kB | 93.00 % (92.50 to 93.50) | 2.00x" in table
     if importlib.util.find_spec("matplotlib"):
+        monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path / "fonts"))  # else a list goes to HOME
         proof.draw(told, tmp_path / "picture.svg")
         assert "original" in (tmp_path / "picture.svg").read_text()
+        proof.draw_training(told, tmp_path / "training.svg")
+        assert "minutes" in (tmp_path / "training.svg").read_text()
+
+
+def test_a_bundle_that_no_run_made_is_refused(
+    proofs: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["trade_off.py", "somewhere/else"])
+    with pytest.raises(SystemExit):
+        proofs("trade_off").main()
+    assert "no run of trained_bundles.py is called somewhere/else" in capsys.readouterr().err
 
 
 def test_the_readme_says_what_is_recorded(proofs: Any) -> None:

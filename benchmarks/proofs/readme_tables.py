@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from matrix_table import pruning_aims
+from matrix_table import ENGINES, aims, built_aims, pruning_aims
 
 _ROOT = Path(__file__).resolve().parents[2]
 _RESULTS = _ROOT / "benchmarks" / "results"
@@ -161,6 +161,18 @@ def pruning(told: Mapping[str, Any]) -> str:
     return "\n".join(pruning_aims({name: row["pruning"] for name, row in rows if "pruning" in row}))
 
 
+def matrix(told: Mapping[str, Any]) -> str:
+    """What of the matrix's aims holds, engine by engine."""
+    rows = told["networks"].items()
+    lines: list[str] = []
+    for engine, title in ENGINES.items():
+        held = {name: row[engine] for name, row in rows if engine in row}
+        lines += ["", f"In {title}:", "", *aims(held)] if held else []
+    built = {name: row["tensorrt"] for name, row in rows if "tensorrt" in row}
+    lines += ["", "For NVIDIA:", "", *built_aims(built)] if built else []
+    return "\n".join(lines).strip()
+
+
 def making(told: Mapping[str, Any]) -> str:
     """What making costs."""
     rows, pictures = told["rows"], told["pictures"]
@@ -187,6 +199,7 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "int8": ("int8_peers.json", int8),
     "openvino": ("int8_peers.json", openvino),
     "making": ("making_cost.json", making),
+    "matrix": ("network_matrix.json", matrix),
     "pruning": ("network_matrix.json", pruning),
     "trained": ("trade_off.json", trained),
     "transcoded": ("transcode_peers.json", transcoded),

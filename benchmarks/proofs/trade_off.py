@@ -7,7 +7,7 @@
 Each bundle (all in ``benchmarks/results/bundles`` by default) is scored on its network's test pictures by ``edgepress evaluate``, and
 timed by ``edgepress bench`` in turns with the float32 original that it was made from, exported anew from the trained
 weights: one thread, batch 1, fresh processes. Which network that is follows from the bundle's
-name. The picture needs ``pip install matplotlib``.
+name. A second picture, ``*_training.svg``, shows how its training went. Pictures need ``pip install matplotlib``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from edgepress.benchmarks.fingerprint import fingerprint
 from networks import edgepress
 from peer_table import print_machine
-from trained_bundles import pictures, run_of
+from trained_bundles import is_run, pictures, run_of
 
 _BUNDLES = Path("benchmarks/results/bundles")
 _COLOURS = {"float32": "#1f6fb4", "int8": "#d1495b"}
@@ -35,6 +35,9 @@ def main() -> None:
     parser.add_argument("--preset", default="standard")
     given = parser.parse_args()
     bundles = given.bundles or sorted(one for one in _BUNDLES.iterdir() if one.is_dir())
+    unknown = [str(one) for one in bundles if not is_run(one.name)]
+    if unknown:
+        parser.error(f"no run of trained_bundles.py is called {', '.join(unknown)}.")
     told: dict[str, Any] = {"originals": {}, "rows": []}
     for bundle in bundles:
         row = measured(bundle, given.work, given.preset, told["originals"])
@@ -44,6 +47,7 @@ def main() -> None:
     given.out.with_suffix(".json").write_text(json.dumps(told, indent=1) + "\n")
     given.out.with_suffix(".md").write_text(markdown(told))
     draw(told, given.out.with_suffix(".svg"))
+    draw_training(told, given.out.with_name(f"{given.out.name}_training.svg"))
     print(markdown(told))
 
 
@@ -70,8 +74,19 @@ def measured(bundle: Path, work: Path, preset: str, originals: dict[str, Any]) -
         "score": score,
         "macs": manifest["measurements"]["macs"],
         "size_bytes": (bundle / manifest["variants"][0]["file"]).stat().st_size,
+        "training": training(manifest),
         "bench": json.loads(edgepress("bench", bundle, *against)),
     }
+
+
+def training(manifest: dict[str, Any]) -> dict[str, list[float]] | None:
+    """What the selection pictures scored after each epoch, by minutes; ``None`` where nothing was trained."""
+    for report in manifest["recipe"]["reports"]:
+        if "training" in report:
+            epochs = report["training"]["epochs"]
+            minutes = [round(one["seconds"] / 60, 2) for one in epochs]
+            return {"minutes": minutes, "selection": [one["selection"] for one in epochs]}
+    return None
 
 
 def markdown(told: dict[str, Any]) -> str:
@@ -150,6 +165,34 @@ def draw(told: dict[str, Any], path: Path) -> None:
         panel.set_xlabel("times as fast as the float32 original, measured")
         panel.set_ylabel("top-1, %")
         panel.margins(x=0.28, y=0.12)
+        panel.grid(alpha=0.25)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def draw_training(told: dict[str, Any], path: Path) -> None:
+    """How trainings went: minutes to the right, the score of the selection pictures upwards."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams["svg.hashsalt"] = "edgepress"
+    names = list(told["originals"])
+    figure, panels = pyplot.subplots(
+        1, len(names), figsize=(4.6 * len(names), 3.4), squeeze=False, layout="constrained"
+    )
+    for name, panel in zip(names, panels[0], strict=True):
+        for row in told["rows"]:
+            found = row["training"]
+            if row["network"] != name or found is None:
+                continue
+            label = f"{row['bundle'].removeprefix(f'{name}-')}: test {row['score']['value']:.2f} %"
+            panel.plot(found["minutes"], found["selection"], label=label)
+        panel.set_title(name, fontsize=10)
+        panel.set_xlabel("minutes of training, two CPU cores")
+        panel.set_ylabel("score of the selection pictures, %")
+        panel.legend(fontsize=8, loc="lower right")
         panel.grid(alpha=0.25)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)

@@ -69,6 +69,11 @@ def run_of(name: str) -> Run:
     return RUNS[name.removesuffix(_INT8)]
 
 
+def is_run(name: str) -> bool:
+    """Whether a bundle is one that a run makes."""
+    return name.removesuffix(_INT8) in RUNS
+
+
 def main() -> None:
     """Make what is named."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
