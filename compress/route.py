@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..benchmarks.tasks import Score
@@ -136,15 +136,18 @@ class Networks:
             assert pupil is not None
             lesson = pupil.learn(work.subject, work.opset, context.progress)
             return lesson.report, lesson
-        before = None if pupil is None else pupil.cut_before
+        precision = precision_after(work.recipe.passes, number)
+        asked = {"precision": precision, "target": context.target.name, "seed": work.seed}
+        asked |= asdict(settings)
+        before = None if pupil is None else pupil.cut_before(asked)
         if pupil is not None and before is not None:
-            return pupil.take(before), None
+            return pupil.take(before, asked), None
         cut = prune_pass(
             work.opened,
             work.subject,
             work.material.split.calibration,
             settings,
-            precision_after(work.recipe.passes, number),
+            precision,
             context,
             task=work.material.task.name,
             seed=work.seed,
@@ -152,7 +155,7 @@ class Networks:
             cache=work.cache,
         )
         if pupil is not None:
-            return pupil.take(cut.pruned), None
+            return pupil.take(cut.pruned, asked), None
         return cut.report, cut
 
 

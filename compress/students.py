@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from .settings import Distil, Prune, Qat
 from .subject import Model, Subject, first_rows, open_model, torch_network
 from .teaching import Teaching
 from .training import Trained
-from .training.checkpoint import FILE, LOG
+from .training.checkpoint import FILE, LOG, digest
 from .training.preparing import check_count
 from .training.processes import Processes, several
 from .weights import load_weights, save_weights
@@ -134,19 +135,58 @@ class Pupil:
         """Whether this process captures, judges and writes."""
         return self._processes.first
 
-    @property
-    def cut_before(self) -> Pruned | None:
-        """The student that was cut before the training was interrupted; a cut hangs on timings."""
-        file, told = self._school.folder / _CUT, self._school.folder / _CUT_REPORT
+    def cut_before(self, asked: Mapping[str, object]) -> Pruned | None:
+        """The student that was cut before the training was interrupted; a cut hangs on timings.
+
+        Args:
+            asked: All that decides how it is cut now, JSON values only.
+
+        Raises:
+            InputError: ``E_RESUME`` where something else was asked for then, or of another network;
+                ``E_WEIGHTS`` where what was kept is damaged.
+        """
+        folder = self._school.folder
+        file, told = folder / _CUT, folder / _CUT_REPORT
         if not (self._school.resume and file.exists() and told.exists()):
             return None
+        try:
+            held: dict[str, dict[str, object]] = json.loads(read_file(told))
+            before, report = held["asked"], held["report"]
+        except (ValueError, RecursionError, KeyError, TypeError) as error:
+            raise InputError(
+                "E_WEIGHTS",
+                f"'{told}' does not say how the student was cut: it is damaged.",
+                mend=f"Remove '{folder}' and start anew.",
+                path=str(told),
+            ) from error
+        apart = [
+            f"{name} ({before.get(name)!r}, now {value!r})"
+            for name, value in self._asked(asked).items()
+            if before.get(name) != value
+        ]
+        if apart:
+            raise InputError(
+                "E_RESUME",
+                f"the student in '{folder}' was cut with other {', '.join(apart)}.",
+                mend="Go on with the same, or remove that folder and start anew.",
+                path=str(folder),
+            )
         module = copy.deepcopy(self._teacher.module)
         _, history = load_weights(module, str(file))
-        report: dict[str, object] = json.loads(read_file(told))
         return Pruned(module.eval(), history, report)
 
-    def take(self, cut: Pruned) -> dict[str, object]:
-        """Take a cut network as the student; what the recipe says of it."""
+    def _asked(self, asked: Mapping[str, object]) -> dict[str, object]:
+        """With the network that is cut, and as it is read back."""
+        whole = {**asked, "original": digest(self._teacher.module)}
+        return json.loads(json.dumps(whole))
+
+    def take(self, cut: Pruned, asked: Mapping[str, object]) -> dict[str, object]:
+        """Take a cut network as the student; what the recipe says of it.
+
+        Args:
+            cut: The network, and how it was cut.
+            asked: See :meth:`cut_before`.
+        """
         name = f"{self._teacher.name}, pruned"
         self._student = Backbone(cut.module, name, history=cut.history)
         report = {**cut.report, "history": cut.history.to_dict()}
@@ -154,7 +194,8 @@ class Pupil:
             folder = self._school.folder
             folder.mkdir(parents=True, exist_ok=True)
             save_weights(cut.module, folder / _CUT, history=cut.history, force=True)
-            write_file(json.dumps(dict(cut.report)).encode(), folder / _CUT_REPORT, force=True)
+            told = {"asked": self._asked(asked), "report": dict(cut.report)}
+            write_file(json.dumps(told).encode(), folder / _CUT_REPORT, force=True)
         self._processes.share(cut.history.to_json())
         return report
 

@@ -263,6 +263,20 @@ def test_a_pruned_network_is_trained_back_and_goes_on_with_the_same_cut(
         made(tmp_path, progress=stop, **options)
     kept = tmp_path / "out.training"
     cut = (kept / "pruned.safetensors").read_bytes()
+    for other, told in (
+        ({"recipe": Recipe("mine", (Prune(max_macs_ratio=0.3), QUICK))}, "0.4, now 0.3"),
+        ({"seed": 7}, "seed (0, now 7)"),
+    ):
+        with pytest.raises(InputError) as refused:
+            made(tmp_path, resume=True, **{**options, **other})
+        assert refused.value.code == "E_RESUME"
+        assert told in refused.value.message
+    (kept / "pruned.json").replace(kept / "held.json")
+    (kept / "pruned.json").write_text("{}")
+    with pytest.raises(InputError) as refused:
+        made(tmp_path, resume=True, **options)
+    assert refused.value.code == "E_WEIGHTS"
+    (kept / "held.json").replace(kept / "pruned.json")
     seen.clear()
     bundle = made(
         tmp_path, resume=True, weights_out=tmp_path / "w.safetensors", **options,

@@ -28,6 +28,7 @@ from edgepress.compress.training.pool import Pool
 from edgepress.compress.training.schedule import Clock, learning_rate
 from edgepress.compress.training.ways import Way, candidates, choose
 from edgepress.runtime import InputError, Preprocessing
+from edgepress.runtime.tensors import TensorSpec
 
 # ---------------------------------------------------------------- its parts
 
@@ -110,6 +111,19 @@ def test_a_pool_gives_what_the_preprocessing_gives(tmp_path: Path) -> None:
             pool.close()
             assert np.allclose(first.feeds["x"].numpy(), wanted, atol=1e-5)
             assert torch.equal(ahead.feeds["x"], first.feeds["x"].flip(0))
+
+
+def test_tensors_are_taken_as_they_are_and_so_are_their_labels() -> None:
+    x = np.random.default_rng(0).standard_normal((16, 3, 8, 8)).astype(np.float32)
+    images = Images.of([(x, np.arange(16) % 4)])
+    every = Distil(mix=1.0, zoom=0.5)
+    specs = [TensorSpec("x", "float32", ("N", 3, 8, 8))]
+    pool = Pool(images, specs, None, every, lambda stage, done, total: None)
+    rows = torch.arange(16)
+    step = pool.batch(rows, Draws.of(every, 16, torch.Generator().manual_seed(0)))
+    pool.close()
+    assert np.array_equal(step.feeds["x"].numpy(), x)
+    assert torch.equal(kept_share(step.draws), torch.ones(16)), "no label is blended either"
 
 
 def test_the_rate_rises_and_falls_and_a_limit_of_time_shortens_it() -> None:

@@ -26,6 +26,7 @@ from edgepress.benchmarks import Images, UserTask, task
 from edgepress.compress.settings import Distil
 from edgepress.compress.training import distil
 from edgepress.compress.training.checkpoint import FILE, LOG
+from edgepress.compress.weights import pack_tensors, unpack_tensors
 from edgepress.runtime import InputError
 
 # ---------------------------------------------------------------- what it learns
@@ -208,6 +209,23 @@ def test_a_checkpoint_in_mid_epoch_is_gone_on_from_at_its_step(
     assert torch.allclose(weights(resumed.module), weights(whole.module), atol=1e-6)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
+def test_what_is_read_back_is_laid_out_as_the_weights_are(tmp_path: Path, optimizer: str) -> None:
+    """Fused steps look at no strides: a momentum laid out otherwise is that of other weights."""
+    settings = Distil(epochs=4, batch=32, optimizer=optimizer, precision="float32",
+                      layout="channels_last")  # fmt: skip
+    whole = trained(settings, student=net(8))
+
+    def report(stage: str, done: int, total: int | None) -> None:
+        if (stage, done) == ("training", 9):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(settings, student=net(8), folder=tmp_path, report=report)
+    resumed = trained(settings, student=net(8), folder=tmp_path, resume=True)
+    assert torch.allclose(weights(resumed.module), weights(whole.module), atol=1e-6)
+
+
 def test_a_checkpoint_of_something_else_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
     trained(folder=tmp_path)
     cases: list[tuple[dict[str, Any], str]] = [
@@ -219,6 +237,16 @@ def test_a_checkpoint_of_something_else_or_a_damaged_one_is_refused(tmp_path: Pa
         with pytest.raises(InputError, match=told) as refused:
             trained(**changed_, folder=tmp_path, resume=True)
         assert refused.value.code == "E_RESUME"
+    tensors, texts = unpack_tensors(str(tmp_path / FILE))
+    held = json.loads(texts["edgepress.training"])
+    del held["identity"]["settings"]["mix"]  # as written before there was such a setting
+    text = {"edgepress.training": json.dumps(held)}
+    before = (tmp_path / FILE).read_bytes()
+    (tmp_path / FILE).write_bytes(pack_tensors(tensors, text))
+    with pytest.raises(InputError, match=r"mix \(None, now 0.0\)") as refused:
+        trained(folder=tmp_path, resume=True)
+    assert refused.value.code == "E_RESUME"
+    (tmp_path / FILE).write_bytes(before)
     again = trained(folder=tmp_path, resume=True)
     assert len(again.log["epochs"]) == 4, "a training that ended is only taken out"
     (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:-9])
@@ -316,6 +344,33 @@ def test_a_loss_that_is_no_number_stops_it_and_the_last_checkpoint_stays(tmp_pat
     assert str(tmp_path) in refused.value.mend
     limit = 10**9
     assert len(trained(student=student, folder=tmp_path, resume=True).log["epochs"]) == 4
+
+
+def test_weights_that_a_finite_loss_spoils_are_never_kept(tmp_path: Path) -> None:
+    """The gradient of a root at 0 is not finite, the root is."""
+
+    class Rooted(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            given = super().forward(x)
+            calls.append(self.training)
+            return given + (self.first.bias * 0).abs().sum().sqrt() if sum(calls) > limit else given
+
+    calls: list[bool] = []
+    limit = 9  # the last step of the second epoch; two more are tried beforehand
+    torch.manual_seed(0)
+    student = Rooted(6)
+    with pytest.raises(InputError, match=r"epoch 2, step 4: the student's weight") as refused:
+        trained(student=student, folder=tmp_path)
+    assert refused.value.code == "E_DIVERGED"
+    assert str(tmp_path) in refused.value.mend
+    tensors, _ = unpack_tensors(str(tmp_path / FILE))
+    assert all(bool(torch.isfinite(one).all()) for one in tensors.values())
+    limit = 10**9
+    assert len(trained(student=student, folder=tmp_path, resume=True).log["epochs"]) == 4
+    calls.clear()
+    limit = 0
+    with pytest.raises(InputError, match="epoch 1, step 1"):
+        trained(student=student, images=data()[0].take(range(32)))
 
 
 def test_where_it_diverged_is_told(tmp_path: Path) -> None:

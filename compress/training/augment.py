@@ -17,7 +17,8 @@ class Draws:
     """What chance decided for each picture of a batch, as tensors ``(N,)``.
 
     Drawn for the whole batch of a step, then cut into the parts of the processes, so that their
-    number changes no picture.
+    number changes no picture, but for the first of a part where it is blended: its neighbour is the
+    part's last.
 
     Attributes:
         flip: Whether it is mirrored.
@@ -27,7 +28,7 @@ class Draws:
         x: Where the rest is taken, -1 to 1 of what room there is.
         y: The same, vertically.
         colour: Changes of brightness, contrast and saturation, -1 to 1, ``(N, 3)``.
-        blend: Whether it is blended with its neighbour in the batch.
+        blend: Whether it is blended with its neighbour in the part.
         share: How much of it stays then, 0.5 to 1.
     """
 

@@ -94,9 +94,9 @@ def _apart(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         held: Any = before.get(key)
         if key == "settings":
             names += [
-                f"{one} ({held[one]!r}, now {new!r})"
+                f"{one} ({held.get(one)!r}, now {new!r})"
                 for one, new in value.items()
-                if held[one] != new and one not in _MAY_CHANGE
+                if one not in _MAY_CHANGE and held.get(one) != new
             ]
         elif held != value:
             names.append(key)
@@ -131,3 +131,16 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch
         state.setdefault(int(number), {})[name] = value
     groups: Any = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Bring an optimizer's tensors into the memory layout of their weights.
+
+    Torch's fused steps walk both in the order of their memory and look at no strides: a momentum
+    that was read from a file, contiguous, would be taken for that of other weights.
+    """
+    held: Mapping[torch.Tensor, dict[str, Any]] = optimizer.state
+    for weight, state in held.items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == weight.shape:
+                state[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)

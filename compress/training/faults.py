@@ -42,15 +42,37 @@ def diverged(
     )
 
 
+def spoilt(where: str, weight: str | None, kept: str) -> InputError:
+    """The error for weights that a step left not finite, though its loss was finite.
+
+    Args:
+        where: Epoch and step.
+        weight: The first of them; ``None`` where it was so in another process.
+        kept: What is left of the training, in words.
+    """
+    what = "a weight" if weight is None else f"the student's weight '{weight}'"
+    return InputError(
+        "E_DIVERGED",
+        f"training diverged in {where}: {what} is not finite after it, though the loss is: its "
+        "gradient overflowed, or is that of a root or a logarithm at 0.",
+        mend=f"Take a smaller learning rate, or keep such places away from 0. {kept}",
+    )
+
+
+def not_finite(network: nn.Module) -> str | None:
+    """The name of the first of its tensors with values that are not finite."""
+    return next((name for name, one in network.state_dict().items() if not _finite(one)), None)
+
+
 def _first(student: nn.Module, teacher: nn.Module, feeds: dict[str, torch.Tensor]) -> str:
     for name, value in feeds.items():
         if not _finite(value):
             rows = [at for at, row in enumerate(value) if not _finite(row)]
             return f"The input '{name}' is not finite in the samples {rows[:5]} of the batch."
     for what, network in (("teacher", teacher), ("student", student)):
-        for name, value in network.state_dict().items():
-            if not _finite(value):
-                return f"The {what}'s weight '{name}' is not finite: the step before spoilt it."
+        name = not_finite(network)
+        if name is not None:
+            return f"The {what}'s weight '{name}' is not finite: the step before spoilt it."
         found = _first_module(network, feeds)
         if found:
             return f"The first module of the {what} to give such values is '{found}'."

@@ -21,8 +21,8 @@ from ...runtime.preprocessing import Preprocessing
 from ..settings import Distil
 from . import compiled
 from .augment import Draws
-from .checkpoint import Folder, digest
-from .faults import diverged
+from .checkpoint import Folder, digest, lay_out
+from .faults import diverged, not_finite, spoilt
 from .keeping import Keeper, State
 from .objective import Seen, Tensors, Watched
 from .pool import Pool, Report, Step
@@ -121,6 +121,7 @@ class Training:
             networks, way = self._networks, self._state.way
             for network in (networks.student, networks.teacher, networks.average.network):
                 way.placed(network)
+            lay_out(networks.optimizer)
             self._clock.start()
             self._try_compiler()
             trained = self._distributed()
@@ -197,12 +198,24 @@ class Training:
             self._clock.stepped(left)
             self._report("training", self._clock.done, self._clock.done + left - 1)
             if self._keeper.due and state.step < self._steps:
+                self._check_weights()
                 self._keeper.write(state)
+        self._check_weights()
         if self._processes.first:
             self._judge()
         state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
         self._clock.judged(self._steps)
         self._keeper.write(state)
+
+    def _check_weights(self) -> None:
+        """See that what is kept now can be gone on from.
+
+        A finite loss may have a gradient that is not; the loss of the next step would show it.
+        """
+        bad = not_finite(self._networks.student)
+        if not self._processes.all_true(bad is None):
+            where = f"epoch {self._state.epoch + 1}, step {max(1, self._state.step)}"
+            raise spoilt(where, bad, self._keeper.told)
 
     def _one_step(self, trained: nn.Module, order: torch.Tensor) -> None:
         state, networks = self._state, self._networks
@@ -214,6 +227,7 @@ class Training:
         terms = self._terms(trained, step, state.way)
         loss = _sum(terms)
         if not self._processes.all_true(math.isfinite(loss.item())):
+            compiled.undo(networks.student, networks.teacher)  # hooks are not seen in compiled code
             raise diverged(
                 f"epoch {state.epoch + 1}, step {state.step + 1}",
                 terms,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -103,7 +103,7 @@ class Pool:
             feeds = {
                 name: _torch.from_numpy(array[rows.numpy()]) for name, array in self._arrays.items()
             }
-            return Step(feeds, labels, draws)
+            return Step(feeds, labels, replace(draws, blend=torch.zeros_like(draws.blend)))
         pictures = moved(self._pixels(rows, following), self._settings, draws)
         values = pictures.permute(0, 3, 1, 2).float()  # channels last in memory, without a copy
         values = self._scaled(changed(values, self._settings, draws))
