@@ -96,18 +96,17 @@ def _first(atom: dict[tuple[str, str], set[int]], makers: Iterable[tuple[str, st
 
 
 def head_group(
-    module: str, heads: int, width: int, sources: Sequence[str], parts: int, reader: str, name: str
+    heads: int, width: int, sources: Sequence[str], parts: int, reader: str, counts: Sequence[Count]
 ) -> Group:
     """The heads of an attention as a group: a head leaves queries, keys, values and the projection.
 
     Args:
-        module: The attention, whose attribute ``name`` counts the heads.
         heads: How many there are.
         width: Channels of all heads together.
         sources: The layers that make queries, keys and values; one makes ``parts`` of them.
         parts: 3 where one layer makes all, one behind the other, else 1.
         reader: The layer that reads all heads.
-        name: The attribute.
+        counts: What else says how many there are.
     """
     each = width // heads
 
@@ -119,5 +118,4 @@ def head_group(
         for source in sources
     )
     read = Member(reader, "in", width, tuple(channels(h, 1) for h in range(heads)))
-    counts = (Count(module, name, heads),)
-    return Group(sources[0], (*made, read), tuple(range(heads)), (0,) * heads, counts)
+    return Group(sources[0], (*made, read), tuple(range(heads)), (0,) * heads, tuple(counts))

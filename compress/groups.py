@@ -42,12 +42,14 @@ class Count:
     Attributes:
         module: Dotted name.
         name: Of the attribute.
-        value: What it is while no atom has left; each atom takes one away.
+        value: What it is while no atom has left.
+        each: What each atom takes away.
     """
 
     module: str
     name: str
     value: int
+    each: int = 1
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ def step_of(removed: Mapping[Group, Iterable[int]], skipped: Sequence[str] = ())
             for atom in leaving:
                 gone[key].update(member.indices[atom])
         attributes += [
-            Attribute(count.module, count.name, count.value - len(leaving))
+            Attribute(count.module, count.name, count.value - count.each * len(leaving))
             for count in group.counts
             if not any(block.holds(count.module) for block in blocks)
         ]

@@ -21,7 +21,10 @@ from .cutting import Cut, apply_cuts
 
 METADATA_KEY = "edgepress.history"
 _FORMAT = 1
-_ATTRIBUTES = frozenset({"num_heads", "num_attention_heads", "heads", "n_heads", "all_head_size"})
+_ATTRIBUTES = frozenset(
+    {"num_heads", "num_attention_heads", "heads", "n_heads"}
+    | {"attn_dim", "inner_dim", "all_head_size"}
+)
 _LARGEST = 2**24
 
 

@@ -105,7 +105,8 @@ class LatencyModel:
             share = self.table.cost(layer, in_width, out_width) / whole
             return float(by_sum * share + by_count * layer.calls / count)
 
-        return Bound("share of the latency", cost, limit, float(offset))
+        option = "max_latency_ratio"
+        return Bound("share of the latency", cost, limit, option, offset=float(offset))
 
     def _whole(self) -> tuple[float, int]:
         total = self.frame.total(self.table.cost, self.frame.whole)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -14,6 +14,8 @@ from torch.nn.modules.conv import (
 )
 
 from .cutting import is_depthwise, modules_of
+
+_Met: TypeAlias = tuple[str, tuple[int, ...], tuple[int, ...]]  # name, what it read, what it made
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,9 @@ class Layer:
         dilation: Of the convolution.
         bias: Whether it has one.
         transposed: Whether it is a transposed convolution.
-        calls: How often a forward runs it.
+        calls: How often a forward runs it on what has this shape.
+        owns: Whether its parameters are counted here: a module that meets several shapes, like a
+            head that levels of a pyramid share, is a layer for each.
     """
 
     module: str
@@ -49,6 +53,7 @@ class Layer:
     bias: bool
     transposed: bool
     calls: int
+    owns: bool = True
 
     @property
     def in_width(self) -> int:
@@ -80,7 +85,9 @@ class Layer:
         return self.calls * self.positions * taps * within
 
     def parameters(self, in_width: int, out_width: int) -> int:
-        """Weights and biases, were it so wide."""
+        """Weights and biases, were it so wide; 0 where another layer counts them."""
+        if not self.owns:
+            return 0
         taps = 1
         for side in self.kernel:
             taps *= side
@@ -89,55 +96,96 @@ class Layer:
 
 
 def layers_of(module: nn.Module, feeds: Mapping[str, torch.Tensor]) -> list[Layer]:
-    """Convolutions and matrix products in the order in which a forward first meets them."""
-    batch = next((tensor.shape[0] for tensor in feeds.values() if tensor.ndim), 1)
-    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
-    calls: dict[str, int] = {}
+    """Convolutions and matrix products in the order in which a forward first meets them.
 
-    def note(name: str) -> Any:
+    A :class:`torch.nn.MultiheadAttention` is two: what makes queries, keys and values goes by its
+    own name, and its projection, which is never called, by that of the module that holds it.
+    """
+    batch = next((tensor.shape[0] for tensor in feeds.values() if tensor.ndim), 1)
+    calls: dict[_Met, int] = {}
+
+    def note(name: str, given: torch.Tensor, made: Sequence[int]) -> None:
+        met = (name, _one(given.shape, batch), _one(made, batch))
+        calls[met] = calls.get(met, 0) + 1
+
+    def plain(name: str) -> Any:
         def hook(_: nn.Module, given: tuple[Any, ...], made: Any) -> None:
             if given and isinstance(given[0], torch.Tensor) and isinstance(made, torch.Tensor):
-                calls[name] = calls.get(name, 0) + 1
-                shapes.setdefault(name, (_one(given[0], batch), _one(made, batch)))
+                note(name, given[0], made.shape)
+
+        return hook
+
+    def attention(name: str) -> Any:
+        def hook(
+            part: nn.MultiheadAttention, given: tuple[Any, ...], named: dict[str, Any], _made: Any
+        ) -> None:
+            words = ("query", "key", "value")
+            parts = [named.get(word, *given[at : at + 1]) for at, word in enumerate(words)]
+            query, key, _ = parts
+            wide = part.embed_dim
+            if key.shape == query.shape:
+                note(name, query, (*query.shape[:-1], 3 * wide))
+            else:
+                note(name, query, (*query.shape[:-1], wide))
+                note(name, key, (*key.shape[:-1], 2 * wide))
+            note(f"{name}.out_proj".strip("."), query, (*query.shape[:-1], wide))
 
         return hook
 
     hooks: list[Any] = []
     for name, part in modules_of(module):
+        held: Any = part
         if isinstance(part, (_ConvNd, nn.Linear)):
-            held: Any = part
-            hooks.append(held.register_forward_hook(note(name)))
+            hooks.append(held.register_forward_hook(plain(name)))
+        elif isinstance(part, nn.MultiheadAttention):
+            hooks.append(held.register_forward_hook(attention(name), with_kwargs=True))
     try:
         with torch.inference_mode():
             module(**feeds)
     finally:
         for hook in hooks:
             hook.remove()
-    return [_layer(name, module.get_submodule(name), *shapes[name], calls[name]) for name in shapes]
+    seen: set[str] = set()
+    found: list[Layer] = []
+    for (name, taken, made), count in calls.items():
+        part = module.get_submodule(name)
+        owns = name not in seen or isinstance(part, nn.MultiheadAttention)
+        found.append(_layer(name, part, taken, made, count, owns))
+        seen.add(name)
+    return found
 
 
-def _one(tensor: torch.Tensor, batch: int) -> tuple[int, ...]:
-    shape = list(tensor.shape)
+def _one(given: Sequence[int], batch: int) -> tuple[int, ...]:
+    shape = list(given)
     shape[0] = max(1, shape[0] // batch)
     return tuple(shape)
 
 
 def _layer(
-    name: str, part: nn.Module, taken: tuple[int, ...], made: tuple[int, ...], calls: int
+    name: str,
+    part: nn.Module,
+    taken: tuple[int, ...],
+    made: tuple[int, ...],
+    calls: int,
+    owns: bool,
 ) -> Layer:
-    if isinstance(part, nn.Linear):
-        bias = part.bias is not None  # pyright: ignore[reportUnnecessaryComparison]
-        return Layer(name, "linear", 1, False, taken, made, (), (), (), (), bias, False, calls)
+    if isinstance(part, (nn.Linear, nn.MultiheadAttention)):
+        held = part.bias if isinstance(part, nn.Linear) else part.in_proj_bias
+        bias = held is not None  # pyright: ignore[reportUnnecessaryComparison]
+        return Layer(
+            name, "linear", 1, False, taken, made, (), (), (), (), bias, False, calls, owns
+        )
     assert isinstance(part, _ConvNd)
     sides = len(part.kernel_size)
     padding = (0,) * sides
     if isinstance(part.padding, str):
         if part.padding == "same":
-            padding = tuple(k // 2 for k in part.kernel_size)
+            reach = zip(part.kernel_size, part.dilation, strict=True)
+            padding = tuple(far * (k - 1) // 2 for k, far in reach)
     else:
         padding = tuple(part.padding)
     return Layer(
         name, "conv", part.groups, is_depthwise(part), taken, made, tuple(part.kernel_size),
         tuple(part.stride), padding, tuple(part.dilation), part.bias is not None,
-        isinstance(part, _ConvTransposeNd), calls,
+        isinstance(part, _ConvTransposeNd), calls, owns,
     )  # fmt: skip

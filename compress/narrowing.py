@@ -23,7 +23,7 @@ from .latency_model import RANDOM_NETWORKS, LatencyModel, random_choices
 from .latency_table import LatencyTable
 from .layers import Layer
 from .passes import Progress
-from .selection import Bound, choose
+from .selection import Bound, choose, smallest_of
 
 _BYTES = {"float32": 4, "int8": 1}
 _ROUNDS = 4
@@ -93,7 +93,8 @@ def sum_bounds(module: nn.Module, frame: Frame, limits: Limits, precision: str) 
     bounds: list[Bound] = []
     if limits.max_macs_ratio is not None:
         total = frame.total(macs_cost, frame.whole)
-        bounds.append(Bound("multiply-adds", macs_cost, limits.max_macs_ratio * total))
+        limit = limits.max_macs_ratio * total
+        bounds.append(Bound("multiply-adds", macs_cost, limit, "max_macs_ratio", total))
     if limits.max_size_mb is not None:
         each = _BYTES[precision]
         held = sum(parameter.numel() for parameter in module.parameters())
@@ -102,7 +103,8 @@ def sum_bounds(module: nn.Module, frame: Frame, limits: Limits, precision: str) 
         def size(layer: Layer, in_width: int, out_width: int) -> float:
             return parameters_cost(layer, in_width, out_width) * each
 
-        bounds.append(Bound("size in bytes", size, limits.max_size_mb * 1e6, rest))
+        limit = limits.max_size_mb * 1e6
+        bounds.append(Bound("size in bytes", size, limit, "max_size_mb", 1e6, rest))
     return bounds
 
 
@@ -203,6 +205,10 @@ def narrow(
             "networks_timed": len(model.seen),
             "layers_in_table": len(model.table.entries),
         }
+    if choice == smallest_of(frame, widths, blocks=blocks):
+        notes.append(
+            "it is cut as far as can be: no network between that and the bound was found in time."
+        )
     for bound in bounds:
         report[bound.name] = {
             "limit": bound.limit,

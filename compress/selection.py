@@ -9,6 +9,7 @@ are added, and the bound is moved until the true sum obeys it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -39,12 +40,16 @@ class Bound:
         name: What it is called in messages, e.g. ``multiply-adds``.
         cost: What is summed.
         limit: The most it may be.
+        option: What the user gave for it, e.g. ``max_macs_ratio``.
+        unit: The limit for an option of 1.
         offset: Added to the sum: what does not depend on the choice.
     """
 
     name: str
     cost: Cost
     limit: float
+    option: str
+    unit: float = 1.0
     offset: float = 0.0
 
     @property
@@ -79,19 +84,23 @@ def choose(
         bounds: Ceilings.
         blocks: Whether whole blocks may leave.
 
+    Returns:
+        The choice; the smallest legal network where no other was found in time.
+
     Raises:
         BoundError: ``E_BOUND`` where the smallest legal network is above a bound.
     """
-    smallest = Choice(tuple(min(each) for each in widths), (blocks,) * len(frame.structure.blocks))
+    smallest = smallest_of(frame, widths, blocks=blocks)
     for bound in bounds:
         least = bound.of(frame, smallest)
         if least > bound.limit:
+            option, enough = bound.option.replace("_", "-"), _up(least / bound.unit)
             whole = bound.of(frame, frame.whole)
             raise BoundError(
                 "E_BOUND",
                 f"no pruning brings the {bound.name} to {bound.limit:.4g}: the smallest legal "
                 f"network has {least:.4g}, the whole one {whole:.4g}.",
-                mend=f"Ask for {least / whole:.2f} of the whole or more, or keep fewer modules.",
+                mend=f"Give --{option} {enough} or more, or keep fewer modules.",
             )
     program = _Program(frame, widths, damage, bounds, blocks)
     wanted = np.array([bound.room / bound.total for bound in bounds])
@@ -108,6 +117,18 @@ def choose(
             break
         limits = limits / np.maximum(over, 1.0) * np.where(over > 1, 0.998, 1.0)
     return best if best is not None else smallest
+
+
+def smallest_of(frame: Frame, widths: Sequence[Sequence[int]], *, blocks: bool) -> Choice:
+    """The smallest legal network: all that may leave has left."""
+    kept = tuple(min(each) for each in widths)
+    return Choice(kept, (blocks,) * len(frame.structure.blocks))
+
+
+def _up(value: float) -> str:
+    """Rounded up to two digits that count, so that asking for it is enough."""
+    digits = 1 - math.floor(math.log10(max(value, _SLACK)))
+    return f"{math.ceil(value * 10**digits) / 10**digits:g}"
 
 
 @dataclass

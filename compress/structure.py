@@ -36,6 +36,7 @@ from .trials import Trials, blocks_of, tried
 TIME_LIMIT_S = 180.0
 _POLL_S = 0.5
 _HEADS = ("num_heads", "num_attention_heads", "heads", "n_heads")
+_SIZES = ("attn_dim", "inner_dim", "all_head_size")  # channels of all heads together
 _ALL = (("qkv",), ("to_qkv",), ("q", "k", "v"), ("query", "key", "value"))
 _ALL_READ = ("proj", "out_proj", "to_out", "out")
 
@@ -138,7 +139,8 @@ def _await(here: Connection, start: float, time_limit_s: float, progress: Progre
     raise InputError(
         "E_TIME",
         f"the network's dependencies were not found within {time_limit_s:g} s.",
-        mend="Give it longer (--prune-time-limit), or leave parts of it whole with --keep.",
+        mend="Give it longer (inspect --prunable --time-limit, or time_limit_s of the pass in a "
+        "recipe), or leave parts of it whole with --keep.",
     )
 
 
@@ -170,7 +172,7 @@ def _structure(module: nn.Module, example: Arrays, keep: Sequence[str]) -> Struc
     reasons: dict[str, str] = {}
     candidates: list[Group] = []
     makers: dict[str, str] = {}
-    order = {layer.module: number for number, layer in enumerate(layers)}
+    order = {layer.module: number for number, layer in enumerate(layers) if layer.owns}
     for plain, obstacle in groups_of(links):
         group = _named(plain, order)
         makers |= {m.module: group.name for m in group.members if m.side == "out"}
@@ -189,15 +191,18 @@ def _structure(module: nn.Module, example: Arrays, keep: Sequence[str]) -> Struc
     trials = Trials(module, feeds)
     good, failed = tried(trials, candidates, modules)
     heads = [g for g in _heads(module) if _held(g, keep) is None and not _in_any(g, good)]
-    more, _ = tried(trials, heads, modules)
+    more, whole = tried(trials, heads, modules)
     good += more
     reasons |= failed
+    for group in (one for one in heads if one.name in whole):
+        reason = f"its heads cannot leave: {whole[group.name]}"
+        reasons |= {m.module: reason for m in group.members if m.side == "out"}
     cut = {member.module for group in good for member in group.members if member.side == "out"}
     refused: list[Refused] = []
     for layer in layers:
-        if layer.module not in cut:
-            reason = reasons.get(makers.get(layer.module, layer.module))
-            reason = reason or reasons.get(layer.module) or why_not(modules[layer.module], "out")
+        if layer.owns and layer.module not in cut:
+            reason = reasons.get(layer.module) or reasons.get(makers.get(layer.module, ""))
+            reason = reason or why_not(modules[layer.module], "out")
             reason = reason or _without_group(layer.module, links)
             refused.append(Refused(layer.module, reason))
     blocks = [b for b in blocks_of(module, feeds) if not any(_overlap(b.name, k) for k in keep)]
@@ -280,7 +285,13 @@ def _heads(module: nn.Module) -> list[Group]:
         ):
             continue
         inside = [f"{name}.{key}".strip(".") for key in (*sources, reader)]
-        found.append(head_group(name, heads, width, inside[:-1], parts, inside[-1], count))
+        counts = [Count(name, count, heads)]
+        counts += [
+            Count(name, size, width, width // heads)
+            for size in _SIZES
+            if getattr(part, size, None) == width
+        ]
+        found.append(head_group(heads, width, inside[:-1], parts, inside[-1], counts))
     return found
 
 

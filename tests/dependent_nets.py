@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -152,15 +154,59 @@ class Attention(nn.Module):
         return self.proj(x.reshape(batch, tokens, self.num_heads * self.head_dim))
 
 
+class Sized(Attention):
+    """As timm writes it: the channels of all heads are a number of their own."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads)
+        self.attn_dim = width
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, tokens, _ = x.shape
+        split = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim)
+        q, k, v = split.permute(2, 0, 3, 1, 4).unbind(0)
+        x = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.proj(x.reshape(batch, tokens, self.attn_dim))
+
+
+class Stiff(Attention):
+    """Its channels are those of its input, whatever the heads are."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, tokens, width = x.shape
+        split = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, width // self.num_heads)
+        q, k, v = split.permute(2, 0, 3, 1, 4).unbind(0)
+        x = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.proj(x.reshape(batch, tokens, width))
+
+
+class Encoder(nn.Module):
+    """Patches, and torch's own attention over them and over a few tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 32, 4, 4)
+        self.own = nn.MultiheadAttention(32, 4, batch_first=True)
+        self.tokens = nn.Parameter(torch.randn(1, 3, 32))
+        self.cross = nn.MultiheadAttention(32, 4, batch_first=True)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = x + self.own(x, x, x, need_weights=False)[0]
+        asked = self.tokens.expand(x.shape[0], -1, -1)
+        return self.head(self.cross(asked, key=x, value=x, need_weights=False)[0].mean(1))
+
+
 class Transformer(nn.Module):
     """Patches, a class token, positions, one block of attention and a multilayer perceptron."""
 
-    def __init__(self) -> None:
+    def __init__(self, attention: Callable[[int, int], nn.Module] = Attention) -> None:
         super().__init__()
         self.patch = nn.Conv2d(3, 32, 8, 8)
         self.position = nn.Parameter(torch.randn(1, 5, 32) * 0.1)
         self.token = nn.Parameter(torch.randn(1, 1, 32) * 0.1)
-        self.norm1, self.attention = nn.LayerNorm(32), Attention(32, 4)
+        self.norm1, self.attention = nn.LayerNorm(32), attention(32, 4)
         self.norm2, self.up, self.down = nn.LayerNorm(32), nn.Linear(32, 64), nn.Linear(64, 32)
         self.norm, self.head = nn.LayerNorm(32), nn.Linear(32, 5)
 
@@ -183,7 +229,7 @@ class Pyramid(nn.Module):
 
     def forward(self, x: torch.Tensor) -> dict[str, object]:
         low = functional.relu(self.low(x))
-        high = functional.relu(self.high(low))
+        high = functional.max_pool2d(functional.relu(self.high(low)), 2)
         levels = [
             self.score(functional.relu(self.shared(p))) for p in (self.side(low), self.top(high))
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,7 @@ def test_the_choice_is_the_best_there_is() -> None:
     )
     whole = frame.total(macs_cost, frame.whole)
     for share in (0.35, 0.6, 0.85):
-        bound = Bound("multiply-adds", macs_cost, share * whole)
+        bound = Bound("multiply-adds", macs_cost, share * whole, "max_macs_ratio")
         found = choose(frame, widths, damage, [bound])
         assert bound.of(frame, found) <= bound.limit
         kept = itertools.product(*widths)
@@ -218,7 +219,8 @@ def test_blocks_leave_only_where_they_may() -> None:
     frame = framed(net())
     widths = _widths(frame)
     damage = Damage(tuple(tuple(float(i) for i in range(len(w))) for w in widths), (0.0, 0.0), 1, 1)
-    bound = Bound("multiply-adds", macs_cost, 0.6 * frame.total(macs_cost, frame.whole))
+    most = 0.6 * frame.total(macs_cost, frame.whole)
+    bound = Bound("multiply-adds", macs_cost, most, "max_macs_ratio")
     assert choose(frame, widths, damage, [bound]).skipped == (True, True)
     assert choose(frame, widths, damage, [bound], blocks=False).skipped == (False, False)
 
@@ -228,9 +230,10 @@ def test_two_bounds_hold_at_once() -> None:
     widths = _widths(frame)
     damage = Damage(tuple(tuple(float(i) for i in range(len(w))) for w in widths), (9.0, 9.0), 1, 1)
     whole = frame.whole
+    costs = ((macs_cost, 0.7, "max_macs_ratio"), (parameters_cost, 0.4, "max_size_mb"))
     bounds = [
-        Bound("multiply-adds", macs_cost, 0.7 * frame.total(macs_cost, whole)),
-        Bound("parameters", parameters_cost, 0.4 * frame.total(parameters_cost, whole)),
+        Bound("what is summed", cost, share * frame.total(cost, whole), option)
+        for cost, share, option in costs
     ]
     found = choose(frame, widths, damage, bounds)
     assert all(bound.of(frame, found) <= bound.limit for bound in bounds)
@@ -312,10 +315,16 @@ def test_bad_options(options: dict[str, Any], code: str) -> None:
     assert caught.value.code == code
 
 
-def test_a_bound_below_the_smallest_network() -> None:
+@pytest.mark.parametrize("option", ["max_macs_ratio", "max_size_mb"])
+def test_a_bound_below_the_smallest_network_and_what_is_told_to_ask_for(option: str) -> None:
     with pytest.raises(BoundError, match="the smallest legal network has") as caught:
-        pruned(net(), pictures(), max_macs_ratio=0.001)
+        pruned(net(), pictures(), **{option: 0.001})
     assert caught.value.code == "E_BOUND"
+    told = re.search(r"Give --([a-z-]+) ([0-9.]+) or more", caught.value.mend)
+    assert told is not None
+    assert told[1] == option.replace("_", "-")
+    found = pruned(net(), pictures(), **{option: float(told[2])})
+    assert found.module is not None
 
 
 def test_nothing_to_prune() -> None:

@@ -15,6 +15,7 @@ pytest.importorskip("torch_pruning")
 import torch
 from dependent_nets import (
     Concat,
+    Encoder,
     Grouped,
     Neighbours,
     Next,
@@ -24,7 +25,9 @@ from dependent_nets import (
     Shuffled,
     ShuffledOften,
     ShuffledTwice,
+    Sized,
     Squeeze,
+    Stiff,
     Transformer,
 )
 from torch import nn
@@ -151,6 +154,63 @@ def test_whole_heads_leave_an_attention() -> None:
     assert cut.get_submodule("attention").num_heads == 2
 
 
+def test_heads_leave_with_the_number_of_their_channels() -> None:
+    module = built(lambda: Transformer(Sized))
+    structure = structure_of(module, pictures())
+    heads = next(group for group in structure.groups if group.counts)
+    step = step_of({heads: (0, 3)})
+    assert set(step.attributes) == {
+        Attribute("attention", "num_heads", 2),
+        Attribute("attention", "attn_dim", 16),
+    }
+    silent, cut = copy.deepcopy(module), copy.deepcopy(module)
+    zero_cuts(silent, step.cuts)
+    apply_step(cut, step)
+    torch.testing.assert_close(outputs(silent), outputs(cut))
+    again = History.from_json(History((step,)).to_json())
+    torch.testing.assert_close(outputs(again.apply(copy.deepcopy(module))), outputs(cut))
+
+
+def test_heads_that_cannot_leave_are_named() -> None:
+    told = reasons(structure_of(built(lambda: Transformer(Stiff)), pictures()))
+    assert told["attention.qkv"].startswith("its heads cannot leave: ")
+
+
+def test_attention_of_torch_stays_whole_and_is_counted() -> None:
+    module = built(Encoder)
+    structure = structure_of(module, pictures())
+    told = reasons(structure)
+    for name in ("own", "own.out_proj", "cross", "cross.out_proj"):
+        assert told[name], name
+    width, patches, tokens = 32, 16, 3
+    wanted = {
+        "patch": patches * width * 3 * 16,
+        "own": 3 * patches * width**2,
+        "own.out_proj": patches * width**2,
+        "cross": (tokens + 2 * patches) * width**2,
+        "cross.out_proj": tokens * width**2,
+        "head": 5 * width,
+    }
+    found: dict[str, int] = {}
+    parameters = 0
+    for layer in structure.layers:
+        macs = layer.macs(layer.in_width, layer.out_width)
+        found[layer.module] = found.get(layer.module, 0) + macs
+        parameters += layer.parameters(layer.in_width, layer.out_width)
+    assert found == wanted
+    assert parameters <= sum(one.numel() for one in module.parameters()) - 3 * width
+
+
+def test_a_head_that_levels_share_costs_what_each_of_them_costs() -> None:
+    layers = structure_of(built(Pyramid), pictures()).layers
+    shared = [one for one in layers if one.module == "shared"]
+    assert [one.owns for one in shared] == [True, False]
+    sides = [one.out_shape[2] for one in shared]
+    assert sides[0] == 2 * sides[1]
+    assert [one.parameters(8, 12) for one in shared] == [8 * 12 * 9 + 12, 0]
+    assert shared[0].macs(8, 12) == 4 * shared[1].macs(8, 12)
+
+
 def test_residual_blocks_are_found_and_leave() -> None:
     module = built(Padded)
     structure = structure_of(module, pictures())
@@ -231,6 +291,8 @@ def test_a_network_that_takes_too_long() -> None:
     with pytest.raises(InputError, match="not found within") as caught:
         structure_of(built(Slow), pictures(), time_limit_s=1.0)
     assert caught.value.code == "E_TIME"
+    assert "--time-limit" in caught.value.mend
+    assert "time_limit_s" in caught.value.mend
     assert time.monotonic() - start < 20
 
 
