@@ -190,12 +190,12 @@ def blocks_of(module: nn.Module, example: Tensors) -> list[Block]:
         module: The network in evaluation mode; it is not changed.
         example: Its inputs by name.
     """
-    seen: dict[str, list[torch.Tensor]] = defaultdict(list)
+    seen: dict[str, list[torch.Tensor | None]] = defaultdict(list)
     hooks: list[Any] = []
     for name, part in modules_of(module):
         if name and len(modules_of(part)) > 1 and len(list(part.parameters())) > 0:
             held: Any = part
-            hooks.append(held.register_forward_hook(_recorder(seen[name])))
+            hooks.append(held.register_forward_pre_hook(_recorder(seen[name])))
     try:
         with torch.inference_mode():
             module(**example)
@@ -214,21 +214,19 @@ def blocks_of(module: nn.Module, example: Tensors) -> list[Block]:
     ]
 
 
-def _recorder(into: list[torch.Tensor]) -> Callable[..., None]:
-    def record(_: nn.Module, given: tuple[Any, ...], made: Any) -> None:
-        same = (
-            len(given) == 1
-            and isinstance(given[0], torch.Tensor)
-            and isinstance(made, torch.Tensor)
-            and given[0].shape == made.shape
-        )
-        if same:
-            into.append(given[0].clone())
+def _recorder(into: list[torch.Tensor | None]) -> Callable[..., None]:
+    """Keeps what a module reads, as it is before anything is computed in place."""
+
+    def record(_: nn.Module, given: tuple[Any, ...]) -> None:
+        one = given[0] if len(given) == 1 else None
+        into.append(one.clone() if isinstance(one, torch.Tensor) else None)
 
     return record
 
 
-def _passes_on(block: nn.Module, given: torch.Tensor) -> bool:
+def _passes_on(block: nn.Module, given: torch.Tensor | None) -> bool:
+    if given is None:
+        return False
     empty = copy.deepcopy(block)
     with torch.inference_mode():
         for tensor in empty.parameters():
@@ -237,7 +235,7 @@ def _passes_on(block: nn.Module, given: torch.Tensor) -> bool:
             if name.endswith("running_mean"):
                 buffer.zero_()
         try:
-            made = empty(given)
+            made = empty(given.clone())
         except Exception:  # the user's own forward, alone: then it is no block for us
             return False
     return bool(given.any()) and isinstance(made, torch.Tensor) and torch.equal(made, given)
@@ -256,6 +254,7 @@ class _Scaling(TorchFunctionMode):
         given: dict[str, Any] = dict(kwargs or {})
         if func not in _NORMALIZATIONS:
             return func(*args, **given)
+        func(*args, **given)  # what torch refuses is refused here
         given |= dict(zip(_NORMALIZATIONS[func], args, strict=False))
         values, weight, bias = (given.get(name) for name in ("input", "weight", "bias"))
         assert isinstance(values, torch.Tensor)

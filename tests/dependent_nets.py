@@ -198,6 +198,52 @@ class Encoder(nn.Module):
         return self.head(self.cross(asked, key=x, value=x, need_weights=False)[0].mean(1))
 
 
+class Fixed(nn.Module):
+    """A norm that remembers its width as a number of its own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.shape = (width,)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.layer_norm(x, self.shape, self.weight, self.bias)
+
+
+class Normed(nn.Module):
+    """A convolution before such a norm, and one behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 12, 3, padding=1), Fixed(12)
+        self.last, self.head = nn.Conv2d(12, 16, 1), nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.stem(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.head(functional.relu(self.last(x)).mean((2, 3)))
+
+
+class Preactivated(nn.Module):
+    """A residual block that begins in place: what it passes on has gone through its ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.block = nn.Conv2d(3, 12, 3, padding=1), Started(12)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.block(self.stem(x)).mean((2, 3)))
+
+
+class Started(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.relu, self.one = nn.ReLU(inplace=True), nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.relu(x) + self.one(x)
+
+
 class Transformer(nn.Module):
     """Patches, a class token, positions, one block of attention and a multilayer perceptron."""
 

@@ -19,8 +19,10 @@ from dependent_nets import (
     Grouped,
     Neighbours,
     Next,
+    Normed,
     Padded,
     Plain,
+    Preactivated,
     Pyramid,
     Shuffled,
     ShuffledOften,
@@ -219,6 +221,19 @@ def test_residual_blocks_are_found_and_leave() -> None:
     apply_step(without, step_of({g: g.free[:2] for g in structure.groups[:1]}, ["block"]))
     assert isinstance(without.get_submodule("block"), nn.Identity)
     assert outputs(without)[0].shape == (2, 5)
+
+
+def test_a_block_that_changes_its_input_in_place_passes_nothing_on() -> None:
+    assert structure_of(built(Preactivated), pictures()).blocks == ()
+
+
+def test_a_norm_with_a_width_of_its_own_holds_its_channels() -> None:
+    structure = structure_of(built(Normed), pictures())
+    cut = built(Normed)
+    apply_step(cut, half(structure))
+    assert outputs(cut)[0].shape == (2, 5)
+    assert "stem" in reasons(structure)
+    assert "last" not in reasons(structure)
 
 
 def test_padding_of_channels_keeps_its_number() -> None:
