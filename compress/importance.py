@@ -54,6 +54,35 @@ def fisher(
         outputs: What the network gives.
         seed: Of the labels or directions that are drawn.
     """
+    means = _derivatives(module, groups, batches, outputs, seed, torch.square)
+    return [mean / 2 for mean in means]
+
+
+def taylor(
+    module: nn.Module,
+    groups: Sequence[Group],
+    batches: Sequence[Tensors],
+    outputs: Outputs,
+    seed: int,
+) -> Scores:
+    """The mean size of the outputs' likelihood's change to first order, were an atom silent.
+
+    A channel's activation times the derivative along it, summed over places (Molchanov et al. 2017,
+    "Pruning convolutional neural networks for resource efficient inference", equations 7 and 8);
+    labels are drawn as for :func:`fisher`, whose arguments it has.
+    """
+    return _derivatives(module, groups, batches, outputs, seed, torch.abs)
+
+
+def _derivatives(
+    module: nn.Module,
+    groups: Sequence[Group],
+    batches: Sequence[Tensors],
+    outputs: Outputs,
+    seed: int,
+    size: Callable[[torch.Tensor], torch.Tensor],
+) -> Scores:
+    """The mean over the pictures of the size of the likelihood's derivative along each atom."""
     draw = torch.Generator().manual_seed(seed)
     totals = [torch.zeros(group.width, dtype=torch.float64) for group in groups]
     count = 0
@@ -64,9 +93,9 @@ def fisher(
             _likelihood(given, outputs, draw).backward()  # pyright: ignore[reportUnknownMemberType]
             for total, gate in zip(totals, held, strict=True):
                 if gate.grad is not None:
-                    total += gate.grad.double().square().sum(0)
+                    total += size(gate.grad.double()).sum(0)
         count += rows
-    return [total.numpy() / (2 * max(1, count)) for total in totals]
+    return [total.numpy() / max(1, count) for total in totals]
 
 
 def magnitude(
@@ -145,6 +174,7 @@ def activation(
 
 METHODS: dict[str, Importance] = {
     "fisher": fisher,
+    "taylor": taylor,
     "magnitude": magnitude,
     "activation": activation,
 }

@@ -28,7 +28,7 @@ def prunable(
 
     Args:
         model: A factory's name.
-        weights: File of its weights; random ones do as well here.
+        weights: File of its weights; a factory of the user's does without.
         preprocessing: Its crop tells the input's size.
         static_shape: ``(N, C, H, W)`` of the input, where no preprocessing tells it.
         keep: Names of modules that stay whole.

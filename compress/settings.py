@@ -68,7 +68,7 @@ class Prune:
         max_size_mb: Size of the weights, in 10**6 bytes.
         keep: Names of modules that stay whole.
         blocks: Whether whole residual blocks may leave.
-        importance: How channels are scored: ``fisher``, ``magnitude`` or ``activation``.
+        importance: How channels are scored: ``fisher``, ``taylor``, ``magnitude``, ``activation``.
         measured_in: What latencies are measured and sizes counted in: ``float32``, ``int8``, or
             ``auto``: INT8 where a later pass of the recipe makes it that. ``int8`` is for a network
             that is trained now and quantized another time.
@@ -209,7 +209,7 @@ KINDS: dict[str, type[PassSettings]] = {one.kind: one for one in (Prune, Distil,
 CHOICES = {
     "ranges": ("mse", "minmax", "percentile", "entropy"),
     "weights": ("mse", "minmax"),
-    "importance": ("fisher", "magnitude", "activation"),
+    "importance": ("fisher", "taylor", "magnitude", "activation"),
     "optimizer": ("auto", "sgd", "adamw", "muon"),
     "match": ("auto", "logits", "embeddings", "outputs"),
     "precision": ("auto", "float32", "bfloat16"),

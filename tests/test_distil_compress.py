@@ -297,6 +297,43 @@ def test_a_pruned_network_is_trained_back_and_goes_on_with_the_same_cut(
         assert np.allclose(session.run(feeds)["output"], wanted, atol=1e-3)
 
 
+@pytest.mark.slow
+def test_the_command_cuts_trains_back_and_quantizes(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([
+            "compress", f"{home}/nets.py:teacher", "--data", f"{home}/data.npz",
+            "--preprocessing", f"{home}/plain.toml", "--recipe", "prune-distil-int8",
+            "--max-macs-ratio", "0.5", "--epochs", "2", "--max-drop", "100",
+            "--calibration-size", "20", "--out", str(tmp_path / "out"), "--json",
+        ])  # fmt: skip
+    assert ended.value.code == 0
+    made_: Any = json.loads(capsys.readouterr().out)
+    tried = made_["measurements"]["candidates"]
+    assert [one["name"] for one in tried] == ["the student", "INT8"]
+    cut, trained, int8 = made_["recipe"]["reports"]
+    assert cut["macs"]["result"] <= 0.5 * cut["macs"]["original"]
+    assert [row["epoch"] for row in trained["training"]["epochs"]] == [1, 2]
+    assert int8
+    assert made_["recipe"]["student"] == "nets.py:teacher, pruned"
+
+
+@pytest.mark.slow
+def test_an_embedding_is_trained_back_by_its_neighbours(tmp_path: Path) -> None:
+    """The best epoch is chosen by mAP, and the bundle says both scores."""
+    images = data()
+    where = {"task": "retrieval", "recipe": Recipe("mine", (Prune(max_macs_ratio=0.5), QUICK))}
+    bundle = made(tmp_path, images, student=None, **where)
+    reports: Any = bundle.recipe["reports"]
+    assert reports[1]["training"]["chosen_by"] == "retrieval"
+    scores: Any = bundle.scores
+    for whose in ("original", "result"):
+        assert scores[whose]["task"] == "retrieval"
+        assert 0 < scores[whose]["value"] <= 100
+        assert 0 < scores[whose]["details"]["rank1_percent"] <= 100
+
+
 # ---------------------------------------------------------------- refused
 
 
@@ -473,17 +510,25 @@ def test_ctrl_c_in_training_is_told_how_to_go_on(home: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo of POSIX")
-def test_under_torchrun_the_first_process_writes_the_bundle(home: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cuts", [False, True])
+def test_under_torchrun_the_first_process_writes_the_bundle(
+    home: Path, tmp_path: Path, cuts: bool
+) -> None:
+    given = words(home, tmp_path / "out")
+    if cuts:  # out of the original, by the first process, and told to the other
+        at = given.index("--student")
+        given[at : at + 2] = ["--max-macs-ratio", "0.5"]
+        given[given.index("--recipe") + 1] = "prune-distil"
+        given += ["--epochs", "2"]
     child = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
-         "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "-m", "edgepress",
-         *words(home, tmp_path / "out")],
+         "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "-m", "edgepress", *given],
         capture_output=True, text=True, cwd=tmp_path, timeout=280, check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert child.returncode == 0, child.stderr
     bundle = Bundle.open(tmp_path / "out")
     reports: Any = bundle.recipe["reports"]
-    assert reports[0]["training"]["processes"] == 2
+    assert reports[-1]["training"]["processes"] == 2
     assert not bundle.manifest.declined
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "recipe.toml"]

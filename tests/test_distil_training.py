@@ -263,7 +263,11 @@ torch.set_num_threads(1)
 from pathlib import Path
 from distil_nets import Distil, trained, weights
 settings = Distil(epochs={epochs}, batch=32, lr=0.1, precision="float32", layout="contiguous")
-found = trained(settings, folder=Path({folder!r}), resume=True)
+def report(stage, done, total):
+    if (stage, done) == ("training", {stop}):
+        sys.exit(9)
+once = {{}} if Path({folder!r}).exists() else {{"report": report}}
+found = trained(settings, folder=Path({folder!r}), resume=True, **once)
 told = {{"epochs": found.log["epochs"], "processes": found.log["processes"],
          "weights": weights(found.module).tolist()}}
 import os
@@ -272,12 +276,12 @@ if os.environ.get("RANK", "0") == "0":
 """
 
 
-def script(tmp_path: Path, name: str, epochs: int) -> Path:
+def script(tmp_path: Path, name: str, epochs: int, stop: int = 0) -> Path:
     file = tmp_path / f"{name}.py"
     file.write_text(
         SCRIPT.format(
             tests=str(Path(__file__).parent), folder=str(tmp_path / f"{name}.training"),
-            out=str(tmp_path / f"{name}.json"), epochs=epochs,
+            out=str(tmp_path / f"{name}.json"), epochs=epochs, stop=stop,
         )
     )  # fmt: skip
     return file
@@ -306,13 +310,17 @@ def test_a_training_that_was_killed_ends_like_an_unbroken_one(tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo of POSIX")
 def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
-    file = script(tmp_path, "two", 4)
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
-         "--master-addr=127.0.0.1", "--master-port=0", "--rdzv-backend=c10d",
-         "--rdzv-endpoint=127.0.0.1:0", str(file)],
-        check=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    """Stopped in the third epoch, and taken up again by both."""
+    file = script(tmp_path, "two", 4, stop=10)
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
+             "--master-addr=127.0.0.1", "--master-port=0", "--rdzv-backend=c10d",
+             "--rdzv-endpoint=127.0.0.1:0", str(file)]  # fmt: skip
+    for status in (1, 0):
+        child = subprocess.run(
+            words, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+        )
+        assert child.returncode == status
+        assert (tmp_path / "two.training" / FILE).exists()
     found = json.loads((tmp_path / "two.json").read_text())
     assert found["processes"] == 2
     whole = trained()

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch_pruning")
+import torch
 from safetensors.torch import load_file
 
 from edgepress.__main__ import main
 from edgepress.compress import Backbone, Int8, Prune, Recipe
 from edgepress.compress.pruning_pass import limits_of, precision_after, with_limits
-from edgepress.runtime import Bundle, InputError
+from edgepress.runtime import Bundle, EngineOptions, InputError, open_engine
 
 NETS = """
 import torch
@@ -132,6 +133,23 @@ def test_a_pruned_network_ships_and_is_an_input_again(cli: Cli) -> None:
     assert scored.out["score"]["value"] > 99.9, "the file holds what the bundle runs"
     shown = cli("inspect", cli.model, "--weights", str(saved), "--prunable", *SHAPE)
     assert shown.out["macs"] == report["macs"]["result"]
+    onnx = cli.folder / "pruned.onnx"
+    plain = ("--preprocessing", str(cli.folder / "plain.toml"), *SHAPE)
+    assert cli("export", cli.model, "--weights", str(saved), "--out", str(onnx), *plain).status == 0
+    feeds = {"x": np.ones((1, 3, 24, 24), np.float32)}
+    engine = open_engine("onnxruntime")(onnx.read_bytes(), EngineOptions())
+    with engine as exported, torch.no_grad():
+        wanted = again.module(torch.from_numpy(feeds["x"])).numpy()
+        assert np.allclose(next(iter(exported.run(feeds).values())), wanted, atol=1e-4)
+    weighed = ("--weights", str(saved), "--max-drop", "100")
+    more = cli.compress("--recipe", "int8", *weighed, out="int8")
+    assert more.status == 0, more.err
+    assert more.out["measurements"]["macs"] == report["macs"]["result"]
+    further = cli.compress("--recipe", "prune", "--max-macs-ratio", "0.7", *weighed, out="again")
+    assert further.status == 0, further.err
+    macs = further.out["recipe"]["reports"][0]["macs"]
+    assert macs["original"] == report["macs"]["result"]
+    assert macs["result"] <= 0.7 * macs["original"]
 
 
 @pytest.mark.serial

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -365,6 +367,20 @@ def test_a_pruned_network_is_rebuilt_from_factory_and_file(tmp_path: Path) -> No
     assert again.history == history
     assert len(structure.groups) == 2
     torch.testing.assert_close(outputs(again.module), outputs(student), rtol=0, atol=0)
+    np.savez(tmp_path / "fed.npz", **pictures())
+    code = (
+        "import sys, numpy as np, torch\n"
+        "from edgepress.compress import Backbone\n"
+        "net, saved, fed, out = sys.argv[1:]\n"
+        "torch.set_num_threads(1)\n"
+        "module = Backbone.open(net, saved).module\n"
+        "with torch.no_grad():\n"
+        "    np.save(out, module(torch.from_numpy(np.load(fed)['x'])).numpy())\n"
+    )
+    words = (f"{source}:net", str(saved), str(tmp_path / "fed.npz"), str(tmp_path / "out.npy"))
+    subprocess.run([sys.executable, "-c", code, *words], check=True, timeout=120)
+    wanted = outputs(student)[0].numpy()
+    assert np.allclose(np.load(tmp_path / "out.npy"), wanted, atol=1e-6), "in a fresh process"
     with pytest.raises(InputError) as caught:
         save_weights(student, tmp_path / "pruned.pt", history=history)
     assert caught.value.code == "E_USAGE"

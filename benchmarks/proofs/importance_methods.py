@@ -3,11 +3,13 @@
 ::
 
     python benchmarks/proofs/importance_methods.py [NETWORK] [--shares 0.7,0.5] [--epochs 2] [--seeds 0,1]
+        [--temperatures 1,4,8]
 
 A CIFAR-10 network is cut to shares of its multiply-adds by every method there is, each with its own choice of widths,
 once with whole residual blocks in the same choice and once without, and trained back for some epochs with the same
 settings. What chooses nothing is scored: pictures of the training set that neither pruning nor training saw, since
-``test_a`` is not for choosing a default.
+``test_a`` is not for choosing a default. With ``--temperatures`` cuts of the default method are compared instead, their
+damage judged by class scores divided so, and nothing is trained.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from held_back import COUNT, seen_and_unseen, top1
 
 from edgepress.benchmarks import Images, task
 from edgepress.benchmarks.fingerprint import fingerprint
-from edgepress.compress import Backbone, prune
+from edgepress.compress import Backbone, gates, prune
 from edgepress.compress.importance import METHODS
 from edgepress.compress.settings import Distil
 from edgepress.compress.training import distil
@@ -36,12 +38,30 @@ def main() -> None:
     parser.add_argument("--shares", default="0.7,0.5", metavar="SHARE,...")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seeds", default="0,1", metavar="N,...")
+    parser.add_argument("--temperatures", default="", metavar="T,...")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/importance_methods"))
     given = parser.parse_args()
     path = given.out.with_suffix(".json")
     told: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": {}}
     seen, unseen = seen_and_unseen()
-    for share in map(float, given.shares.split(",")):
+
+    def keep(kind: str, key: str, row: dict[str, Any]) -> None:
+        told.setdefault(kind, {})[key] = row
+        told["fingerprint"] = fingerprint()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(told, indent=1) + "\n")
+        given.out.with_suffix(".md").write_text(markdown(told))
+
+    shares = [float(one) for one in given.shares.split(",")]
+    if given.temperatures:
+        for share in shares:
+            for warmth in map(float, given.temperatures.split(",")):
+                key = f"{given.network} {share:g} {warmth:g}"
+                print(key, flush=True)
+                keep("temperatures", key, warmed(given.network, share, warmth, seen, unseen))
+        print(markdown(told))
+        return
+    for share in shares:
         for blocks in (False, True):
             for method in METHODS:
                 for seed in map(int, given.seeds.split(",")):
@@ -52,11 +72,7 @@ def main() -> None:
                     found = one(
                         given.network, method, share, blocks, seed, given.epochs, seen, unseen
                     )
-                    told["rows"][key] = found
-                    told["fingerprint"] = fingerprint()
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_text(json.dumps(told, indent=1) + "\n")
-                    given.out.with_suffix(".md").write_text(markdown(told))
+                    keep("rows", key, found)
     print(markdown(told))
 
 
@@ -109,6 +125,23 @@ def one(
     }
 
 
+def warmed(name: str, share: float, warmth: float, seen: Images, unseen: Images) -> dict[str, Any]:
+    """A cut whose damage is judged at a temperature, as it is."""
+    network, usual = NETWORKS[name], gates.TEMPERATURE
+    gates.TEMPERATURE = warmth
+    try:
+        cut = prune(
+            Backbone.open(*network.files()),
+            seen.split(300, 0, True, training=True).training,
+            preprocessing=network.how(),
+            max_macs_ratio=share,
+        )
+    finally:
+        gates.TEMPERATURE = usual
+    score = top1(cut.module, unseen, network.how())
+    return {"network": name, "share": share, "temperature": warmth, "cut": score}
+
+
 def markdown(told: dict[str, Any]) -> str:
     """The table: a row for each question, seeds side by side."""
     lines = [
@@ -134,6 +167,19 @@ def markdown(told: dict[str, Any]) -> str:
         lines.append(
             f"| {name} | {share:.0%} | {'yes' if blocks else 'no'} | {method} | {cut} % | {back} % | {epochs} |"
         )
+    warm = told.get("temperatures", {}).values()
+    if warm:
+        lines += [
+            "",
+            "The default method, blocks leaving too, its damage judged by class scores divided by a temperature:",
+            "",
+            "| network | multiply-adds | temperature | as cut |",
+            "|---|---|---|---|",
+        ]
+        for row in warm:
+            lines.append(
+                f"| {row['network']} | {row['share']:.0%} | {row['temperature']:g} | {row['cut']:.2f} % |"
+            )
     return "\n".join(lines) + "\n"
 
 

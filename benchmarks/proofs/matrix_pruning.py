@@ -7,6 +7,7 @@ trained back. The rebuilt network comes from its factory, the file's history and
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ def prune(entry: Entry, folder: Path) -> dict[str, Any]:
     images = torch.cat([batch[:1] for batch in entry.tensors(entry.share(0, 32))])[:2]
     feeds = {input_names(module)[0]: images.numpy()}
     structure = structure_of(module, feeds)
+    if not structure.groups:
+        reasons = Counter(str(one.reason) for one in structure.refused).most_common(1)
+        return {"error": f"nothing can leave: {reasons[0][0]} (in {reasons[0][1]} layers)"}
     frame = Frame(structure)
     scores = magnitude(module, structure.groups, [], "features", 0)
     widths = [widths_of(group, _MULTIPLE) for group in structure.groups]
@@ -47,7 +51,7 @@ def prune(entry: Entry, folder: Path) -> dict[str, Any]:
     )
     damage = Damage(costs, (_BLOCK_IS_WORTH,) * len(structure.blocks), 0, 0)
     whole = frame.total(macs_cost, frame.whole)
-    bound = Bound("multiply-adds", macs_cost, SHARE * whole)
+    bound = Bound("multiply-adds", macs_cost, SHARE * whole, "max_macs_ratio", whole)
     choice = choose(frame, widths, damage, [bound], blocks=False)
     history = History().then(cut_by(structure, scores, choice))
     student = copy.deepcopy(module)
@@ -66,7 +70,7 @@ def prune(entry: Entry, folder: Path) -> dict[str, Any]:
     return {
         "groups": len(structure.groups),
         "blocks": len(structure.blocks),
-        "stays_whole": [str(one.reason) for one in structure.refused],
+        "stays_whole": [f"{one.name}: {one.reason}" for one in structure.refused],
         "macs_left": frame.total(macs_cost, choice) / whole,
         "rebuilt_equal": all(np.array_equal(wanted[key], found[key]) for key in wanted),
         "cosine": min(
