@@ -46,6 +46,14 @@ _PEERS = {
     "quantize_static": "`quantize_static`",
     "quantize_static, placed as ModelOpt does": "`quantize_static`, placed as ModelOpt does",
 }
+_AIMS: tuple[tuple[str, str, float, float, float | None], ...] = (
+    ("resnet56", "float32", 1.8, 92.9, None),
+    ("resnet56", "float32", 2.0, 93.5, None),
+    ("resnet56", "float32", 2.5, 93.2, None),
+    ("resnet56", "int8", 4.5, 93.2, 300e3),
+    ("resnet20", "float32", 1.6, 91.0, None),
+)
+"""What was to be reached: network, precision, times as fast, top-1 in percent, bytes at most."""
 
 
 def main() -> None:
@@ -134,6 +142,33 @@ def trained(told: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def reached(told: Mapping[str, Any]) -> str:
+    """What was to be reached by training back, and what comes nearest to it."""
+    lines = ["| to be reached | nearest | |", "|---|---|---|"]
+    for network, precision, speed, score, size in _AIMS:
+        rows = [r for r in told["rows"] if (r["network"], r["precision"]) == (network, precision)]
+        if not rows:
+            continue
+
+        def fast(row: Mapping[str, Any]) -> float:
+            return row["bench"]["comparison"]["ratio"]
+
+        def top(row: Mapping[str, Any]) -> float:
+            return row["score"]["value"]
+
+        enough = [row for row in rows if fast(row) >= speed]
+        best = max(enough, key=top) if enough else max(rows, key=fast)
+        holds = fast(best) >= speed and top(best) >= score
+        holds = holds and (size is None or best["size_bytes"] < size)
+        kind = "" if precision == "float32" else ", INT8"
+        room = "" if size is None else f" in less than {_kilobytes(int(size))}"
+        asked = f"{_NETWORKS[network].split(',')[0]}{kind}: {speed:.1f}x at {score:.1f} %{room}"
+        found = f"`{best['bundle']}`: {fast(best):.2f}x at {top(best):.2f} %"
+        found += "" if size is None else f" in {_kilobytes(best['size_bytes'])}"
+        lines.append(f"| {asked} | {found} | {'reached' if holds else 'not reached'} |")
+    return "\n".join(lines)
+
+
 def transcoded(told: Mapping[str, Any]) -> str:
     """Files of other tools in ONNX Runtime, as they came and after `edgepress transcode`."""
     lines = [
@@ -201,6 +236,7 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "making": ("making_cost.json", making),
     "matrix": ("network_matrix.json", matrix),
     "pruning": ("network_matrix.json", pruning),
+    "reached": ("trade_off.json", reached),
     "trained": ("trade_off.json", trained),
     "transcoded": ("transcode_peers.json", transcoded),
 }
