@@ -154,6 +154,7 @@ def prepare(graph: Graph, settings: Int8, context: Context) -> Whole:
     """
     from .equalizing import equalized
     from .halves import has_fp16, ready
+    from .outliers import without_outliers
 
     speech = dialect(context.target.dialect)
     given = None
@@ -169,6 +170,7 @@ def prepare(graph: Graph, settings: Int8, context: Context) -> Whole:
     plan = plan_int8(graph, ranges, speech, keep_float=settings.keep_float, given=given)
     plain = write_qdq(graph, ranges, plan, speech, weight_method=settings.weights)
     whole = Whole(graph, ranges, plan, speech, plain, settings.weights)
+    whole = without_outliers(whole, settings, context)
     return equalized(whole, settings, context) if settings.equalization else whole
 
 

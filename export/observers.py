@@ -16,6 +16,7 @@ from .entropy import Bins, Octaves, entropy_magnitude, entropy_range
 _BINS = 8192
 _LEVELS = 256  # of the quantizer that a range is chosen for
 _TAIL = 1e-4  # share of the values that the percentile method leaves out at each end
+_FAR = 0.01  # of the largest value; where hardly any lies beyond it, that one is an outlier
 _SHRINK = (np.linspace(1.0, 0.9, 11), np.linspace(0.88, 0.3, 30))  # ends that are tried
 _SAMPLES = 65_536  # a picture's values that the histogram takes; the extremes see all of them
 
@@ -78,6 +79,16 @@ class Observer:
         weights = self._counts[used].astype(np.float64)
         centres = (used - self._zero + 0.5) * self._width
         return centres.astype(np.float64), weights / np.sum(weights)
+
+    @property
+    def outlying(self) -> bool:
+        """Whether less than one value in 10,000 is a hundredth as large as the largest."""
+        largest = max(-self.minimum, self.maximum)
+        if not self.finite or largest <= 0 or not self._counts.any():
+            return False
+        centres, weights = self.histogram()
+        far = np.abs(centres) > _FAR * largest
+        return bool(weights[far].sum() < _TAIL)
 
     def bins(self) -> Bins:
         """What the entropy method looks at.

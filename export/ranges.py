@@ -37,6 +37,7 @@ class TensorRange:
         maximum: Largest value seen.
         elements: Values in one picture's share of the tensor.
         magnitude: Largest magnitude that shall be represented where codes are symmetric around 0.
+        outlying: Whether hardly any value is a hundredth as large as the largest.
     """
 
     low: float
@@ -45,6 +46,7 @@ class TensorRange:
     maximum: float
     elements: int
     magnitude: float
+    outlying: bool
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ def calibrate(
                 observer.maximum,
                 max(1, share[name]),
                 clip_magnitude(observer, method),
+                observer.outlying,
             )
         elif name in outputs:
             raise InputError(
@@ -161,8 +164,10 @@ def expose(graph: Graph, only: Collection[str] | None = None) -> tuple[onnx.Mode
             floats += [name for name in node.output if kinds.get(name) == onnx.TensorProto.FLOAT]
     if only is not None:
         floats = [name for name in floats if name in only]
+    inner = [name for name in floats if name not in walk.input_names]
+    if only is not None and inner:  # a graph must give something
         del model.graph.output[:]
-    give_out(model, [name for name in floats if name not in walk.input_names])
+    give_out(model, inner)
     return model, floats
 
 
