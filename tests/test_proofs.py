@@ -172,6 +172,24 @@ def test_tools_are_compared_on_a_network_of_ones_own(
 
 
 @pytest.mark.slow
+def test_files_of_other_tools_are_transcoded_for_a_network_of_ones_own(
+    proofs: Any, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["transcode_peers.py", "make", "--brought", str(own), "--work", str(tmp_path / "work")]
+    words += ["--out", str(tmp_path / "transcoded"), "--peers", "NNCF", "quantize_static"]
+    monkeypatch.setattr(sys, "argv", words)
+    proofs("transcode_peers").main()
+    rows = json.loads((tmp_path / "transcoded.json").read_text())["networks"]["mine"]
+    assert set(rows) == {"NNCF", "quantize_static"}
+    for row in rows.values():
+        for found in row["targets"].values():
+            assert found["fixed"]["same_percent"] >= 97.5
+    monkeypatch.setattr(sys, "argv", [*words[:2], "another", *words[2:]])
+    with pytest.raises(SystemExit):
+        proofs("transcode_peers").main()
+
+
+@pytest.mark.slow
 def test_the_matrix_takes_networks_of_ones_own(
     proofs: Any, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

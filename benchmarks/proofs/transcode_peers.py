@@ -4,7 +4,9 @@
 
     python benchmarks/proofs/transcode_peers.py make --work FOLDER [--modelopt PYTHON] [NETWORK ...]
     python benchmarks/proofs/transcode_peers.py time --work FOLDER [NETWORK ...]
+    python benchmarks/proofs/transcode_peers.py make --work FOLDER --brought NETWORKS.toml --out PATH
 
+The third takes classifiers and pictures of your own: ``README.md`` says how the file is written.
 ``make`` makes the files as `int8_peers.py` does, from the same float32 graph and 300 calibration pictures,
 transcodes them and scores them; ``time`` times what lies there, and is for a machine that does nothing else.
 Both add to the same table. ModelOpt pins other versions of onnx and onnxruntime, so that it needs an environment
@@ -36,7 +38,7 @@ from edgepress.benchmarks.fingerprint import fingerprint
 from edgepress.runtime import EngineOptions, Preprocessing, open_engine
 from edgepress.runtime.target import target
 from int8_peers import feeds, nncf_quantize, print_machine, quantize_static
-from networks import NETWORKS, Network, edgepress, pictures
+from networks import NETWORKS, Network, brought, edgepress, pictures
 
 _DEFAULT = ("efficientnet_lite0", "resnet56")
 TARGETS = ("onnxruntime-cpu", "openvino-cpu")
@@ -56,7 +58,8 @@ def main() -> None:
     """Run a part of the proof."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("part", choices=["make", "time"])
-    parser.add_argument("networks", nargs="*", default=list(_DEFAULT))
+    parser.add_argument("networks", nargs="*")
+    parser.add_argument("--brought", type=Path, metavar="NETWORKS.toml")
     parser.add_argument("--work", type=Path, required=True, help="where the files are kept")
     parser.add_argument("--modelopt", type=Path, help="a Python that has nvidia-modelopt")
     parser.add_argument("--peers", nargs="*", help="only these")
@@ -66,12 +69,16 @@ def main() -> None:
     path = given.out.with_suffix(".json")
     told: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"networks": {}}
     told["fingerprint"] = fingerprint()
-    for name in given.networks:
+    there = NETWORKS if given.brought is None else brought(given.brought)
+    names = given.networks or (list(_DEFAULT) if given.brought is None else list(there))
+    for name in names:
+        if name not in there:
+            parser.error(f"unknown: {name}. Known: {', '.join(there)}")
         folder = given.work / name
         folder.mkdir(parents=True, exist_ok=True)
         rows = told["networks"].setdefault(name, {})
         if given.part == "make":
-            made = make_all(NETWORKS[name], folder, given.modelopt, given.peers)
+            made = make_all(there[name], folder, given.modelopt, given.peers)
         else:
             made = time_all(folder, given.preset, given.peers, rows)
         for peer, row in made:
