@@ -14,7 +14,7 @@ from typing import Any
 
 from .bundle import Bundle
 from .engine import computed_in
-from .engines import computes_in, import_backend
+from .engines import computes_in, find_device, import_backend
 from .errors import EngineError, InputError, MissingExtraError
 from .manifest import MANIFEST_HASH, Variant
 from .target import processor, serves
@@ -134,12 +134,13 @@ def _for_engine(bundle: Bundle, engine: str | None) -> tuple[Variant, ...]:
 def missing(variant: Variant) -> str | None:
     """Why a variant cannot run here, in words; ``None`` where it can."""
     try:
+        find_device(variant.engine)
         import_backend(variant.engine)
         able = computes_in(variant.engine, computed_in(variant.precision))
     except MissingExtraError:
         return f"the engine {variant.engine} is not installed"
     except EngineError as error:
-        return f"the engine {variant.engine} is not usable: {error.message}"
+        return f"the engine {variant.engine} is not usable: {error.message.rstrip('.')}"
     return None if able else f"{variant.engine} has no {variant.precision} on this processor"
 
 
