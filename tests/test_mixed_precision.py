@@ -67,7 +67,12 @@ def needs(engine: str) -> None:
         pytest.skip(f"{engine} is not installed")
 
 
-def network(*, loud: float = 1.0) -> Graph:
+CHOSEN = NETWORK.replace("float[N,6] y", "int64[N] c").replace(
+    "y = Gemm (f, head)", "y = Gemm (f, head)\n    c = ArgMax <axis=1, keepdims=0> (y)"
+)
+
+
+def network(*, loud: float = 1.0, text: str = NETWORK) -> Graph:
     """A small network; one of its first layer's channels is ``loud`` times as large as the rest."""
     rng = np.random.default_rng(0)
 
@@ -85,7 +90,7 @@ def network(*, loud: float = 1.0) -> Graph:
     weights["stem"][5] *= loud
     weights["depth"][5] /= loud
     weights["last"][:, 5] /= loud
-    model = onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 18]> ' + NETWORK.strip())
+    model = onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 18]> ' + text.strip())
     for name, value in weights.items():
         model.graph.initializer.append(numpy_helper.from_array(value, name))
     return tidy(model, source="the test")
@@ -167,6 +172,14 @@ def test_a_network_without_int8_layers_has_no_damage() -> None:
     found = measure_damage(whole.graph, layout, whole.dialect, [], pictures()(4))
     assert found.places == {}
     assert found.whole == (0.0,)
+
+
+def test_damage_to_whole_numbers_is_that_to_what_they_are_made_of() -> None:
+    found, same = damage_of(whole_of(network(text=CHOSEN))), damage_of(whole_of(network()))
+    assert found.outputs == ("y, which ArgMax_c reads",)
+    assert found.whole[0] == pytest.approx(same.whole[0], rel=0.3)
+    worst = max(found.places, key=lambda place: found.places[place])
+    assert worst == max(same.places, key=lambda place: same.places[place])
 
 
 # ---------------------------------------------------------------- time
