@@ -86,6 +86,7 @@ def network(*, loud: float = 1.0, text: str = NETWORK) -> Graph:
         "point": normal(16, 16, 1, 1),
         "last": normal(32, 16, 3, 3),
         "head": normal(6, 32).T.copy(),
+        "big": np.full(6, 1e6, np.float32),
     }
     weights["stem"][5] *= loud
     weights["depth"][5] /= loud
@@ -270,6 +271,14 @@ def test_what_brings_the_noise_stays_in_float32() -> None:
     assert found.predicted_noise == 0.0
     assert "noise" in found.plan.nodes["n1"].reason
     assert decide(blame).int8 == ("n0", "n1", "n2", "n3")
+
+
+def test_no_noise_at_all_is_a_bound_too() -> None:
+    blame = chain([(1.0, 0.3)] * 4, [0.0, 0.0, 1e-12, 0.0, 0.0], border=0.01)
+    found = decide(blame, 0.0)
+    assert found.int8 == ("n0", "n3")
+    assert found.predicted_noise == 0.0
+    assert found.to_dict()["bound_sqnr_db"] is None
 
 
 def test_of_plans_that_take_as_long_the_one_with_less_noise_is_chosen() -> None:
@@ -471,6 +480,23 @@ def test_the_search_holds_its_bound_or_says_why_not() -> None:
     if mixed["damage"]["graphs"]:
         worst = max(mixed["nodes"], key=lambda node: node["noise"])
         assert worst["name"] in [node.name for node in whole.graph.proto().graph.node][:5]
+    json.dumps(mixed)
+
+
+def test_a_score_that_the_measured_noise_does_not_explain_ends_the_search() -> None:
+    from edgepress.compress.mixing import mix, notes_of
+
+    text = NETWORK.replace("y = Gemm (f, head)", "z = Gemm (f, head) v = Sub (z, big) y = Relu (v)")
+    graph = network(text=text)  # it gives 0, whatever comes in
+    whole, context, settings = whole_of(graph), context_for(graph), Int8(bias_correction=False)
+    found = mix(whole, settings, context, lambda model: 1.0, 0.5)
+    mixed: Any = found.report["mixed"]
+    assert mixed["damage"]["graphs"] == 1
+    last = mixed["attempts"][-1]
+    assert "no noise" in last["not_built"]
+    assert last["predicted_sqnr_db"] is None
+    if mixed["int8_nodes"] == mixed["of_nodes"]:
+        assert "no noise" in notes_of(found)[0]
     json.dumps(mixed)
 
 
