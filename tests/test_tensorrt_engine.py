@@ -488,6 +488,41 @@ def test_a_receipt_is_read_from_what_the_inspector_tells() -> None:
     }  # fmt: skip
 
 
+def test_a_receipt_of_int8_tells_fp16_from_float32() -> None:
+    pytest.importorskip("onnx")
+    from onnx import TensorProto, helper
+
+    from edgepress.export import Graph
+    from edgepress.export.dialects.qdq import Quantized, Unit
+    from edgepress.export.executed import InTensorRt
+    from edgepress.export.plan import Choice, PrecisionPlan
+    from edgepress.export.receipt import beside_int8
+
+    names = ("stem", "Relu_r0", "c1", "Relu_c1", "Add_s", "odd", "untold", "kept")
+    nodes = [
+        helper.make_node("Relu", [f"t{i}"], [f"t{i + 1}"], name=one) for i, one in enumerate(names)
+    ]
+    ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, [1])] for name in ("t0", "t8")]
+    graph = Graph(
+        helper.make_model(helper.make_graph(nodes, "g", *ends)).SerializeToString(), (), ()
+    )
+    units = tuple(Unit(name, "Conv", name, name) for name in ("c1", "Add_s", "Relu_r0"))
+    quantized = Quantized(b"", units, (), {"Relu_c1": "c1"})
+    first = Choice("float32", "reads the picture")
+    plan = PrecisionPlan({"stem": first, "untold": Choice("float32", "has no kernel")})
+    halves = dict.fromkeys(("stem", "odd", "untold"), Choice("fp16", "it fits into FP16"))
+    half = PrecisionPlan({**halves, "kept": Choice("float32", "kept by the recipe")})
+    seen = InTensorRt(layers_of(json.dumps(TOLD)))
+    rows = {one.name: one for one in beside_int8(graph, {"odd": 7}, quantized, plan, seen, half)}
+    assert {name: one.precision for name, one in rows.items()} == {
+        "stem": "float32", "Relu_r0": "float32", "c1": "int8", "Relu_c1": "int8", "Add_s": "int8",
+        "odd": "fp16", "untold": "fp16", "kept": "float32",
+    }  # fmt: skip
+    assert rows["stem"].reason == "asked for fp16, the engine runs it in float32"
+    assert rows["untold"].reason == "has no kernel; it fits into FP16"
+    assert (rows["odd"].macs, rows["kept"].reason) == (7, "kept by the recipe")
+
+
 # ---------------------------------------------------------------- the command
 
 
