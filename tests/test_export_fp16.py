@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
@@ -207,6 +208,14 @@ def test_names_of_the_user_stay_float_and_unknown_ones_suggest_the_nearest() -> 
         planned(graph, keep_float=["Conv_b"])
     assert caught.value.code == "E_RECIPE"
     assert "Conv_a" in caught.value.mend
+
+
+def test_a_plan_survives_json() -> None:
+    plan = planned(written(BLOCK), keep_float=["Conv_a"])
+    assert {one.precision for one in plan.nodes.values()} == {FP16, "float32"}
+    again = PrecisionPlan.from_dict(json.loads(json.dumps(plan.to_dict())))
+    assert again == plan
+    assert half_nodes(again) == half_nodes(plan)
 
 
 def test_what_only_moves_values_follows_where_casts_are_fewest() -> None:
