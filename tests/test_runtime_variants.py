@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from edgepress.__main__ import cli
 from edgepress.benchmarks.latency import Own
 from edgepress.runtime import (
+    BuildOptions,
     Bundle,
     BundleError,
     EngineError,
@@ -224,6 +225,8 @@ def test_the_fastest_is_measured_once_and_remembered(
     assert again.reason == "the fastest when it was measured here"
     assert again.variant == first.variant
     assert fastest(both, threads=2, cache=cache).reason == "the fastest, measured just now"
+    anew = fastest(both, threads=1, cache=cache, build=BuildOptions((1, 2, 4)))
+    assert anew.reason == "the fastest, measured just now"
     for file in (cache / "choices").iterdir():
         file.write_text("{")
     assert fastest(both, threads=1, cache=cache).reason == "the fastest, measured just now"

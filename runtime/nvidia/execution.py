@@ -240,7 +240,8 @@ def _check_shape(tensor: Tensor, shape: tuple[int, ...]) -> None:
             "E_INPUT",
             f"input '{tensor.name}' is {shape}; the engine was built for {tensor.least} to "
             f"{tensor.largest}.",
-            mend="Run smaller batches, or build it with a larger BuildOptions(batch=...).",
+            mend="Run what lies between, or build it for more: 'edgepress engine --batch', or "
+            "Session.open(..., build=BuildOptions(batch=...)).",
             path=tensor.name,
         )
 
