@@ -89,7 +89,7 @@ class Execution:
                 )
             self._context = self._engine.create_execution_context()
             if self._context is None:
-                raise _failed(trt, "gives no execution context; is the GPU's memory full?")
+                raise _failed(trt, "gives no execution context")
             self._tensors = self._read_tensors()
             self._stream = driver.stream()
         except BaseException:
@@ -247,4 +247,8 @@ def _check_shape(tensor: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def _failed(trt: Any, what: str) -> EngineError:
-    return EngineError("E_BACKEND", f"{trt.__name__} {trt.__version__} {what}.")
+    return EngineError(
+        "E_BACKEND",
+        f"{trt.__name__} {trt.__version__} {what}.",
+        mend="Free memory of the GPU, or run smaller inputs; then try again.",
+    )
