@@ -18,7 +18,7 @@ from onnx import numpy_helper
 
 pytest.importorskip("scipy")
 
-from edgepress.compress.passes import Context, finish
+from edgepress.compress.passes import Context, finish, sqnr_db
 from edgepress.compress.recipe import Recipe
 from edgepress.compress.settings import Int8
 from edgepress.compress.trade import Decision, borders_ms, decide, noise_of, predicted_ms
@@ -452,6 +452,16 @@ def context_for(graph: Graph) -> Context:
         macs=count_macs(graph, {"x": np.zeros((1, 3, 32, 32), np.float32)}),
         progress=lambda stage, done, total: None,
     )
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_candidates_that_give_whole_numbers_are_compared_before_those(engine: str) -> None:
+    needs(engine)
+    chosen, plain = whole_of(network(text=CHOSEN)), whole_of(network())
+    context = replace(context_for(plain.graph), target=target(f"{engine}-cpu"))
+    told = [sqnr_db(one.graph, {"int8": one.quantized}, context) for one in (chosen, plain)]
+    assert told[0]["int8"] == pytest.approx(told[1]["int8"], abs=1.0)
+    assert 10 < told[0]["int8"] < 60
 
 
 def test_the_search_holds_its_bound_or_says_why_not() -> None:
