@@ -111,6 +111,7 @@ class OutputAgreement:
             raise InputError(
                 "E_TASK",
                 f"output '{name}' is {judged.dtype}, which cannot be compared as numbers.",
+                mend="Expected numbers or booleans; leave this output out of the network.",
                 path=name,
             ) from error
         finite = np.isfinite(a) & np.isfinite(b)

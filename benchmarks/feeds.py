@@ -36,7 +36,9 @@ def make_feeds(
             ``E_SHAPE`` where a dimension stays free, or a shape does not fit the input.
     """
     if batch < 1:
-        raise InputError("E_BATCH", f"batch {batch}, expected at least 1.")
+        raise InputError(
+            "E_BATCH", f"batch {batch}, expected at least 1.", mend="Give 1, or how many at a time."
+        )
     given = dict(shapes or {})
     unknown = [name for name in given if name not in {spec.name for spec in specs}]
     if unknown:

@@ -230,6 +230,9 @@ def _read_through(path: Path) -> int:
                 )
     except OSError as error:
         raise InputError(
-            "E_FILE", f"cannot read '{path}': {error.strerror or error}.", path=str(path)
+            "E_FILE",
+            f"cannot read '{path}': {error.strerror or error}.",
+            mend="Check that you may read it, or copy it to this disk.",
+            path=str(path),
         ) from error
     return size

@@ -80,7 +80,9 @@ class Worker:
         except OSError as error:
             self._errors.close()
             raise EngineError(
-                "E_BACKEND", f"cannot start a process to measure in: {error.strerror or error}."
+                "E_BACKEND",
+                f"cannot start a process to measure in: {error.strerror or error}.",
+                mend="Is there memory left, and may this user start more processes (ulimit -u)?",
             ) from error
         self._reader = threading.Thread(
             target=self._read, args=(self._process.stdout,), daemon=True

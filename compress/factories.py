@@ -124,7 +124,10 @@ def _call(factory: Callable[..., Any], spec: str) -> torch.nn.Module:
                 path=spec,
             ) from error
         raise InputError(
-            "E_FACTORY", f"the factory {spec} failed: {_told(error)}", path=spec
+            "E_FACTORY",
+            f"the factory {spec} failed: {_told(error)}",
+            mend="Call it in Python by itself until it gives the network.",
+            path=spec,
         ) from error
     if not isinstance(made, torch.nn.Module):
         raise InputError(

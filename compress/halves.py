@@ -125,6 +125,6 @@ def _shipped(
         model = settled.half.model
         receipt = half_receipt(graph, context.macs, model, settled.plan, target.engine)
         return Shipped(model, "fp16", "onnx", target.engine, receipt.to_dict()), receipt
-    receipt = int8_receipt(graph, context.macs, quantized, plan, target.engine)
+    receipt = int8_receipt(graph, context.macs, quantized, plan, target.engine, settled.plan)
     model = quantized.model
     return Shipped(model, "int8", target.dialect, target.engine, receipt.to_dict()), receipt

@@ -108,7 +108,11 @@ class History:
             try:
                 module.load_state_dict(dict(state))
             except RuntimeError as error:
-                raise InputError("E_WEIGHTS", f"the tensors do not fit: {error}") from error
+                raise InputError(
+                    "E_WEIGHTS",
+                    f"the tensors do not fit: {error}",
+                    mend="Give the tensors of the network that this history was made with.",
+                ) from error
         return module
 
     def then(self, step: Step) -> History:

@@ -121,6 +121,10 @@ def _hold(builder: _Builder, best: _Try, max_drop: float) -> _Try | None:
     progress = Count(context, "measuring every node's damage", SESSIONS)
     search.blame = blame = with_damage(search.blame, builder.whole, pictures, progress.add)
     noise, lost = noise_of(blame, best.plan.int8), best.drop
+    if not noise:
+        told = "INT8 brings no noise that could be measured, and no plan can bring less"
+        search.attempts.append({**decide(blame, noise).to_dict(), "not_built": told})
+        return None
     for _ in range(_ATTEMPTS):
         noise *= min(max(0.6 * max_drop / lost, _STEP[0]), _STEP[1])
         decision = decide(blame, noise)

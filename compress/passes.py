@@ -14,6 +14,7 @@ from ..export.bias import PICTURES, correct_biases
 from ..export.bundling import Shipped
 from ..export.dialects import dialect
 from ..export.dialects.qdq import Quantized, write_qdq
+from ..export.ends import Ends, apart
 from ..export.graph import Graph
 from ..export.measuring import Whole
 from ..export.memory import kept
@@ -266,25 +267,28 @@ def sqnr_db(
 ) -> dict[str, float]:
     """Signal over quantization noise of each candidate's worst output on selection pictures.
 
-    All of them see a batch before the next is read, so that memory does not grow with the outputs.
+    Of whole numbers it is that of what they are made of (:mod:`edgepress.export.ends`). All
+    candidates see a batch before the next is read, so that memory does not grow with the outputs.
     """
     signal: dict[str, float] = {}
     noise: dict[str, dict[str, float]] = {name: {} for name in candidates}
+    ends = Ends.of(graph)
+    models = (graph.model, *(one.model for one in candidates.values()))
+    shown = [ends.shown(model) for model in models]
     with ExitStack() as stack:
-        original, *engines = (
-            stack.enter_context(open_engine(context.engine)(model, EngineOptions()))
-            for model in (graph.model, *(one.model for one in candidates.values()))
-        )
+        engines = [
+            stack.enter_context(open_engine(context.engine)(one.model, EngineOptions()))
+            for one in shown
+        ]
         for feeds in _some(context):
-            wanted = original.run(feeds)
-            found = [engine.run(feeds) for engine in engines]
+            ran = zip(shown, engines, strict=True)
+            wanted, *found = [one.pick(engine.run(feeds), feeds) for one, engine in ran]
             for key, value in wanted.items():
-                if value.dtype.kind != "f":
-                    continue
-                exact = value.astype(np.float64)
+                exact = value[np.isfinite(value)].astype(np.float64)
                 signal[key] = signal.get(key, 0.0) + float(np.sum(exact**2))
                 for sums, outputs in zip(noise.values(), found, strict=True):
-                    lost = float(np.sum((exact - outputs[key].astype(np.float64)) ** 2))
+                    one, other = apart(value, outputs[key])
+                    lost = float(np.sum((one - other) ** 2))
                     sums[key] = sums.get(key, 0.0) + lost
     return {
         name: min((_decibels(signal[key], sums[key]) for key in sums), default=_DECIBELS)

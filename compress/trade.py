@@ -199,8 +199,9 @@ class _Program:
             noise += lost / max(float(lost.sum()), 1e-30)
             if bound is not None:
                 # In units of the bound: noise powers are far below what a solver takes for zero.
-                entries = {int(k): float(lost[k]) / bound for k in np.flatnonzero(lost)}
-                rows.append((entries, -math.inf, 1.0))
+                noisy, most = np.flatnonzero(lost), 1.0 if bound > 0 else 0.0
+                entries = {int(k): float(lost[k]) / bound if bound > 0 else 1.0 for k in noisy}
+                rows.append((entries, -math.inf, most))
         found = minimize(cost, rows, seconds=_SECONDS, gap=_GAP)
         if found is None:  # float32 throughout is a plan, too
             return frozenset()

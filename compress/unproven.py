@@ -19,11 +19,10 @@ from ..export.graph import Graph
 from ..export.plan import PrecisionPlan
 from ..export.ranges import Batches
 from ..export.receipt import NodeReceipt, Receipt
-from ..runtime.engines import import_backend
+from ..runtime.engines import find_device, import_backend
 from ..runtime.errors import EngineError, InputError, MissingExtraError
 from ..runtime.nvidia import BuildOptions
 from ..runtime.nvidia.builder import build_engine
-from ..runtime.nvidia.driver import cuda
 from ..runtime.target import Target
 
 STAND_IN = "onnxruntime"
@@ -31,15 +30,12 @@ STAND_IN = "onnxruntime"
 
 SUFFIX = "-unproven"
 _BUILDER = "tensorrt-rtx"
-_ON_GPUS = ("tensorrt", "tensorrt-rtx")
 
 
 def missing_device(target: Target) -> EngineError | None:
     """Why the device of a target is not here, or ``None`` where it is."""
-    if target.engine not in _ON_GPUS:
-        return None
     try:
-        cuda()
+        find_device(target.engine)
     except EngineError as error:
         return error
     return None

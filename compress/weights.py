@@ -61,7 +61,12 @@ def load_weights(module: torch.nn.Module, path: str) -> tuple[str, History]:
     try:
         module.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise InputError("E_WEIGHTS", f"'{path}' cannot be loaded: {error}", path=path) from error
+        raise InputError(
+            "E_WEIGHTS",
+            f"'{path}' cannot be loaded: {error}",
+            mend="Give weights that were saved from the network of this factory.",
+            path=path,
+        ) from error
     return hashlib.sha256(data).hexdigest(), history
 
 

@@ -78,7 +78,7 @@ class Blame:
         dialect: The dialect.
         engine: What ran it.
         pictures: On how many pictures damage was measured.
-        outputs: Names of the float outputs that it was measured at.
+        outputs: Names of what it was measured at; see :mod:`edgepress.export.ends`.
         nodes: In the order of the graph.
         tensors: In the order of the graph.
         float32_ms: The whole float32 graph: sum over its kernels.

@@ -113,7 +113,7 @@ def read_codes(
         )
     if zero is not None:
         kind = zero.dtype.name
-    kind = kind or _declared_kind(node)
+    kind = kind or declared_kind(node)
     if kind not in (*CODE_RANGES, "int32") or attribute(node, "block_size", 0):
         raise _refused(
             path,
@@ -140,7 +140,8 @@ def _refused(path: str, message: str, mend: str, name: str) -> InputError:
     return InputError("E_OP", f"'{path}': {message}", mend=mend, path=name)
 
 
-def _declared_kind(node: onnx.NodeProto) -> str:
+def declared_kind(node: onnx.NodeProto) -> str:
+    """Type of the codes of a QuantizeLinear that has no zero point."""
     declared = int(attribute(node, "output_dtype", 0))
     if not declared:
         return "uint8"

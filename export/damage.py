@@ -26,6 +26,7 @@ from ..runtime.tensors import Array, Arrays
 from .dialects import Dialect
 from .dialects.layout import Layout
 from .dialects.quantizers import PerTensor, weight_quantizer
+from .ends import Ends, apart
 from .graph import Graph, Walk, all_names, channel_axis, fresh
 
 SESSIONS = 64
@@ -48,7 +49,8 @@ class Damage:
     """Noise over signal (powers), by place and output of the network.
 
     Attributes:
-        outputs: Names of the outputs.
+        outputs: Names of the outputs, or of what those of whole numbers are made of
+            (:mod:`edgepress.export.ends`).
         places: By place, one value for each output.
         whole: Everything quantized at once, one value for each output.
         runs: How many graphs were opened.
@@ -87,19 +89,22 @@ def measure_damage(
     """
     feeds = list(pictures)
     probe = _Probe(graph, layout, dialect, weighted, weight_method)
-    places = probe.places
-    with OnnxRuntimeEngine(graph.model, EngineOptions()) as engine:
-        names = tuple(spec.name for spec in engine.outputs if spec.dtype.startswith("float"))
-        wanted = [{name: engine.run(one)[name] for name in names} for one in feeds]
+    places, ends = probe.places, Ends.of(graph)
+    names = ends.names
+    shown = ends.shown(graph.model)
+    with OnnxRuntimeEngine(shown.model, EngineOptions()) as engine:
+        wanted = [shown.pick(engine.run(one), one) for one in feeds]
     signal = [max(sum(_power(one[name]) for one in wanted), 1e-30) for name in names]
 
     def noise(part: Sequence[Place]) -> tuple[float, ...]:
         lost = [0.0] * len(names)
-        with OnnxRuntimeEngine(probe.model(part), EngineOptions()) as engine:
+        shown = ends.shown(probe.model(part))
+        with OnnxRuntimeEngine(shown.model, EngineOptions()) as engine:
             for given, exact in zip(feeds, wanted, strict=True):
-                found = engine.run(given)
+                found = shown.pick(engine.run(given), given)
                 for i, name in enumerate(names):
-                    lost[i] += _power(found[name].astype(np.float64) - exact[name])
+                    one, other = apart(exact[name], found[name])
+                    lost[i] += _power(other - one)
         if on_progress:
             on_progress(1)
         return tuple(value / power for value, power in zip(lost, signal, strict=True))

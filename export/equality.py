@@ -155,7 +155,11 @@ def _feeds(truth: Truth, inputs: tuple[TensorSpec, ...]) -> Arrays:
             told = error
             continue
         return feeds
-    raise told or EngineError("E_BACKEND", "the given file runs with no size of its inputs.")
+    raise told or EngineError(
+        "E_BACKEND",
+        "the given file runs with no size of its inputs.",
+        mend="Export it with the sizes of its inputs fixed.",
+    )
 
 
 def _run_given(truth: Truth, tensors: list[str], feeds: Arrays) -> Arrays:

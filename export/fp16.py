@@ -1,7 +1,8 @@
 """FP16 that was measured: planned from ranges, written, rounded like FP16 and held against float32.
 
 What it does: writes what :mod:`edgepress.export.fp16_plan` decided, runs its simulation on real
-pictures, and compares every output with float32. Where one falls short of the bound, the nodes that
+pictures, and compares every output with float32; of whole numbers, what they are made of
+(:mod:`edgepress.export.ends`). Where one falls short of the bound, the nodes that
 add most noise are put back to float32 and it is measured again, more of them each time; where
 nothing helps, nothing is left in FP16 and that is said.
 
@@ -24,6 +25,7 @@ import onnx
 from ..runtime.engine import EngineOptions
 from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ..runtime.tensors import Array, Arrays
+from .ends import Ends, apart
 from .fp16_plan import FP16, Floats, half_nodes, plan_fp16
 from .fp16_write import Half, simulation, small_scales, write_fp16
 from .graph import Graph, Walk, give_out, rows
@@ -56,7 +58,7 @@ class Settled:
     Attributes:
         half: What was written; no FP16 nodes where nothing could be kept.
         plan: Which node runs in what, and why.
-        outputs: How far each output is from float32.
+        outputs: How far each output is from float32, or what an output of whole numbers is made of.
         bound_db: What was asked of the worst of them.
         rounds: How often nodes were put back.
         held: Whether the bound holds; float32 holds it by itself, so that this is only false
@@ -117,18 +119,18 @@ def settle_fp16(
     """
     source = graph.model if quantized is None else quantized
     measured = {} if quantized is None else small_scales(quantized)
-    chunks = _some(batches)
-    exact = _outputs(graph.model, chunks)
+    chunks, ends = _some(batches), Ends.of(graph)
+    exact = _ends(graph.model, ends, chunks)
     floor = math.inf
     if quantized is not None:
-        already = _compare(exact, _outputs(quantized, chunks))
-        floor = min(one.sqnr_db for one in already.values()) - _BESIDE_INT8_DB
+        already = _compare(exact, _ends(quantized, ends, chunks))
+        floor = min((one.sqnr_db for one in already.values()), default=math.inf) - _BESIDE_INT8_DB
     bound, count = min(bound_db, floor), 0
     while True:
         plan = plan_fp16(graph, ranges, keep_float=keep_float, measured=measured)
         half = write_fp16(source, plan)
         simulated = simulation(half.model)
-        noise = _compare(exact, _outputs(simulated, chunks))
+        noise = _compare(exact, _ends(simulated, ends, chunks))
         if on_progress:
             on_progress(1)
         held = all(one.sqnr_db >= bound for one in noise.values())
@@ -153,7 +155,7 @@ class _Sums:
     energy: float = 0.0
 
     def add(self, exact: Array, found: Array) -> None:
-        one, other = exact.astype(np.float64).ravel(), found.astype(np.float64).ravel()
+        one, other = apart(exact, found)
         with np.errstate(all="ignore"):
             self.signal += float(one @ one)
             self.noise += float(np.sum((one - other) ** 2))
@@ -177,16 +179,17 @@ class _Sums:
 
 
 def _compare(exact: list[Arrays], found: list[Arrays]) -> dict[str, Noise]:
-    sums = {name: _Sums() for name, value in exact[0].items() if value.dtype.kind == "f"}
+    sums = {name: _Sums() for name in exact[0]}
     for one, other in zip(exact, found, strict=True):
         for name, held in sums.items():
             held.add(one[name], other[name])
     return {name: held.told() for name, held in sums.items()}
 
 
-def _outputs(model: bytes, chunks: Iterable[Arrays]) -> list[Arrays]:
-    with OnnxRuntimeEngine(model, EngineOptions(optimize="basic")) as engine:
-        return [engine.run(feeds) for feeds in chunks]
+def _ends(model: bytes, ends: Ends, chunks: Iterable[Arrays]) -> list[Arrays]:
+    shown = ends.shown(model)
+    with OnnxRuntimeEngine(shown.model, EngineOptions(optimize="basic")) as engine:
+        return [shown.pick(engine.run(feeds), feeds) for feeds in chunks]
 
 
 def _some(batches: Batches) -> list[Arrays]:

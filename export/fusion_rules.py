@@ -13,6 +13,7 @@ import onnx
 from onnx import numpy_helper
 
 from ..runtime.tensors import Array
+from .codes import declared_kind
 from .dialects import Dialect
 from .graph import Walk, clip_bounds
 from .onnx_files import constant_tensors
@@ -180,7 +181,10 @@ class Rules:
         kinds = {one.kind for one in [*given, quantizer]}
         if len(kinds) > 1:
             found.append(Finding("mixed types", f"it reads and writes {' and '.join(kinds)}"))
-        bounds = clip_bounds_of(tail, self.constants, self.walk) if tail is not None else None
+        whole = quantizer.zero.dtype.kind in "iu"
+        bounds = None
+        if tail is not None and whole:
+            bounds = clip_bounds_of(tail, self.constants, self.walk)
         if bounds is not None:
             low, high = quantizer.ends
             slack = 1e-6 * (high - low)
@@ -214,8 +218,22 @@ class Rules:
 
     def _read(self, node: onnx.NodeProto) -> _Quantizer | None:
         scale = self.constants.get(node.input[1])
-        zero = self.constants.get(node.input[2]) if len(node.input) > 2 else np.array(0, np.uint8)
+        given = len(node.input) > 2 and bool(node.input[2])
+        zero = self.constants.get(node.input[2]) if given else np.array(0, self._kind(node))
         return None if scale is None or zero is None else _Quantizer(scale, zero)
+
+    def _kind(self, node: onnx.NodeProto) -> str:
+        """Type of codes without a zero point: as the quantizer says, or what wrote them."""
+        while node.op_type != "QuantizeLinear":
+            source = node.input[0]
+            if source in self.constants:
+                return self.constants[source].dtype.name
+            if source not in self.walk.producer:  # codes come in
+                return "uint8"
+            node = self.walk.producer[source]
+        if len(node.input) > 2 and node.input[2] in self.constants:
+            return self.constants[node.input[2]].dtype.name
+        return declared_kind(node)
 
 
 def tail_name(node: onnx.NodeProto | None) -> str:

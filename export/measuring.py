@@ -17,6 +17,7 @@ from .damage import Damage, Place, measure_damage
 from .dialects import Dialect
 from .dialects.layout import Layout, lay_out_ranges
 from .dialects.qdq import Quantized, write_qdq
+from .ends import Ends
 from .graph import Graph, Walk
 from .node_times import Profile, border_of, profile_graphs
 from .plan import Choice, PrecisionPlan
@@ -103,7 +104,7 @@ def measure_times(
         dialect.name,
         engine,
         0,
-        tuple(spec.name for spec in graph.outputs if spec.dtype.startswith("float")),
+        Ends.of(graph).names,
         nodes,
         tensors,
         in_float.total_ms,

@@ -34,7 +34,10 @@ def read_onnx(path: str) -> onnx.ModelProto:
         data = file.read_bytes() if size <= _LIMIT_BYTES else b""
     except OSError as error:
         raise InputError(
-            "E_FILE", f"'{path}' cannot be read: {error.strerror}.", path=path
+            "E_FILE",
+            f"'{path}' cannot be read: {error.strerror or error}.",
+            mend="Check that you may read it, or copy it to this disk.",
+            path=path,
         ) from error
     if not data:
         raise InputError(

@@ -1,4 +1,4 @@
-"""The PrecisionPlan: for each node int8 or float32, and why. A pure decision: it runs nothing."""
+"""The PrecisionPlan: for each node int8, fp16 or float32, and why. It runs nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .dialects.residual import skip_inputs
 from .graph import Graph, Walk, attribute, is_standard
 from .ranges import Ranges
 
-PRECISIONS = ("int8", "float32")
+PRECISIONS = ("int8", "fp16", "float32")
 """What a plan can say of a node."""
 
 _FORMAT = "edgepress-plan-1"
@@ -73,7 +73,7 @@ class PrecisionPlan:
                 raise InputError(
                     "E_PLAN",
                     f"{where} has the precision {precision!r} for '{name}'.",
-                    mend="It may be " + " or ".join(PRECISIONS) + ".",
+                    mend="It may be one of " + ", ".join(PRECISIONS) + ".",
                     path=where,
                 )
             found[name] = Choice(str(precision), str(given.get("reason", "")))

@@ -11,7 +11,7 @@ from ..runtime.engines import open_engine
 from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ..runtime.tensors import Arrays
 from .dialects.qdq import Quantized
-from .executed import UNTOLD, InOpenVino, InTensorRt, rewritten, told
+from .executed import UNTOLD, InOpenVino, InTensorRt, Rewritten, rewritten, told
 from .graph import Graph, Walk, attribute, give_out, rows
 from .plan import PrecisionPlan
 
@@ -26,7 +26,8 @@ class NodeReceipt:
         name: The node's name.
         op_type: Its operator.
         macs: Multiply-adds for one picture.
-        precision: What the engine's kernel computes in: ``int8``, ``bfloat16``, else ``float32``.
+        precision: What the engine's kernel computes in: ``int8``, ``fp16``, ``bfloat16``, else
+            ``float32``.
         reason: Why it is not INT8, or what the plan said.
     """
 
@@ -155,6 +156,7 @@ def int8_receipt(
     quantized: Quantized,
     plan: PrecisionPlan,
     engine: str = "onnxruntime",
+    half: PrecisionPlan | None = None,
 ) -> Receipt:
     """The receipt of an engine for a graph in its dialect.
 
@@ -164,32 +166,48 @@ def int8_receipt(
         quantized: What ships.
         plan: What was asked for.
         engine: Which engine.
+        half: Which of the floats beside INT8 are FP16, where some are.
     """
     seen = rewritten(engine, quantized.model)
+    nodes = beside_int8(graph, macs, quantized, plan, seen, half)
+    fused = sum(1 for unit in quantized.units if seen.kernel_of(unit)[1])
+    facts = _facts(engine, quantized.model)
+    return Receipt(facts, nodes, len(quantized.units), fused, seen.kernels())
+
+
+def beside_int8(
+    graph: Graph,
+    macs: Mapping[str, int],
+    quantized: Quantized,
+    plan: PrecisionPlan,
+    seen: Rewritten,
+    half: PrecisionPlan | None = None,
+) -> tuple[NodeReceipt, ...]:
+    """What became of each node, from what an engine made of the graph; see :func:`int8_receipt`."""
     units = {unit.node: unit for unit in quantized.units}
     nodes: list[NodeReceipt] = []
-    fused = 0
     for node in graph.proto().graph.node:
-        precision = "float32"
-        if node.name in units:
-            kernel, is_int8 = seen.kernel_of(units[node.name])
-            reason = f"asked for INT8, the engine made it {kernel}"
-            if is_int8:
-                precision, reason, fused = "int8", f"runs as {kernel}", fused + 1
-        elif node.name in quantized.absorbed:
-            owner = units[quantized.absorbed[node.name]]
-            reason = f"absorbed by the quantizer of {owner.node}"
-            if seen.kernel_of(owner)[1]:
-                precision = "int8"
+        unit = units.get(quantized.absorbed.get(node.name, node.name))
+        if unit is not None:
+            kernel, is_int8 = seen.kernel_of(unit)
+            precision, reason = "int8", f"runs as {kernel}"
+            if not is_int8:
+                precision = _runs_in(seen, unit.node) or "float32"
+                reason = f"asked for INT8, the engine made it {kernel}"
+            if unit.node != node.name:
+                reason = f"absorbed by the quantizer of {unit.node}"
         elif node.name in quantized.moved:
             precision, reason = "int8", "moves codes"
         else:
-            choice = plan.nodes.get(node.name)
-            reason = choice.reason if choice else "not in the plan"
+            choices = [one.nodes.get(node.name) for one in (plan, half) if one is not None]
+            reasons = dict.fromkeys(one.reason for one in choices if one is not None)
+            asked = half.nodes.get(node.name) if half is not None else None
+            precision = asked.precision if asked is not None else "float32"
+            reason = "; ".join(reasons) or "not in the plan"
+            precision, reason = _as_run(seen, node.name, precision, reason)
         work = macs.get(node.name, 0)
         nodes.append(NodeReceipt(node.name, node.op_type, work, precision, reason))
-    facts = _facts(engine, quantized.model)
-    return Receipt(facts, tuple(nodes), len(units), fused, seen.kernels())
+    return tuple(nodes)
 
 
 def half_receipt(
@@ -211,12 +229,23 @@ def half_receipt(
         precision, reason = "float32", "it computes with no floats"
         if choice is not None:
             precision, reason = choice.precision, choice.reason
-        runs_in = seen.runs_in(node.name) if isinstance(seen, InTensorRt) else ""
-        if runs_in and runs_in != precision:
-            precision, reason = runs_in, f"asked for {precision}, the engine runs it in {runs_in}"
+        precision, reason = _as_run(seen, node.name, precision, reason)
         work = macs.get(node.name, 0)
         nodes.append(NodeReceipt(node.name, node.op_type, work, precision, reason))
     return Receipt(_facts(engine, model), tuple(nodes), 0, 0, seen.kernels())
+
+
+def _runs_in(seen: Rewritten, node: str) -> str:
+    """The type that a node computes in, where the engine tells."""
+    return seen.runs_in(node) if isinstance(seen, InTensorRt) else ""
+
+
+def _as_run(seen: Rewritten, node: str, precision: str, reason: str) -> tuple[str, str]:
+    """Precision and reason, as asked for or as the engine tells."""
+    runs_in = _runs_in(seen, node)
+    if not runs_in or runs_in == precision:
+        return precision, reason
+    return runs_in, f"asked for {precision}, the engine runs it in {runs_in}"
 
 
 def _facts(engine: str, model: bytes, precision: Precision = "f32") -> dict[str, object]:

@@ -66,7 +66,7 @@ class Stripped:
             where ``codes`` names it, else floats.
         weights: Constants of ``model`` that were quantized.
         constants: By name of one of them, its quantizer, where it has one scale.
-        notes: What was odd, in words.
+        left_out: Tensors that stood under two different quantizers, and the narrower of them.
     """
 
     model: onnx.ModelProto
@@ -74,7 +74,7 @@ class Stripped:
     views: dict[str, str]
     weights: set[str]
     constants: dict[str, Codes] = field(default_factory=dict[str, Codes])
-    notes: list[str] = field(default_factory=list[str])
+    left_out: list[tuple[str, Codes]] = field(default_factory=list[tuple[str, Codes]])
 
 
 def strip(model: onnx.ModelProto, path: str) -> Stripped:
@@ -162,8 +162,9 @@ class _Stripper:
         """Remember a quantizer; of two different ones on one tensor, the wider."""
         before = self.found.codes.get(name)
         if before is not None and not before.same(codes):
-            self.found.notes.append(f"'{name}' has two different quantizers; the wider is kept")
-            if before.high - before.low >= codes.high - codes.low:
+            wider = before.high - before.low >= codes.high - codes.low
+            self.found.left_out.append((name, codes if wider else before))
+            if wider:
                 return
         self.found.codes[name], self.found.views[name] = codes, view
 
@@ -371,6 +372,8 @@ class _Stripper:
             for table in (self.found.codes, self.found.views):
                 if source in table:
                     table[name] = table.pop(source)  # pyright: ignore[reportArgumentType]
+            left_out = self.found.left_out
+            left_out[:] = [(name if n == source else n, codes) for n, codes in left_out]
             self.alias = {k: name if v == source else v for k, v in self.alias.items()}
 
     def _assemble(self) -> None:

@@ -107,7 +107,11 @@ def _fitting(model: onnx.ModelProto, run: Callable[[Arrays], T]) -> T:
             failure = failure or error
             if not any(isinstance(d, str) for spec in inputs for d in spec.shape[1:]):
                 break
-    raise failure or EngineError("E_BACKEND", "the file runs with no size of its inputs.")
+    raise failure or EngineError(
+        "E_BACKEND",
+        "the file runs with no size of its inputs.",
+        mend="Export it with the sizes of its inputs fixed.",
+    )
 
 
 @dataclass(frozen=True)

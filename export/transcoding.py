@@ -8,6 +8,7 @@ dialect fuses, and the graph is written anew by :mod:`.dialects.qdq`. No data, n
 - Behind a ReLU or Clip the zero point becomes the lowest code and the scale stays. A symmetric int8
   quantizer there only ever used its codes 0 to 127, and these stay what they were; the codes above
   them are clipped, so that what saturated goes on to saturate at the same value.
+- Of two different quantizers on one tensor the wider is kept, for all that reads it.
 - An output without a quantizer gets one from what reads it (:mod:`.filling`). Where nothing tells
   one, the node stays float32.
 - Scales for each channel of an activation go into the weights on both sides where only depthwise
@@ -172,6 +173,7 @@ def _attempt(
     stripped = strip(given, path)
     original = dict(stripped.codes)
     decided = _Decision(stripped, dialect, liberties)
+    decided.tell_left_out()
     folded = decided.fold()
     graph = tidy(stripped.model, source=path, keep=sorted(stripped.codes))
     quantized = decided.write(graph)
@@ -196,6 +198,12 @@ class _Decision:
     def known(self) -> dict[str, Codes]:
         """By tensor name, the given file's quantizers and those filled in."""
         return self.stripped.codes
+
+    def tell_left_out(self) -> None:
+        """Tell of tensors that stood under two quantizers."""
+        for name, codes in self.stripped.left_out:
+            told = f"{codes.kind} from {codes.low:.4g} to {codes.high:.4g} is left out"
+            self._note(name, "two quantizers", f"{told}: the wider one is kept for all readers")
 
     def fold(self) -> dict[str, Array]:
         """Make every scale one for its whole tensor.

@@ -15,6 +15,7 @@ from .errors import (
     MissingExtraError,
     UnsettledError,
 )
+from .nvidia.options import BuildOptions
 from .pictures import read_picture
 from .prediction import Candidate, Prediction
 from .preprocessing import Preprocessing
@@ -23,6 +24,7 @@ from .tensors import TensorSpec
 
 __all__ = [
     "BoundError",
+    "BuildOptions",
     "Bundle",
     "BundleError",
     "Candidate",

@@ -183,10 +183,20 @@ def _labels(content: bytes, path: str) -> tuple[str, ...]:
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise BundleError("E_MANIFEST", f"'{path}' is not UTF-8: {error}.", path=path) from error
+        raise BundleError(
+            "E_MANIFEST",
+            f"'{path}' is not UTF-8: {error}.",
+            mend="Make the bundle again, with class names in UTF-8.",
+            path=path,
+        ) from error
     lines = text.split("\n")
     if lines[-1]:
-        raise BundleError("E_MANIFEST", f"'{path}' does not end in a newline.", path=path)
+        raise BundleError(
+            "E_MANIFEST",
+            f"'{path}' does not end in a newline.",
+            mend="Make the bundle again; each class name is one line, the last one too.",
+            path=path,
+        )
     return tuple(line.removesuffix("\r") for line in lines[:-1])
 
 

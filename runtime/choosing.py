@@ -14,9 +14,10 @@ from typing import Any
 
 from .bundle import Bundle
 from .engine import computed_in
-from .engines import computes_in, import_backend
+from .engines import computes_in, find_device, import_backend
 from .errors import EngineError, InputError, MissingExtraError
 from .manifest import MANIFEST_HASH, Variant
+from .nvidia.options import BuildOptions
 from .target import processor, serves
 
 _WARM_UP = 3
@@ -86,6 +87,7 @@ def fastest(
     threads: int = 0,
     engine: str | None = None,
     cache: str | os.PathLike[str] | None = None,
+    build: BuildOptions | None = None,
 ) -> Choice:
     """The variant that is quickest here: all that suit are timed in turn on the golden inputs.
 
@@ -93,9 +95,11 @@ def fastest(
         bundle: What holds the variants.
         threads: Threads for one inference, as the session will have; 0 leaves it to the engines.
         engine: Only variants for this engine are looked at.
-        cache: A folder that remembers the choice, made where it is not there; nothing is written
-            without it. What it holds is for this bundle, processor, number of threads and these
-            versions of the engines, and is not looked at for any other.
+        cache: A folder that remembers the choice, and engines that had to be built for it, made
+            where it is not there; nothing is written without it. What it holds is for this bundle,
+            processor, number of threads and these versions of the engines, and is not looked at for
+            any other.
+        build: How engines that have to be built are.
 
     Raises:
         EngineError: As `choose`; where a variant fails to run.
@@ -107,11 +111,11 @@ def fastest(
     ]
     if len(variants) < 2:
         return choose(bundle, engine)
-    remembered = None if cache is None else _Memory(Path(cache), bundle, variants, threads)
+    remembered = None if cache is None else _Memory(Path(cache), bundle, variants, threads, build)
     found = remembered.read() if remembered else None
     if found is not None:
         return Choice(found, "the fastest when it was measured here")
-    medians = _timed(bundle, variants, threads)
+    medians = _timed(bundle, variants, threads, cache, build)
     best = min(variants, key=lambda one: medians[one.name])
     if remembered:
         remembered.write(best, medians)
@@ -134,12 +138,13 @@ def _for_engine(bundle: Bundle, engine: str | None) -> tuple[Variant, ...]:
 def missing(variant: Variant) -> str | None:
     """Why a variant cannot run here, in words; ``None`` where it can."""
     try:
+        find_device(variant.engine)
         import_backend(variant.engine)
         able = computes_in(variant.engine, computed_in(variant.precision))
     except MissingExtraError:
         return f"the engine {variant.engine} is not installed"
     except EngineError as error:
-        return f"the engine {variant.engine} is not usable: {error.message}"
+        return f"the engine {variant.engine} is not usable: {error.message.rstrip('.')}"
     return None if able else f"{variant.engine} has no {variant.precision} on this processor"
 
 
@@ -156,7 +161,13 @@ def lesser(bundle: Bundle, choice: Choice) -> tuple[str, ...]:
     )
 
 
-def _timed(bundle: Bundle, variants: Sequence[Variant], threads: int) -> dict[str, float]:
+def _timed(
+    bundle: Bundle,
+    variants: Sequence[Variant],
+    threads: int,
+    cache: str | os.PathLike[str] | None,
+    build: BuildOptions | None,
+) -> dict[str, float]:
     """Median latency in milliseconds by name, rounds in turn so that a busy moment hits all."""
     from .session import Session  # a session chooses, and choosing measures sessions
 
@@ -164,7 +175,9 @@ def _timed(bundle: Bundle, variants: Sequence[Variant], threads: int) -> dict[st
     sessions: dict[str, Session] = {}
     try:
         for one in variants:
-            sessions[one.name] = Session.open(bundle, variant=one.name, threads=threads)
+            sessions[one.name] = Session.open(
+                bundle, variant=one.name, threads=threads, cache=cache, build=build
+            )
         feeds = bundle.golden()[0]
         for session in sessions.values():
             for _ in range(_WARM_UP):
@@ -188,7 +201,12 @@ class _Memory:
     """One choice in a folder, under a key of all that it depends on."""
 
     def __init__(
-        self, folder: Path, bundle: Bundle, variants: Sequence[Variant], threads: int
+        self,
+        folder: Path,
+        bundle: Bundle,
+        variants: Sequence[Variant],
+        threads: int,
+        build: BuildOptions | None,
     ) -> None:
         self.variants = {one.name: one for one in variants}
         engines = sorted({one.engine for one in variants})
@@ -199,6 +217,7 @@ class _Memory:
             "processor": processor(),
             "cores": os.cpu_count(),
             "threads": threads,
+            "build": None if build is None else build.to_dict(),
             "python": sys.version_info[:2],
         }
         key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode("utf-8")).hexdigest()

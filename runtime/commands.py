@@ -190,7 +190,11 @@ def doctor(console: Console) -> None:
     )
     broken = [one.engine for one in reports if one.installed and not one.ok]
     if broken:
-        raise EngineError("E_BACKEND", f"engines that do not work here: {', '.join(broken)}.")
+        raise EngineError(
+            "E_BACKEND",
+            f"engines that do not work here: {', '.join(broken)}.",
+            mend="The table says of each why not; install it again, or leave it out.",
+        )
 
 
 def _serves(report: EngineReport) -> str:

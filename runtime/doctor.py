@@ -123,7 +123,11 @@ def _compute(engine: Any) -> None:
         for column in range(3)
     )
     if not np.allclose(got, np.maximum(expected, 0), atol=1e-4):
-        raise EngineError("E_BACKEND", "it gave wrong numbers for a convolution of 4 x 4 values.")
+        raise EngineError(
+            "E_BACKEND",
+            "it gave wrong numbers for a convolution of 4 x 4 values.",
+            mend="Install another version of it, or of the driver that it uses.",
+        )
 
 
 def _main() -> int:

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import ClassVar, Literal, TypeAlias, TypeVar
 
 from .errors import EngineError
+from .nvidia.options import BuildOptions
 from .tensors import Array, Arrays, TensorSpec, check_arrays
 
 _E = TypeVar("_E", bound="Engine")
@@ -41,6 +42,9 @@ class EngineOptions:
         precision: What floats are computed in; an engine that cannot refuses.
         cache: Folder where an engine that builds something keeps it for the next time; without one
             nothing is written.
+        build: How an engine that builds something does so; the others have no use for it. ``None``
+            is how ``cache`` remembers that it was last asked for with this model, else the
+            defaults.
     """
 
     threads: int = 0
@@ -49,6 +53,7 @@ class EngineOptions:
     provider: str | None = None
     precision: Precision = "f32"
     cache: str | None = None
+    build: BuildOptions | None = None
 
 
 class Engine(ABC):
@@ -62,6 +67,8 @@ class Engine(ABC):
     name: ClassVar[str]
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
+    largest_batch: int | None = None
+    """Most samples in one run, of an engine that was built for no more."""
 
     def __init__(self, model: bytes, options: EngineOptions | None = None) -> None:
         self.model = model

@@ -274,7 +274,12 @@ def _check(manifest: Manifest) -> None:
     """What holds between the fields."""
     paths = [entry.path for entry in manifest.files]
     if len(set(paths)) < len(paths):
-        raise BundleError("E_DUPLICATE", "manifest.json lists a file twice.", path=MANIFEST)
+        raise BundleError(
+            "E_DUPLICATE",
+            "manifest.json lists a file twice.",
+            mend="Make the bundle again: each file stands in it once.",
+            path=MANIFEST,
+        )
     check_names([*paths, MANIFEST, MANIFEST_HASH])
     golden = manifest.golden
     needed = [MODEL, golden.inputs, golden.outputs, *(one.file for one in manifest.variants)]

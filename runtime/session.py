@@ -14,6 +14,7 @@ from .choosing import fastest as find_fastest
 from .engine import Engine, EngineOptions, computed_in
 from .engines import open_engine
 from .errors import BundleError, EngineError, InputError
+from .nvidia.options import BuildOptions
 from .pictures import PictureSource
 from .prediction import Prediction
 from .preprocessing import Preprocessing
@@ -68,6 +69,7 @@ class Session:
         variant: str | None = None,
         fastest: bool = False,
         cache: str | os.PathLike[str] | None = None,
+        build: BuildOptions | None = None,
         allow_fallback: bool = False,
         selftest: bool = True,
     ) -> Session:
@@ -82,13 +84,17 @@ class Session:
             fastest: Time the variants that suit, a second or two, and take the quickest.
             cache: A folder that keeps what was quickest, and engines that had to be built for
                 this device; without one nothing is written.
+            build: How an engine that has to be built (TensorRT's) is: the sizes of a free batch and
+                of other free dimensions, its memory, a DLA core. By default as ``cache`` remembers
+                that it was last asked for, by this or by ``edgepress engine``.
             allow_fallback: Whether another provider than the engine's own may serve; `facts` tells.
             selftest: Whether to run the golden inputs. Leave it out only where the same bundle
                 was proved on the same machine before.
 
         Raises:
             InputError: ``E_FILE`` or ``E_VARIANT`` for what is not there, ``E_USAGE`` for a
-                ``variant`` and ``fastest`` together.
+                ``variant`` and ``fastest`` together; ``E_SHAPE`` where an engine has to be built
+                for sizes that neither ``build`` nor ``cache`` tells.
             EngineError: ``E_ENGINE``, ``E_PROVIDER``, or ``E_DIALECT`` where the engine cannot
                 serve; ``E_PRECISION`` where it has not the variant's precision on this processor.
             BundleError: Where the bundle is damaged or refused: ``E_HASH`` and the other codes of
@@ -97,7 +103,7 @@ class Session:
                 gives other numbers than when it was made.
         """
         bundle = source if isinstance(source, Bundle) else Bundle.open(source)
-        choice = _choice(bundle, variant, engine, fastest, threads, cache)
+        choice = _choice(bundle, variant, engine, fastest, threads, cache, build)
         chosen = choice.variant
         name = engine or chosen.engine
         if name != chosen.engine:
@@ -112,6 +118,7 @@ class Session:
             allow_fallback=allow_fallback,
             precision=computed_in(chosen.precision),
             cache=None if cache is None else os.fspath(cache),
+            build=build,
         )
         running = open_engine(name)(bundle.model(chosen), options)
         try:
@@ -225,6 +232,7 @@ class Session:
         self, pictures: Iterator[PictureSource], preprocessing: Preprocessing
     ) -> Iterator[Prediction]:
         at_once, padded = _batching(self.inputs[0], self.outputs)
+        at_once = min(at_once, self._engine.largest_batch or at_once)
         waiting: list[Array] = []
         for source in pictures:
             row = preprocessing(source).astype(self.inputs[0].dtype, copy=False)
@@ -254,6 +262,7 @@ def _choice(
     measured: bool,
     threads: int,
     cache: str | os.PathLike[str] | None,
+    build: BuildOptions | None,
 ) -> Choice:
     if variant is not None and measured:
         raise InputError(
@@ -265,7 +274,7 @@ def _choice(
         return Choice(bundle.variant(variant), "asked for")
     if not measured:
         return choose(bundle, engine)
-    return find_fastest(bundle, threads=threads, engine=engine, cache=cache)
+    return find_fastest(bundle, threads=threads, engine=engine, cache=cache, build=build)
 
 
 def _row(outputs: Arrays, index: int) -> Arrays:

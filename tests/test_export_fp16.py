@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
@@ -209,6 +210,14 @@ def test_names_of_the_user_stay_float_and_unknown_ones_suggest_the_nearest() -> 
     assert "Conv_a" in caught.value.mend
 
 
+def test_a_plan_survives_json() -> None:
+    plan = planned(written(BLOCK), keep_float=["Conv_a"])
+    assert {one.precision for one in plan.nodes.values()} == {FP16, "float32"}
+    again = PrecisionPlan.from_dict(json.loads(json.dumps(plan.to_dict())))
+    assert again == plan
+    assert half_nodes(again) == half_nodes(plan)
+
+
 def test_what_only_moves_values_follows_where_casts_are_fewest() -> None:
     graph = written(
         f"({PICTURES}) => (float[N,8,16,16] y) {{ a = Conv(x, w_8_8_1_1) h = Tanh(a)"
@@ -247,6 +256,43 @@ def test_cancellation_is_found_by_measuring() -> None:
     assert "Add_b" in measured, kept(found.plan)
     assert found.outputs["y"].sqnr_db >= found.bound_db == 40.0
     assert {"Conv_a", "Conv_y"} & found.half.nodes, "not all of it is given up"
+
+
+CLASSES = (
+    f"({PICTURES}) => (int64[N,1,16,16] y) {{ a = Conv(x, w_8_8_1_1) b = Add(a, c_3000)"
+    " s = Sub(b, c_3000) t = Conv(s, v_8_8_1_1) y = ArgMax <axis=1> (t) }"
+)
+
+
+def test_where_only_whole_numbers_come_out_what_they_are_made_of_is_measured() -> None:
+    found = settled(written(CLASSES))
+    assert "measured" in kept(found.plan)["Add_b"]
+    ((name, noise),) = found.outputs.items()
+    assert name == "t, which ArgMax_y reads"
+    assert 40 <= noise.sqnr_db < 300
+    assert found.half.nodes
+
+
+def test_whole_numbers_beside_floats_are_held_as_well() -> None:
+    both = CLASSES.replace("y)", "y, float[N,8,16,16] a)", 1)
+    found = settled(written(both))
+    assert set(found.outputs) == {"a", "t, which ArgMax_y reads"}
+    assert {"Add_b", "Sub_s"} <= kept(found.plan).keys()
+
+
+def test_what_is_masked_out_before_a_choice_is_no_noise() -> None:
+    graph = written(
+        f"({PICTURES}) => (int64[N,1,16,16] y) {{ a = Conv(x, w_8_8_1_1) m = Greater(x, c_0)"
+        " b = Where(m, a, c_minf) y = ArgMax <axis=1> (b) }"
+    )
+    found = settled(graph)
+    assert "Conv_a" in found.half.nodes
+    assert found.outputs["b, which ArgMax_y reads"].sqnr_db >= 40
+
+
+def test_a_network_input_that_is_only_chosen_from_is_rounded_and_measured() -> None:
+    graph = written(f"({PICTURES}) => (int64[N,1,16,16] y) {{ y = ArgMax <axis=1> (x) }}")
+    assert set(settled(graph).outputs) == {"x, which ArgMax_y reads"}
 
 
 def test_a_bound_that_nothing_keeps_leaves_float32_and_says_so() -> None:
@@ -409,6 +455,15 @@ def test_beside_int8_fp16_need_not_be_better_than_that() -> None:
     found = settled(graph, quantized=int8(graph))
     assert found.bound_db <= 40
     assert found.outputs["y"].sqnr_db >= found.bound_db
+
+
+def test_whole_numbers_are_held_beside_int8_too() -> None:
+    graph = written(BLOCK.replace("float[N,8,16,16] y", "int64[N,1,16,16] k").replace(
+        "y = Conv(g, u_8_8_1_1)", "y = Conv(g, u_8_8_1_1) k = ArgMax <axis=1> (y)"
+    ))  # fmt: skip
+    found = settled(graph, quantized=int8(graph))
+    assert found.bound_db < 40
+    assert found.outputs["y, which ArgMax_k reads"].sqnr_db >= found.bound_db
 
 
 def test_an_older_opset_is_refused_beside_int8() -> None:

@@ -43,6 +43,8 @@ BORDERS = {  # the rest: one file each, any file
     "tensorrt_rtx": "runtime/engines/tensorrt_rtx.py",
 }
 ONE_BORDER = (*BORDERS, "nncf", "onnxscript", "safetensors", "torch_pruning")
+ERRORS = ("InputError", "EngineError", "BundleError", "BoundError", "UnsettledError")
+SAY_IT_ALL = (Path("compress/training/pool.py"),)  # what is missing is what to give
 TERMINAL = ("click", "rich")
 LONGEST = 400
 
@@ -145,6 +147,17 @@ def test_each_external_engine_has_one_border_module() -> None:
     assert not crowded, f"each of these is imported by one file only: {crowded}"
     for name, border in BORDERS.items():
         assert users[name] == [border]
+
+
+@by_module
+def test_every_error_says_how_to_mend_it(path: Path) -> None:
+    without = [
+        node.lineno
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ERRORS
+        if "mend" not in {word.arg for word in node.keywords}
+    ]
+    assert without == [] or path in SAY_IT_ALL
 
 
 @by_module

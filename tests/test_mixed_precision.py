@@ -18,7 +18,7 @@ from onnx import numpy_helper
 
 pytest.importorskip("scipy")
 
-from edgepress.compress.passes import Context, finish
+from edgepress.compress.passes import Context, finish, sqnr_db
 from edgepress.compress.recipe import Recipe
 from edgepress.compress.settings import Int8
 from edgepress.compress.trade import Decision, borders_ms, decide, noise_of, predicted_ms
@@ -67,7 +67,12 @@ def needs(engine: str) -> None:
         pytest.skip(f"{engine} is not installed")
 
 
-def network(*, loud: float = 1.0) -> Graph:
+CHOSEN = NETWORK.replace("float[N,6] y", "int64[N] c").replace(
+    "y = Gemm (f, head)", "y = Gemm (f, head)\n    c = ArgMax <axis=1, keepdims=0> (y)"
+)
+
+
+def network(*, loud: float = 1.0, text: str = NETWORK) -> Graph:
     """A small network; one of its first layer's channels is ``loud`` times as large as the rest."""
     rng = np.random.default_rng(0)
 
@@ -81,11 +86,12 @@ def network(*, loud: float = 1.0) -> Graph:
         "point": normal(16, 16, 1, 1),
         "last": normal(32, 16, 3, 3),
         "head": normal(6, 32).T.copy(),
+        "big": np.full(6, 1e6, np.float32),
     }
     weights["stem"][5] *= loud
     weights["depth"][5] /= loud
     weights["last"][:, 5] /= loud
-    model = onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 18]> ' + NETWORK.strip())
+    model = onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 18]> ' + text.strip())
     for name, value in weights.items():
         model.graph.initializer.append(numpy_helper.from_array(value, name))
     return tidy(model, source="the test")
@@ -167,6 +173,14 @@ def test_a_network_without_int8_layers_has_no_damage() -> None:
     found = measure_damage(whole.graph, layout, whole.dialect, [], pictures()(4))
     assert found.places == {}
     assert found.whole == (0.0,)
+
+
+def test_damage_to_whole_numbers_is_that_to_what_they_are_made_of() -> None:
+    found, same = damage_of(whole_of(network(text=CHOSEN))), damage_of(whole_of(network()))
+    assert found.outputs == ("y, which ArgMax_c reads",)
+    assert found.whole[0] == pytest.approx(same.whole[0], rel=0.3)
+    worst = max(found.places, key=lambda place: found.places[place])
+    assert worst == max(same.places, key=lambda place: same.places[place])
 
 
 # ---------------------------------------------------------------- time
@@ -257,6 +271,14 @@ def test_what_brings_the_noise_stays_in_float32() -> None:
     assert found.predicted_noise == 0.0
     assert "noise" in found.plan.nodes["n1"].reason
     assert decide(blame).int8 == ("n0", "n1", "n2", "n3")
+
+
+def test_no_noise_at_all_is_a_bound_too() -> None:
+    blame = chain([(1.0, 0.3)] * 4, [0.0, 0.0, 1e-12, 0.0, 0.0], border=0.01)
+    found = decide(blame, 0.0)
+    assert found.int8 == ("n0", "n3")
+    assert found.predicted_noise == 0.0
+    assert found.to_dict()["bound_sqnr_db"] is None
 
 
 def test_of_plans_that_take_as_long_the_one_with_less_noise_is_chosen() -> None:
@@ -432,6 +454,16 @@ def context_for(graph: Graph) -> Context:
     )
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_candidates_that_give_whole_numbers_are_compared_before_those(engine: str) -> None:
+    needs(engine)
+    chosen, plain = whole_of(network(text=CHOSEN)), whole_of(network())
+    context = replace(context_for(plain.graph), target=target(f"{engine}-cpu"))
+    told = [sqnr_db(one.graph, {"int8": one.quantized}, context) for one in (chosen, plain)]
+    assert told[0]["int8"] == pytest.approx(told[1]["int8"], abs=1.0)
+    assert 10 < told[0]["int8"] < 60
+
+
 def test_the_search_holds_its_bound_or_says_why_not() -> None:
     from edgepress.compress.mixing import mix, notes_of
 
@@ -458,6 +490,23 @@ def test_the_search_holds_its_bound_or_says_why_not() -> None:
     if mixed["damage"]["graphs"]:
         worst = max(mixed["nodes"], key=lambda node: node["noise"])
         assert worst["name"] in [node.name for node in whole.graph.proto().graph.node][:5]
+    json.dumps(mixed)
+
+
+def test_a_score_that_the_measured_noise_does_not_explain_ends_the_search() -> None:
+    from edgepress.compress.mixing import mix, notes_of
+
+    text = NETWORK.replace("y = Gemm (f, head)", "z = Gemm (f, head) v = Sub (z, big) y = Relu (v)")
+    graph = network(text=text)  # it gives 0, whatever comes in
+    whole, context, settings = whole_of(graph), context_for(graph), Int8(bias_correction=False)
+    found = mix(whole, settings, context, lambda model: 1.0, 0.5)
+    mixed: Any = found.report["mixed"]
+    assert mixed["damage"]["graphs"] == 1
+    last = mixed["attempts"][-1]
+    assert "no noise" in last["not_built"]
+    assert last["predicted_sqnr_db"] is None
+    if mixed["int8_nodes"] == mixed["of_nodes"]:
+        assert "no noise" in notes_of(found)[0]
     json.dumps(mixed)
 
 

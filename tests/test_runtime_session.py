@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ from edgepress.runtime import (
     TensorSpec,
     open_engine,
 )
+from edgepress.runtime.choosing import Choice
 from edgepress.runtime.engines import import_backend
+from edgepress.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from edgepress.runtime.manifest import Golden, Manifest, Tolerance, Variant
 from edgepress.runtime.npz import write_npz
 from edgepress.runtime.seal import seal, write_files
@@ -320,6 +322,26 @@ def test_many_pictures_give_what_each_gives(
         together = [one.outputs["logits"] for one in session.predict_many(iter(several))]
     assert [one.shape for one in together] == [(1, 4)] * 20
     np.testing.assert_allclose(np.concatenate(together), np.concatenate(alone), rtol=1e-5)
+
+
+class AtMostThree(OnnxRuntimeEngine):
+    """As an engine that was built for three samples and no more."""
+
+    largest_batch = 3
+
+    def _run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        assert all(len(array) <= 3 for array in feeds.values())
+        return super()._run(feeds)
+
+
+def test_no_more_pictures_go_together_than_the_engine_was_built_for(make: Make) -> None:
+    bundle, seven = Bundle.open(make()), pictures(7)
+    with AtMostThree(bundle.model()) as engine:
+        session = Session(bundle, Choice(bundle.variants[0], "the only one"), engine, ())
+        several = [one.outputs["logits"] for one in session.predict_many(seven)]
+    with Session.open(bundle) as session:
+        wanted = [one.outputs["logits"] for one in session.predict_many(seven)]
+    np.testing.assert_allclose(np.concatenate(several), np.concatenate(wanted), rtol=1e-5)
 
 
 def test_outputs_without_a_batch_are_run_one_by_one(make: Make) -> None:

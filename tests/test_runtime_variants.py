@@ -16,18 +16,22 @@ from click.testing import CliRunner
 from edgepress.__main__ import cli
 from edgepress.benchmarks.latency import Own
 from edgepress.runtime import (
+    BuildOptions,
     Bundle,
     BundleError,
     EngineError,
     EngineOptions,
     InputError,
+    MissingExtraError,
     Session,
     open_engine,
 )
 from edgepress.runtime.choosing import choose, fastest
 from edgepress.runtime.combining import combine
+from edgepress.runtime.engines import import_backend
 from edgepress.runtime.manifest import Golden, Manifest, Tolerance, Variant
 from edgepress.runtime.npz import write_npz
+from edgepress.runtime.nvidia.driver import cuda
 from edgepress.runtime.seal import seal, write_files
 from edgepress.runtime.target import onnxruntime_dialect
 
@@ -36,6 +40,18 @@ OTHERS = {"onnxruntime-x86-vnni", "onnxruntime-x86", "onnxruntime-arm"}
 HERE = onnxruntime_dialect()
 ELSEWHERE = "onnxruntime-x86-vnni" if HERE != "onnxruntime-x86-vnni" else "onnxruntime-arm"
 OPENVINO = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
+
+
+def without_driver() -> bool:
+    """Whether TensorRT-RTX is installed here and no GPU is there to run it."""
+    try:
+        import_backend("tensorrt-rtx")
+        cuda()
+    except MissingExtraError:
+        return False
+    except EngineError as error:
+        return error.code == "E_DRIVER"
+    return False
 
 
 @pytest.fixture
@@ -167,6 +183,27 @@ def test_an_engine_that_is_not_here_is_passed_over_by_name(
     assert caught.value.code == "E_DIALECT"
 
 
+@pytest.mark.skipif(not without_driver(), reason="it needs tensorrt-rtx, and no GPU")
+def test_an_engine_without_its_driver_is_passed_over(
+    make: Make, joined: Callable[..., Bundle]
+) -> None:
+    three = joined(
+        make("one", engine="tensorrt-rtx"),
+        make("two", dialect=HERE),
+        make("three", dialect="onnx", precision="int8"),
+    )
+    with Session.open(three) as session:
+        assert session.variant.name == "onnxruntime-float32"
+        ((name, why),) = session.facts()["passed_over"].items()  # type: ignore[attr-defined]
+    assert name == "tensorrt-rtx-float32"
+    assert "no usable NVIDIA driver" in why
+    with Session.open(three, fastest=True, threads=1) as session:
+        assert session.variant.engine == "onnxruntime"
+    with pytest.raises(EngineError) as caught:
+        Session.open(three, variant="tensorrt-rtx-float32")
+    assert caught.value.code == "E_DRIVER", "what was asked for by name is not replaced"
+
+
 def test_none_of_the_engines_is_here(make: Make, joined: Callable[..., Bundle]) -> None:
     both = joined(make("one", engine="abacus"), make("two", engine="slide-rule"))
     with pytest.raises(EngineError) as caught:
@@ -188,6 +225,8 @@ def test_the_fastest_is_measured_once_and_remembered(
     assert again.reason == "the fastest when it was measured here"
     assert again.variant == first.variant
     assert fastest(both, threads=2, cache=cache).reason == "the fastest, measured just now"
+    anew = fastest(both, threads=1, cache=cache, build=BuildOptions((1, 2, 4)))
+    assert anew.reason == "the fastest, measured just now"
     for file in (cache / "choices").iterdir():
         file.write_text("{")
     assert fastest(both, threads=1, cache=cache).reason == "the fastest, measured just now"

@@ -6,6 +6,7 @@ none.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,12 @@ import pytest
 
 from edgepress.__main__ import main
 from edgepress.runtime import (
+    Bundle,
     EngineError,
     EngineOptions,
     InputError,
     MissingExtraError,
+    Session,
     TensorSpec,
     open_engine,
 )
@@ -39,6 +43,7 @@ from edgepress.runtime.nvidia.driver import Cuda, cuda
 from edgepress.runtime.nvidia.engine import NvidiaEngine
 from edgepress.runtime.nvidia.inspection import layers_of
 from edgepress.runtime.nvidia.trtexec import trtexec_line
+from edgepress.runtime.seal import seal, write_files
 from edgepress.runtime.target import TARGET_NAMES, target
 
 ENGINES = ("tensorrt", "tensorrt-rtx")
@@ -192,10 +197,10 @@ def test_options_that_make_no_sense_are_refused(values: dict[str, Any]) -> None:
 
 
 def test_options_survive_as_json() -> None:
-    options = BuildOptions((1, 2, 3), {"H": (1, 2, 3)}, 2**30, 1, True, 3, 60.0)
+    options = BuildOptions((1, 2, 3), {"H": (1, 2, 3)}, 2**30, 1, True, 3, 60.0, True)
     again = BuildOptions.from_dict(json.loads(json.dumps(options.to_dict())))
     assert again == options
-    assert "time_limit_s" not in options.of_engine()
+    assert options.to_dict().keys() - options.of_engine().keys() == {"time_limit_s", "cuda_graph"}
 
 
 @needs_rtx
@@ -408,6 +413,78 @@ def test_what_the_builder_measured_is_kept_by_device(cache: EngineCache) -> None
     assert cache.timing({"gpu": "Thor"}) == b""
 
 
+ASKED: dict[str, object] = {"engine": "tensorrt", "provider": "", "model_sha256": "0" * 64}
+
+
+def test_how_it_was_asked_to_be_built_is_remembered_by_model(cache: EngineCache) -> None:
+    options = BuildOptions((1, 8, 32), {"H": (32, 64, 96)}, dla_core=1, cuda_graph=True)
+    assert cache.build(ASKED) is None
+    cache.put_build(ASKED, options)
+    assert EngineCache(cache.folder).build(ASKED) == options
+    for change in ({"engine": "tensorrt-rtx"}, {"provider": "GPU"}, {"model_sha256": "1" * 64}):
+        assert cache.build({**ASKED, **change}) is None
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "{",
+        "[]",
+        json.dumps({"model": ASKED}),
+        json.dumps({"model": ASKED, "options": {"batch": [1, 1, 16]}}),
+        json.dumps({"model": ASKED, "options": {"batch": [9, 1, 16], "sizes": {}}}),
+        json.dumps({"model": ASKED, "options": {"batch": [1, 1, 16], "sizes": [1]}}),
+        json.dumps({"model": ASKED, "options": {**BuildOptions().to_dict(), "odd": 1}}),
+        json.dumps({"model": {}, "options": BuildOptions().to_dict()}),
+    ],
+)
+def test_a_damaged_memory_of_how_it_was_built_is_none(cache: EngineCache, told: str) -> None:
+    cache.put_build(ASKED, BuildOptions((1, 2, 3)))
+    (file,) = (cache.folder / "builds").iterdir()
+    file.write_text(told, encoding="utf-8")
+    assert cache.build(ASKED) is None
+
+
+@every_engine
+def test_how_it_is_built_is_asked_for_or_remembered_or_the_default(
+    name: str, tiny_classifier: Tiny, tmp_path: Path
+) -> None:
+    folder, model = tmp_path / "cache", tiny_classifier()
+    asked, remembered = BuildOptions((1, 4, 8)), BuildOptions((1, 8, 32))
+
+    def found(**options: Any) -> BuildOptions:
+        made = open_engine(name)(model, EngineOptions(**options))
+        assert isinstance(made, NvidiaEngine)
+        return made.build_options()
+
+    assert found() == found(cache=str(folder)) == BuildOptions()
+    digest = hashlib.sha256(model).hexdigest()
+    key = {"engine": name, "provider": "", "model_sha256": digest}
+    EngineCache(folder).put_build(key, remembered)
+    assert found(cache=str(folder)) == remembered
+    assert found(cache=str(folder), build=asked) == found(build=asked) == asked
+    assert found() == found(cache=str(tmp_path / "other")) == BuildOptions()
+    assert found(cache=str(folder), provider="GPU:1") == BuildOptions()
+
+
+@without_gpu
+@every_engine
+def test_what_could_not_be_built_is_not_remembered(
+    name: str, tiny_classifier: Tiny, tmp_path: Path
+) -> None:
+    options = EngineOptions(cache=str(tmp_path / "cache"), build=BuildOptions((1, 8, 32)))
+    with pytest.raises(EngineError) as caught:
+        open_engine(name)(tiny_classifier(), options).__enter__()
+    assert caught.value.code == "E_DRIVER"
+    assert not (tmp_path / "cache").exists()
+
+
+def test_engines_that_build_nothing_have_no_use_for_how(tiny_classifier: Tiny) -> None:
+    with open_engine("onnxruntime")(tiny_classifier(), built(batch=(1, 1, 1))) as engine:
+        assert engine.run(feeds(3))["logits"].shape == (3, 4)
+        assert engine.largest_batch is None
+
+
 def test_two_builders_of_one_engine_take_turns(cache: EngineCache) -> None:
     order: list[str] = []
 
@@ -488,6 +565,41 @@ def test_a_receipt_is_read_from_what_the_inspector_tells() -> None:
     }  # fmt: skip
 
 
+def test_a_receipt_of_int8_tells_fp16_from_float32() -> None:
+    pytest.importorskip("onnx")
+    from onnx import TensorProto, helper
+
+    from edgepress.export import Graph
+    from edgepress.export.dialects.qdq import Quantized, Unit
+    from edgepress.export.executed import InTensorRt
+    from edgepress.export.plan import Choice, PrecisionPlan
+    from edgepress.export.receipt import beside_int8
+
+    names = ("stem", "Relu_r0", "c1", "Relu_c1", "Add_s", "odd", "untold", "kept")
+    nodes = [
+        helper.make_node("Relu", [f"t{i}"], [f"t{i + 1}"], name=one) for i, one in enumerate(names)
+    ]
+    ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, [1])] for name in ("t0", "t8")]
+    graph = Graph(
+        helper.make_model(helper.make_graph(nodes, "g", *ends)).SerializeToString(), (), ()
+    )
+    units = tuple(Unit(name, "Conv", name, name) for name in ("c1", "Add_s", "Relu_r0"))
+    quantized = Quantized(b"", units, (), {"Relu_c1": "c1"})
+    first = Choice("float32", "reads the picture")
+    plan = PrecisionPlan({"stem": first, "untold": Choice("float32", "has no kernel")})
+    halves = dict.fromkeys(("stem", "odd", "untold"), Choice("fp16", "it fits into FP16"))
+    half = PrecisionPlan({**halves, "kept": Choice("float32", "kept by the recipe")})
+    seen = InTensorRt(layers_of(json.dumps(TOLD)))
+    rows = {one.name: one for one in beside_int8(graph, {"odd": 7}, quantized, plan, seen, half)}
+    assert {name: one.precision for name, one in rows.items()} == {
+        "stem": "float32", "Relu_r0": "float32", "c1": "int8", "Relu_c1": "int8", "Add_s": "int8",
+        "odd": "fp16", "untold": "fp16", "kept": "float32",
+    }  # fmt: skip
+    assert rows["stem"].reason == "asked for fp16, the engine runs it in float32"
+    assert rows["untold"].reason == "has no kernel; it fits into FP16"
+    assert (rows["odd"].macs, rows["kept"].reason) == (7, "kept by the recipe")
+
+
 # ---------------------------------------------------------------- the command
 
 
@@ -566,9 +678,13 @@ def usable(name: str) -> None:
         pytest.skip(f"the extra {name} is not installed")
 
 
-def opened(name: str, model: bytes, options: EngineOptions | None = None, **more: Any) -> Any:
+def opened(name: str, model: bytes, options: EngineOptions | None = None) -> Any:
     usable(name)
-    return open_engine(name)(model, options, **more)  # type: ignore[call-arg]
+    return open_engine(name)(model, options)
+
+
+def built(**how: Any) -> EngineOptions:
+    return EngineOptions(build=BuildOptions(**how))
 
 
 def feeds(count: int = 2) -> dict[str, Any]:
@@ -596,7 +712,7 @@ class TestOnGpu:
         model = tiny_classifier()
         with (
             opened(name, model) as plain,
-            opened(name, model, cuda_graph=True) as recorded,
+            opened(name, model, built(cuda_graph=True)) as recorded,
         ):
             for count in (2, 5, 2):
                 one, other = plain.run(feeds(count)), recorded.run(feeds(count))
@@ -606,7 +722,8 @@ class TestOnGpu:
     def test_sizes_that_it_was_not_built_for_are_refused(
         self, name: str, tiny_classifier: Tiny
     ) -> None:
-        with opened(name, tiny_classifier(), build=BuildOptions(batch=(1, 2, 4))) as engine:
+        with opened(name, tiny_classifier(), built(batch=(1, 2, 4))) as engine:
+            assert engine.largest_batch == 4
             with pytest.raises(InputError) as caught:
                 engine.run(feeds(5))
             assert caught.value.code == "E_INPUT"
@@ -623,6 +740,36 @@ class TestOnGpu:
                 found.append((engine.facts()["from_cache"], engine.run(feeds())["logits"]))
         assert [one for one, _ in found] == [False, True]
         np.testing.assert_array_equal(found[0][1], found[1][1])
+
+    @every_engine
+    def test_what_the_command_built_is_found_by_a_session(
+        self,
+        name: str,
+        small_bundle: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        usable(name)
+        bundle, folder = Bundle.open(small_bundle), tmp_path / "cache"
+        variant = replace(bundle.variants[0], engine=name)
+        files = {path: bundle.files[path] for path in bundle.files if "manifest" not in path}
+        made = tmp_path / "bundle"
+        write_files(seal(replace(bundle.manifest, variants=(variant,)), files), made)
+        words = ("--batch", "1,8,32", "--cuda-graph", "--cache", folder)
+        status, told = run_cli(capsys, "engine", made, *words)
+        assert (status, told["from_cache"]) == (0, False), told
+        with Session.open(made, cache=folder) as session:
+            facts: Any = session.facts()
+            assert (facts["from_cache"], facts["cuda_graph"]) == (True, True)
+            assert facts["build"]["batch"] == [1, 8, 32]
+            session.run({session.inputs[0].name: np.zeros((32, 3, 8, 8), np.float32)})
+        asked = BuildOptions((1, 1, 2))
+        with Session.open(made, cache=folder, build=asked) as session:
+            assert session.facts()["from_cache"] is False
+        with Session.open(made, cache=folder) as session:
+            assert session.facts()["build"] == asked.of_engine(), "what was asked for last"
+            pictures = [np.full((8, 8, 3), value, np.uint8) for value in range(5)]
+            assert len(list(session.predict_many(pictures))) == 5
 
     @every_engine
     def test_threads_take_turns(self, name: str, tiny_classifier: Tiny) -> None:

@@ -47,6 +47,38 @@ def test_symmetric_int8_of_inputs_only_becomes_uint8_kernels(tmp_path: Path) -> 
     assert found.equality.layers >= 3
 
 
+def without_zero_points(path: Path) -> None:
+    """The same file in opset 21: quantizers say their type, and the zero point is left out as 0."""
+    model = onnx.load_model(path)
+    model.opset_import[0].version = 21
+    constants = {one.name: one for one in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            kind = constants[node.input.pop(2)].data_type
+            if node.op_type == "QuantizeLinear":
+                node.attribute.append(helper.make_attribute("output_dtype", kind))
+    onnx.save_model(model, path)
+
+
+def test_why_slow_reads_the_type_of_quantizers_without_a_zero_point(tmp_path: Path) -> None:
+    net = Net()
+    file = Path(net.write(tmp_path / "a.onnx", as_tensorrt_wants(net)))
+    told = [one.to_dict() for one in why_slow(str(file), X86, runs=3).fallen]
+    without_zero_points(file)
+    again = [one.to_dict() for one in why_slow(str(file), X86, runs=3).fallen]
+
+    def rules_of(fallen: list[dict[str, object]]) -> dict[object, tuple[object, ...]]:
+        return {one["node"]: (one["rule"], one["why"], one["also"]) for one in fallen}
+
+    assert rules_of(again) == rules_of(told) != {}
+    plain = Net()
+    y = plain.pair(plain.conv(plain.pair("x", 0.03), 4, 8), 0.05)
+    file = Path(plain.write(tmp_path / "b.onnx", y))
+    without_zero_points(file)
+    assert set(fell_out(str(file)).values()) == {"int8 activation"}
+    assert kernels(transcode(str(file), X86).model)["QLinearConv"] == 1
+
+
 def test_weights_behind_both_quantizers_and_constants_in_nodes_are_read(tmp_path: Path) -> None:
     net = Net()
     y = net.pair(net.conv(net.pair("x", 0.03, as_node=True), 4, 8, stored="floats"), 0.05)

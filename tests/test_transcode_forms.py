@@ -447,3 +447,16 @@ def test_symmetric_int8_survives_a_second_tool(tmp_path: Path) -> None:
     once.write_bytes(transcode(path, dialect("openvino")).model)
     found = within_a_step(str(once), 2)
     assert found.equality.output_steps <= 1.01
+
+
+def test_of_two_quantizers_on_one_tensor_the_wider_is_kept_and_told(tmp_path: Path) -> None:
+    net = Net(48)
+    y = net.op("Relu", net.conv(net.pair("x", 0.03), 4, 8))
+    left = net.pair(net.conv(net.pair(y, 0.0200, 0, "uint8"), 8, 4), 0.05)
+    right = net.pair(net.conv(net.pair(y, 0.0202, 0, "uint8"), 8, 4), 0.05)
+    path = net.write(tmp_path / "a.onnx", net.pair(net.op("Add", left, right), 0.07))
+    found = transcode(path, X86, force=True)
+    (change,) = [change for change in found.changes if change.rule == "two quantizers"]
+    assert change.where == y
+    assert "uint8 from 0 to 5.1 is left out" in change.what
+    assert found.to_dict()["changes_by_rule"]["two quantizers"] == 1  # type: ignore[index]

@@ -7,7 +7,14 @@ from typing import Any
 from ..engine import Engine, Precision
 from ..errors import EngineError
 
-__all__ = ["ENGINE_NAMES", "computes_in", "import_backend", "load_backend", "open_engine"]
+__all__ = [
+    "ENGINE_NAMES",
+    "computes_in",
+    "find_device",
+    "import_backend",
+    "load_backend",
+    "open_engine",
+]
 
 ENGINE_NAMES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "null")
 
@@ -41,6 +48,20 @@ def open_engine(name: str) -> type[Engine]:
     raise EngineError(
         "E_ENGINE", f"unknown engine '{name}'.", mend="Known engines: " + ", ".join(ENGINE_NAMES)
     )
+
+
+def find_device(name: str) -> None:
+    """Ask for what the engine called ``name`` needs beside a processor, before it is imported.
+
+    Raises:
+        EngineError: ``E_DRIVER`` where it needs a GPU and there is none, or no driver; ``E_ENGINE``
+            for a name that is not an engine.
+    """
+    open_engine(name)
+    if name in ("tensorrt", "tensorrt-rtx"):
+        from ..nvidia.driver import cuda
+
+        cuda()
 
 
 def import_backend(name: str) -> str | None:

@@ -152,7 +152,9 @@ def optimized_model(model: bytes, level: OptimizationLevel) -> bytes:
             return path.read_bytes()
         except OSError as error:
             raise EngineError(
-                "E_BACKEND", f"ONNX Runtime did not write its optimized graph: {error}"
+                "E_BACKEND",
+                f"ONNX Runtime did not write its optimized graph: {error}",
+                mend="Check the room and the rights in the temporary folder ($TMPDIR).",
             ) from error
 
 

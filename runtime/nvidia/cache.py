@@ -6,6 +6,7 @@ mode are as they were when it was written; anything else is built again.
     FOLDER/engines/KEY.plan   the engine
     FOLDER/engines/KEY.json   what it was made of, and the SHA-256 of its bytes
     FOLDER/timing/KEY.cache   what the builder measured on this GPU
+    FOLDER/builds/KEY.json    how the engine of a model was last asked to be built
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from typing import Any
 
 from ..errors import InputError
 from ..files import write_file
+from .options import BuildOptions
 
 _LAYOUT = "1"  # of this folder; part of every key
-_FOLDERS = ("engines", "timing")
+_FOLDERS = ("engines", "timing", "builds")
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -108,6 +110,27 @@ class EngineCache:
         """Keep what the builder measured. Raises as :meth:`put`."""
         _keep(self.folder / "timing" / f"{key_of(device)}.cache", measured)
 
+    def build(self, model: Mapping[str, object]) -> BuildOptions | None:
+        """How a model's engine was last asked to be built; ``None`` where nothing can be trusted.
+
+        Args:
+            model: What tells the model and what shall run it; not the GPU nor any version, so that
+                an engine that is built again for another is built alike.
+        """
+        path = self._build(model)
+        try:
+            if not _is_ours(path):
+                return None
+            told: Any = json.loads(path.read_text(encoding="utf-8"))
+            return BuildOptions.from_dict(told["options"]) if told["model"] == model else None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, InputError):
+            return None
+
+    def put_build(self, model: Mapping[str, object], options: BuildOptions) -> None:
+        """Remember how a model's engine was asked to be built. Raises as :meth:`put`."""
+        told = {"model": dict(model), "options": options.to_dict()}
+        _keep(self._build(model), json.dumps(told, sort_keys=True, indent=1).encode("utf-8"))
+
     @contextlib.contextmanager
     def lock(self, made_of: Mapping[str, object]) -> Generator[None, None, None]:
         """Let one process at a time build what is made of these; the others find its result."""
@@ -115,6 +138,9 @@ class EngineCache:
         with path.open("a+b") as file:
             _lock(file)
             yield  # closing the file gives the lock back, also where this process dies
+
+    def _build(self, model: Mapping[str, object]) -> Path:
+        return self.folder / "builds" / f"{key_of(model)}.json"
 
     def _engine(self, key: str) -> Path:
         return self.folder / "engines" / f"{key}.plan"

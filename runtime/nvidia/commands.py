@@ -49,6 +49,9 @@ _MIB = 2**20
 @click.option("--workspace-mb", type=click.IntRange(1), default=None, help="Memory for one layer.")
 @click.option("--dla-core", type=click.IntRange(0, 15), default=None, help="Run it on that core.")
 @click.option("--gpu-fallback", is_flag=True, help="Layers that the DLA cannot run go to the GPU.")
+@click.option(
+    "--cuda-graph", is_flag=True, help="Record an inference once and launch that each time."
+)
 @click.option("--level", type=click.IntRange(0, 5), default=None, help="How long to search.")
 @click.option(
     "--time-limit", type=click.FloatRange(1), default=1800.0, show_default=True, help="Seconds."
@@ -74,6 +77,7 @@ def engine(
     workspace_mb: int | None,
     dla_core: int | None,
     gpu_fallback: bool,
+    cuda_graph: bool,
     level: int | None,
     time_limit: float,
     cache: Path | None,
@@ -83,7 +87,8 @@ def engine(
     """Build the engine of PATH, a bundle or an .onnx file, for the GPU of this machine.
 
     The engine is written into the cache folder, where Session.open(..., cache=FOLDER) and
-    `edgepress predict --cache` find it. It is native code for this GPU, driver and version alone.
+    `edgepress predict --cache` find it, and take over how it was built. It is native code for this
+    GPU, driver and version alone.
     """
     model, inputs, file, chosen = _model(path, variant, name)
     options = BuildOptions(
@@ -94,6 +99,7 @@ def engine(
         gpu_fallback=gpu_fallback,
         level=level,
         time_limit_s=time_limit,
+        cuda_graph=cuda_graph,
     )
     line = trtexec_line(chosen, file, inputs, options)
     told: dict[str, object] = {"path": path, "engine": chosen, "trtexec": line}
@@ -129,8 +135,12 @@ def _build(name: str, model: bytes, options: BuildOptions, folder: Path) -> dict
 
     made = open_engine(name)
     if not issubclass(made, NvidiaEngine):
-        raise EngineError("E_ENGINE", f"the engine '{name}' builds nothing.")
-    with made(model, EngineOptions(cache=str(folder)), options) as running:
+        raise EngineError(
+            "E_ENGINE",
+            f"the engine '{name}' builds nothing.",
+            mend="Engines that do: " + ", ".join(_ENGINES),
+        )
+    with made(model, EngineOptions(cache=str(folder), build=options)) as running:
         return running.facts()
 
 

@@ -11,7 +11,8 @@ import hashlib
 import platform
 import re
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -24,7 +25,7 @@ from .builder import build_engine
 from .building import spec_of
 from .cache import EngineCache
 from .driver import Cuda, Gpu, cuda
-from .execution import Execution
+from .execution import Execution, Tensor
 from .options import BuildOptions
 
 _PROVIDER = re.compile(r"(GPU|DLA)(?::([0-9]{1,3}))?")
@@ -34,30 +35,19 @@ class NvidiaEngine(Engine):
     """Runs an ONNX graph in TensorRT or TensorRT-RTX, on a GPU or a DLA core.
 
     ``options.provider`` is ``GPU`` (the default), ``GPU:1``, or ``DLA:0``; with ``options.cache``
-    an engine that was built is kept in that folder, and found there the next time.
+    an engine that was built is kept in that folder, and found there the next time, as is how it was
+    asked to be built.
 
     Args:
         model: An ONNX model in the engine's dialect: its types are those that are computed.
-        options: How to run it.
-        build: How to build it; ``None`` for the defaults.
-        cuda_graph: Whether to record the work of one inference and launch that: less work for the
-            processor where layers are small.
+        options: How to run it, and in ``options.build`` how to build it.
     """
 
     timing_caches = False
     """Whether this engine times kernels while it is built, and can remember what it measured."""
 
-    def __init__(
-        self,
-        model: bytes,
-        options: EngineOptions | None = None,
-        build: BuildOptions | None = None,
-        *,
-        cuda_graph: bool = False,
-    ) -> None:
+    def __init__(self, model: bytes, options: EngineOptions | None = None) -> None:
         super().__init__(model, options)
-        self.build = build or BuildOptions()
-        self.cuda_graph = cuda_graph
         self._running: Execution | None = None
         self._facts: dict[str, object] = {}
         self._busy = Lock()  # an execution context serves one caller at a time
@@ -74,6 +64,19 @@ class NvidiaEngine(Engine):
         """
         return self._open_execution().layers()
 
+    def build_options(self) -> BuildOptions:
+        """How it is built: as asked for, else as it was last asked for, else the defaults.
+
+        Raises:
+            InputError: ``E_WRITE`` or ``E_CACHE`` for a cache folder that cannot be used.
+        """
+        if self.options.build is not None:
+            return self.options.build
+        found = None
+        if self.options.cache is not None:
+            found = EngineCache(Path(self.options.cache)).build(self._asked())
+        return found or BuildOptions()
+
     @classmethod
     @abstractmethod
     def backend(cls) -> Any:
@@ -86,7 +89,7 @@ class NvidiaEngine(Engine):
         gpu = driver.gpu(index)
         trt = self.backend()
         plan, facts = self._plan(str(trt.__version__), gpu, build)
-        self._running = _start(trt, driver, index, plan, self.cuda_graph)
+        self._running = _start(trt, driver, index, plan, build.cuda_graph)
         symbols = free_names(self.model)
         tensors = self._running.tensors()
         for is_input in (True, False):
@@ -97,6 +100,7 @@ class NvidiaEngine(Engine):
             )
             if is_input:
                 self.inputs = specs
+                self.largest_batch = _largest_batch(tensors)
             else:
                 self.outputs = specs
         served = "GPU" if build.dla_core is None else f"DLA:{build.dla_core}"
@@ -108,7 +112,8 @@ class NvidiaEngine(Engine):
             "device": gpu.name,
             "compute_capability": gpu.compute_capability,
             "driver": gpu.driver,
-            "cuda_graph": self.cuda_graph,
+            "cuda_graph": build.cuda_graph,
+            "build": build.of_engine(),
             **facts,
         }
 
@@ -152,11 +157,18 @@ class NvidiaEngine(Engine):
                 f"{self.name} has no provider '{self.options.provider}'.",
                 mend="Write GPU, GPU:1 or DLA:0.",
             )
-        number, values = int(match[2] or 0), self.build.to_dict()
+        number, build = int(match[2] or 0), self.build_options()
         if match[1] == "GPU":
-            return number, self.build
-        values.update(dla_core=number, gpu_fallback=self.options.allow_fallback)
-        return 0, BuildOptions.from_dict(values)
+            return number, build
+        return 0, replace(build, dla_core=number, gpu_fallback=self.options.allow_fallback)
+
+    def _asked(self) -> dict[str, object]:
+        """What a way of building it is remembered by."""
+        return {
+            "engine": self.name,
+            "provider": self.options.provider or "",
+            "model_sha256": hashlib.sha256(self.model).hexdigest(),
+        }
 
     def _plan(self, version: str, gpu: Gpu, build: BuildOptions) -> tuple[bytes, dict[str, object]]:
         device: dict[str, object] = {
@@ -176,12 +188,26 @@ class NvidiaEngine(Engine):
             made = build_engine(self.name, self.model, build, gpu=gpu.index)
             return made.plan, {**made.facts, "from_cache": False}
         cache = EngineCache(Path(self.options.cache))
+        found = self._cached(cache, device, made_of, build, gpu.index)
+        asked = self.options.build
+        if asked not in (None, cache.build(self._asked())):  # it was built, and so can be again
+            cache.put_build(self._asked(), asked)
+        return found
+
+    def _cached(
+        self,
+        cache: EngineCache,
+        device: dict[str, object],
+        made_of: dict[str, object],
+        build: BuildOptions,
+        index: int,
+    ) -> tuple[bytes, dict[str, object]]:
         with cache.lock(made_of):
             found = cache.find(made_of)
             if found is not None:
                 return found, {"from_cache": True}
             timing = cache.timing(device) if self.timing_caches else None
-            made = build_engine(self.name, self.model, build, gpu=gpu.index, timing_cache=timing)
+            made = build_engine(self.name, self.model, build, gpu=index, timing_cache=timing)
             cache.put(made_of, made.plan)
             if made.timing_cache:
                 cache.put_timing(device, made.timing_cache)
@@ -195,5 +221,13 @@ def _start(trt: Any, driver: Cuda, index: int, plan: bytes, cuda_graph: bool) ->
         raise
     except Exception as error:  # what the bindings raise
         raise EngineError(
-            "E_BACKEND", f"{trt.__name__} cannot load the engine that it built: {error}"
+            "E_BACKEND",
+            f"{trt.__name__} cannot load the engine that it built: {error}",
+            mend="Is the GPU's memory full? Otherwise empty the cache folder and try again.",
         ) from error
+
+
+def _largest_batch(tensors: Sequence[Tensor]) -> int | None:
+    """Most samples that go in at once; ``None`` where no input leaves that free."""
+    free = [one.largest[0] for one in tensors if one.is_input and one.shape[:1] == (-1,)]
+    return min(free, default=None)

@@ -89,7 +89,7 @@ class Execution:
                 )
             self._context = self._engine.create_execution_context()
             if self._context is None:
-                raise _failed(trt, "gives no execution context; is the GPU's memory full?")
+                raise _failed(trt, "gives no execution context")
             self._tensors = self._read_tensors()
             self._stream = driver.stream()
         except BaseException:
@@ -240,10 +240,15 @@ def _check_shape(tensor: Tensor, shape: tuple[int, ...]) -> None:
             "E_INPUT",
             f"input '{tensor.name}' is {shape}; the engine was built for {tensor.least} to "
             f"{tensor.largest}.",
-            mend="Run smaller batches, or build it with a larger BuildOptions(batch=...).",
+            mend="Run what lies between, or build it for more: 'edgepress engine --batch', or "
+            "Session.open(..., build=BuildOptions(batch=...)).",
             path=tensor.name,
         )
 
 
 def _failed(trt: Any, what: str) -> EngineError:
-    return EngineError("E_BACKEND", f"{trt.__name__} {trt.__version__} {what}.")
+    return EngineError(
+        "E_BACKEND",
+        f"{trt.__name__} {trt.__version__} {what}.",
+        mend="Free memory of the GPU, or run smaller inputs; then try again.",
+    )

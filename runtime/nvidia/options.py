@@ -1,4 +1,4 @@
-"""How an engine is to be built: data, which is also part of the key of a cached engine."""
+"""How an engine is to be built: data, most of it part of the key of a cached engine."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ Extent: TypeAlias = tuple[int, int, int]
 
 Shapes: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 """Least, likeliest and largest shape of one input."""
+
+_NOT_BUILT = ("time_limit_s", "cuda_graph")
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class BuildOptions:
             a network is refused.
         level: How long the builder searches, 0 to 5; ``None`` for TensorRT's own choice.
         time_limit_s: After this the builder is ended.
+        cuda_graph: Whether to record the work of one inference and launch that: less work for the
+            processor where layers are small.
     """
 
     batch: Extent = (1, 1, 16)
@@ -40,6 +44,7 @@ class BuildOptions:
     gpu_fallback: bool = False
     level: int | None = None
     time_limit_s: float = 1800.0
+    cuda_graph: bool = False
 
     def __post_init__(self) -> None:
         for name, extent in (("batch", self.batch), *self.sizes.items()):
@@ -59,8 +64,8 @@ class BuildOptions:
         return {**asdict(self), "batch": list(self.batch), "sizes": dict(self.sizes)}
 
     def of_engine(self) -> dict[str, object]:
-        """What of it tells one engine from another: all but how long building it may take."""
-        return {name: value for name, value in self.to_dict().items() if name != "time_limit_s"}
+        """What of it tells one engine from another: not how long to build it, nor how it runs."""
+        return {name: value for name, value in self.to_dict().items() if name not in _NOT_BUILT}
 
     @staticmethod
     def from_dict(values: Mapping[str, object]) -> BuildOptions:
@@ -95,7 +100,8 @@ class BuildOptions:
         raise InputError(
             "E_SHAPE",
             f"the dimension '{size}' of {spec} is free, and nothing tells its size.",
-            mend=f"Give its least, likeliest and largest size: --size {size}=MIN,OPT,MAX",
+            mend="Give its least, likeliest and largest size: BuildOptions(sizes="
+            f"{{'{size}': (MIN, OPT, MAX)}}), or 'edgepress engine --size {size}=MIN,OPT,MAX'.",
             path=spec.name,
         )
 

@@ -1,0 +1,109 @@
+"""Ends: the floats in which an answer of the network is judged.
+
+What it does: a float output is an end itself. An output of whole numbers (ArgMax, the indices of
+TopK or NonMaxSuppression) says nothing of noise, which it either survives or does not; there the
+floats that it was made of are the end, as the node reads them that makes whole numbers of them.
+
+When it is exact: always, it only looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from ..runtime.tensors import Array, Arrays
+from .graph import Graph, Walk, give_out
+from .ranges import element_types
+
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+_SIZES = ("Shape", "Size")  # they read floats, and none of their values
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A model that gives out its ends.
+
+    Attributes:
+        model: Its bytes.
+        tensors: Names of its tensors, by the name of the end.
+    """
+
+    model: bytes
+    tensors: Mapping[str, str]
+
+    def pick(self, outputs: Arrays, feeds: Arrays) -> Arrays:
+        """The ends, from what the model gave for ``feeds``."""
+        values: dict[str, Array] = {**feeds, **outputs}
+        return {name: values[tensor] for name, tensor in self.tensors.items()}
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Where a network ends in floats.
+
+    Attributes:
+        outputs: Names of the outputs that are floats.
+        reads: For the others: name of the node that reads the floats and which input of it, by a
+            name for people.
+    """
+
+    outputs: tuple[str, ...]
+    reads: Mapping[str, tuple[str, int]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all ends."""
+        return (*self.outputs, *self.reads)
+
+    @staticmethod
+    def of(graph: Graph) -> Ends:
+        """Those of a float32 network."""
+        model = graph.proto()
+        walk, kinds = Walk(model), element_types(model)
+        floats = tuple(spec.name for spec in graph.outputs if spec.dtype.startswith("float"))
+        reads: dict[str, tuple[str, int]] = {}
+        waiting = [spec.name for spec in reversed(graph.outputs) if spec.name not in floats]
+        seen = set(waiting)
+        while waiting:
+            node = walk.producer.get(waiting.pop())
+            if node is None or node.op_type in _SIZES:
+                continue
+            for place, name in enumerate(node.input):
+                if kinds.get(name) in _FLOATS:
+                    if name not in walk.constants:
+                        reads[f"{name}, which {node.name} reads"] = (node.name, place)
+                elif name not in seen:
+                    seen.add(name)
+                    waiting.append(name)
+        return Ends(floats, reads)
+
+    def shown(self, model: bytes) -> Shown:
+        """A model of the network, in whatever precision, that gives out all ends.
+
+        Args:
+            model: Its nodes have the names that they have in the float32 network.
+        """
+        tensors = {name: name for name in self.outputs}
+        if not self.reads:
+            return Shown(model, tensors)
+        proto = onnx.load_model_from_string(model)
+        nodes = {node.name: node for node in proto.graph.node}
+        for name, (node, place) in self.reads.items():
+            tensors[name] = nodes[node].input[place]
+        inputs = {value.name for value in proto.graph.input}
+        give_out(proto, [one for one in tensors.values() if one not in inputs])
+        return Shown(proto.SerializeToString(), tensors)
+
+
+def apart(exact: Array, found: Array) -> tuple[Array, Array]:
+    """Two arrays to compare, flat and float64, without what is infinite in both alike.
+
+    A mask puts infinity where nothing may be chosen; it is neither signal nor noise.
+    """
+    one, other = exact.astype(np.float64).ravel(), found.astype(np.float64).ravel()
+    alike = np.isinf(one) & (one == other)
+    return (one[~alike], other[~alike]) if alike.any() else (one, other)
