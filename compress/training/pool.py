@@ -76,7 +76,11 @@ class Pool:
             return
         next(iter(images.batches(specs, preprocessing, 1)))  # refuses what does not fit
         if preprocessing is None:
-            raise InputError("E_PREPROCESSING", "pictures need a preprocessing.")
+            raise InputError(
+                "E_PREPROCESSING",
+                "pictures are given, and no preprocessing that makes tensors of them.",
+                mend="Give one (--preprocessing FILE.toml), or tensors that are preprocessed.",
+            )
         one = images.pixels([0], preprocessing)
         if one.nbytes * len(images) <= KEPT_BYTES:
             self._kept = _torch.from_numpy(self._decode_all(preprocessing, report))
