@@ -189,6 +189,8 @@ class AtInputs(Decision):
         plan = self._plan_for(walk, sizes)
         choose = partial(self._centred, walk)
         layout = lay_out(walk, self.known, plan, self.dialect, choose, elements=sizes)
+        order = {name: i for i, name in enumerate(walk.producer)}  # an input comes first
+        self.coarser = dict(sorted(self.coarser.items(), key=lambda one: order.get(one[0], -1)))
         for name in sorted(self.known.keys() - self.filled - layout.quantizers.keys()):
             told = "left out: only what INT8 layers read is rounded"
             self._note(name, "quantizer off the inputs", told)
