@@ -27,12 +27,12 @@ from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ..runtime.tensors import Array, Arrays
 from .codes import Codes
 from .decisions import Change, Decision
-from .dialects.layout import lay_out
+from .dialects.layout import lay_out, pads_with_zero
 from .dialects.qdq import Quantized
 from .dialects.quantizers import PerTensor
 from .dialects.residual import skip_inputs
 from .exact import fitting
-from .graph import Graph, Walk, all_names, clip_bounds, fresh, give_out, is_standard
+from .graph import Graph, Walk, all_names, attribute, clip_bounds, fresh, give_out, is_standard
 from .kept_codes import has_grid
 from .plan import Choice, PrecisionPlan, channels_read, why_not_weights
 from .stripping import Stripped
@@ -43,10 +43,13 @@ CARRYING = frozenset(
         *("Slice", "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze"),
     }
 )
-"""Operators that give no value but 0 and those that they read: a scale holds behind them, too."""
+"""Operators that give no value but 0 and those that they read: a scale holds behind them, too.
+
+Of Pad that is one with zeros.
+"""
 
 _NEVER_NEGATIVE = frozenset({"Abs", "Exp", "HardSigmoid", "Relu", "Sigmoid", "Softmax"})
-_LIKE_INPUTS = CARRYING | {"Add", "AveragePool", "Concat", "GlobalAveragePool", "Mul", "Resize"}
+_LIKE_INPUTS = frozenset({"Add", "AveragePool", "Concat", "GlobalAveragePool", "Mul", "Resize"})
 
 
 @dataclass(frozen=True)
@@ -124,10 +127,11 @@ def _never_negative(maker: onnx.NodeProto, walk: Walk, known: Mapping[str, Codes
     if maker.op_type == "Clip":
         bounds = clip_bounds(maker, walk)
         return bounds is not None and bounds[0] >= 0
-    if maker.op_type not in _LIKE_INPUTS:
+    carries = _carries(maker, walk)
+    overshoots = maker.op_type == "Resize" and attribute(maker, "mode") == b"cubic"
+    if overshoots or not (carries or maker.op_type in _LIKE_INPUTS):
         return False
-    moves = maker.op_type in CARRYING or maker.op_type == "Resize"
-    for name in maker.input[:1] if moves else maker.input:
+    for name in maker.input[:1] if carries or maker.op_type == "Resize" else maker.input:
         source = walk.producer.get(name)
         if name in known and known[name].low >= 0:
             continue
@@ -136,11 +140,15 @@ def _never_negative(maker: onnx.NodeProto, walk: Walk, known: Mapping[str, Codes
     return True
 
 
+def _carries(node: onnx.NodeProto, walk: Walk) -> bool:
+    return node.op_type in CARRYING and (node.op_type != "Pad" or pads_with_zero(node, walk))
+
+
 def carried(name: str, walk: Walk, known: Mapping[str, Codes]) -> str | None:
     """The quantized tensor whose values ``name`` holds, moved; ``None`` where there is none."""
     while name not in known:
         maker = walk.producer.get(name)
-        if maker is None or maker.op_type not in CARRYING:
+        if maker is None or not _carries(maker, walk):
             return None
         name = maker.input[0]
     return name
@@ -149,7 +157,7 @@ def carried(name: str, walk: Walk, known: Mapping[str, Codes]) -> str | None:
 def bounds_of(name: str, walk: Walk) -> tuple[float, float]:
     """What an activation function leaves of a tensor, through what only moves it."""
     maker = walk.producer.get(name)
-    while maker is not None and maker.op_type in CARRYING - {"Relu"}:
+    while maker is not None and maker.op_type != "Relu" and _carries(maker, walk):
         maker = walk.producer.get(maker.input[0])
     bounds = None
     if maker is not None and maker.op_type in ("Relu", "Clip"):

@@ -237,6 +237,19 @@ def test_a_layer_behind_a_pool_reads_the_scale_in_front_of_it(tmp_path: Path) ->
     assert found.equality.layer_steps <= 1.01
 
 
+@pytest.mark.parametrize(("value", "nodes"), [(0.0, 2), (1.0, 1)])
+def test_only_zeros_that_are_padded_keep_a_scale(value: float, nodes: int, tmp_path: Path) -> None:
+    net = Net(9)
+    y = net.pair(net.op("Relu", net.conv(net.pair("x", 0.03), 4, 8)), 0.003)
+    pads = net.constant(np.array([0, 0, 2, 0, 0, 0, 0, 3]))
+    y = net.op("Pad", y, pads, net.constant(np.float32(value)))
+    y = net.op("Transpose", y, perm=[0, 1, 3, 2])
+    path = net.write(tmp_path / "a.onnx", net.conv(y, 8, 4))
+    found = transcode(path, TRT)
+    assert found.int8_nodes == nodes
+    assert found.equality.layer_steps <= 1.01
+
+
 def test_what_is_told_is_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     net = Net(4)
     path, out = net.write(tmp_path / "a.onnx", depthwise(net)), tmp_path / "out.onnx"
