@@ -27,13 +27,15 @@ REMEDIES = {
 REFUSED = frozenset({"Int32 bias", "zero point is not 0", "uint8 weights", "zero point of weights"})
 """Rules for which the builder refuses the whole file."""
 
+_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
 
 class BuilderRules(Rules):
     """The rules of TensorRT, for the nodes of one file."""
 
     def has_quantized_inputs(self, node: onnx.NodeProto) -> bool:
         """Whether a node computes and reads dequantized activations, weights or a bias."""
-        if node.op_type not in self.dialect.weighted:
+        if node.op_type not in _LAYERS:
             return super().has_quantized_inputs(node)
         return any(
             self._quantizer_of(name) is not None or self._dequantizer_of(name) is not None
@@ -43,6 +45,8 @@ class BuilderRules(Rules):
     def findings(self, node: onnx.NodeProto) -> tuple[Finding, ...]:
         """Every rule that a node breaks, the first that keeps it out first; empty for none."""
         found = [one for name in node.input if name for one in self._input(name)]
+        if node.op_type in _LAYERS:
+            found += self._constants(node)
         if node.op_type in self.dialect.weighted:
             found += self._layer(node)
         elif node.op_type in self.dialect.elementwise:
@@ -69,9 +73,9 @@ class BuilderRules(Rules):
             found.append(Finding("per-channel activation", f"'{name}' has a scale a channel"))
         return found
 
-    def _layer(self, node: onnx.NodeProto) -> list[Finding]:
-        """What is wrong with weights and bias of a layer, and whether it reads codes."""
-        found = self._weights(node)
+    def _constants(self, node: onnx.NodeProto) -> list[Finding]:
+        """What is wrong with the types of weights and bias."""
+        found: list[Finding] = []
         dequantizer = self._dequantizer_of(node.input[1])
         if dequantizer is not None:
             codes = self.constants.get(dequantizer.input[0])
@@ -82,6 +86,11 @@ class BuilderRules(Rules):
                 found.append(Finding("zero point of weights", "its builder refuses the file"))
         if len(node.input) > 2 and self._is_int32(node.input[2]):
             found.append(Finding("Int32 bias", "its builder refuses the file"))
+        return found
+
+    def _layer(self, node: onnx.NodeProto) -> list[Finding]:
+        """Whether a layer with an INT8 kernel has codes where that wants them."""
+        found = self._weights(node)
         quantized = self._quantizer_of(node.input[0]) is not None
         if self.dialect.weight_only:
             if quantized:

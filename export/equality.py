@@ -117,8 +117,9 @@ def compare_layers(
     values = {name: _value(truth, name, seen) for name in tensors}
     layers, unclipped, total = dict[str, float](), 0, 0
     ranks = {name: value.ndim for name, value in values.items()}
-    cut = _cut(quantized.model, tensors, ranks, left_out)
+    cut = _cut(quantized.model, tensors, ranks, left_out, at_inputs)
     given: Arrays = dict(feeds)
+    given.update({tensor: values[name] for name, tensor in cut.floats.items()})
     for name, tensor in cut.forced.items():
         given[tensor] = values[name]
         if name in cut.meaning:
@@ -223,6 +224,7 @@ class _Layers:
     Attributes:
         model: Its bytes.
         forced: By tensor of the float32 graph, the input that takes its codes.
+        floats: And the input that takes its floats, for readers of these where others read codes.
         meaning: What the codes of each tensor mean.
         reads: The tensors that the layer that gives a tensor reads, those among them whose
             quantizers were left out.
@@ -230,35 +232,50 @@ class _Layers:
 
     model: bytes
     forced: dict[str, str]
+    floats: dict[str, str]
     meaning: dict[str, Codes]
     reads: dict[str, set[str]]
 
 
 def _cut(
-    new: bytes, tensors: Mapping[str, str], ranks: Mapping[str, int], left_out: Collection[str]
+    new: bytes,
+    tensors: Mapping[str, str],
+    ranks: Mapping[str, int],
+    left_out: Collection[str],
+    at_inputs: bool,
 ) -> _Layers:
     model = onnx.load_model_from_string(new)
     walk, taken = Walk(model), all_names(model)
     owners = {tensor: name for name, tensor in tensors.items()}
     coded = {name: tensor for name, tensor in tensors.items() if name not in left_out}
     meaning = {name: _meaning(walk, tensor) for name, tensor in coded.items()}
+    also = {name: name for name in coded if at_inputs}  # read as floats as well
+    owners.update(also)
     reads = {name: _reads(walk, tensor, owners, left_out) for name, tensor in tensors.items()}
-    forced: dict[str, str] = {}
-    for name, tensor in tensors.items():
-        readers = walk.consumers.get(tensor, [])
+
+    def force(name: str, tensor: str, held: str) -> dict[str, str]:
+        """Let an input take the place of a tensor, but for what makes its codes."""
+        made = tensors[name]
+        readers = [node for node in walk.consumers.get(tensor, []) if made not in node.output]
         if not readers:
-            continue
-        forced[name] = fresh(taken, f"{tensor}_given")
+            return {}
+        given = fresh(taken, f"{tensor}_given")
         for node in readers:
             for i, read in enumerate(node.input):
                 if read == tensor:
-                    node.input[i] = forced[name]
-        held = np.dtype(meaning[name].kind if name in meaning else np.float32)
-        kind = onnx.helper.np_dtype_to_tensor_dtype(held)
-        shape = [f"{forced[name]}_{i}" for i in range(ranks[name])]
-        model.graph.input.append(onnx.helper.make_tensor_value_info(forced[name], kind, shape))
+                    node.input[i] = given
+        kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(held))
+        shape = [f"{given}_{i}" for i in range(ranks[name])]
+        model.graph.input.append(onnx.helper.make_tensor_value_info(given, kind, shape))
+        return {name: given}
+
+    forced, floats = dict[str, str](), dict[str, str]()
+    for name, tensor in tensors.items():
+        forced |= force(name, tensor, meaning[name].kind if name in meaning else "float32")
+    for name in also:
+        floats |= force(name, name, "float32")
     give_out(model, [tensor for tensor in tensors.values() if tensor in walk.producer])
-    return _Layers(model.SerializeToString(), forced, meaning, reads)
+    return _Layers(model.SerializeToString(), forced, floats, meaning, reads)
 
 
 def _meaning(walk: Walk, tensor: str) -> Codes:
@@ -284,7 +301,7 @@ def _reads(
     todo = [walk.producer[tensor]] if tensor in walk.producer else []
     while todo:
         for name in todo.pop().input:
-            if name in owners:
+            if owners.get(name, owners[tensor]) != owners[tensor]:
                 found.add(owners[name])
             elif name in walk.producer:
                 found |= {name} & set(left_out)

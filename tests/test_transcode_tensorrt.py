@@ -24,7 +24,7 @@ from onnx import numpy_helper
 from edgepress.__main__ import main
 from edgepress.export.builder_rules import REFUSED, REMEDIES
 from edgepress.export.dialects import dialect
-from edgepress.export.fusion_rules import RULES
+from edgepress.export.fusion_rules import RULES, TITLES
 from edgepress.export.slowness import why_slow
 from edgepress.export.transcoding import Transcoded, transcode
 from edgepress.runtime import BoundError, EngineError, EngineOptions, MissingExtraError
@@ -237,6 +237,20 @@ def test_a_layer_behind_a_pool_reads_the_scale_in_front_of_it(tmp_path: Path) ->
     assert found.equality.layer_steps <= 1.01
 
 
+def test_what_float_layers_read_is_given_as_the_file_has_it(tmp_path: Path) -> None:
+    """A tensor that is codes for a convolution and floats for a sum: each is proved alone."""
+    net = Net(11)
+    y = net.pair(net.op("Relu", net.conv(net.pair("x", 0.03), 4, 8)), 0.05)
+    total = y
+    for _ in range(6):  # what is not rounded any more adds up, were it not cut
+        total = net.pair(net.op("Add", net.op("Add", y, y), total), 0.2)
+    both = net.op("Add", net.pair(net.op("Relu", net.conv(y, 8, 8)), 0.05), total)
+    path = net.write(tmp_path / "a.onnx", both)
+    found = transcode(path, TRT)
+    assert found.int8_nodes >= 2
+    assert found.equality.layer_steps <= 0.51
+
+
 @pytest.mark.parametrize(("value", "nodes"), [(0.0, 2), (1.0, 1)])
 def test_only_zeros_that_are_padded_keep_a_scale(value: float, nodes: int, tmp_path: Path) -> None:
     net = Net(9)
@@ -360,6 +374,7 @@ def test_why_slow_shows_costs_as_unknown(
         assert "was not timed" in shown
         (row,) = [line for line in shown.splitlines() if line.lstrip().startswith("n_conv")]
         assert " - " in row
+        assert f"REFUSED     by {TITLES[target]}'s builder: Int32 bias" in shown
     with pytest.raises(SystemExit):
         main(["inspect", path, "--why-slow", "--target", "tensorrt", "--json"])
     told = json.loads(capsys.readouterr().out)["why_slow"]
