@@ -197,7 +197,8 @@ def finish(whole: Whole, settings: Int8, context: Context) -> Outcome:
     if has_fp16(context):
         return halve_floats(graph, ranges, quantized, whole.plan, settings, report, context)
     engine = context.target.engine
-    receipt = int8_receipt(graph, context.macs, quantized, whole.plan, engine)
+    picture = next(iter(context.selection(1)))
+    receipt = int8_receipt(graph, context.macs, quantized, whole.plan, engine, feeds=picture)
     shipped = Shipped(quantized.model, "int8", whole.dialect.name, engine, receipt.to_dict())
     return Outcome(shipped, bool(quantized.units), receipt, report)
 

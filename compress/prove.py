@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ..benchmarks.comparison import Comparison
 from ..benchmarks.tasks import Score
+from ..export.dialects import DIALECTS
 from ..runtime.engine import WORDS, Precision, computed_in
 from .judge import Judge
 from .material import Material
@@ -136,10 +137,25 @@ def try_out(
     )
     precision = computed_in(shipped.precision)
     comparison = judge.compare(shipped.model, precision) if candidate.changed else None
-    so_far = decide(comparison, drops, max_drop, name=candidate.name)
+    missed = not_taken(candidate)
+    so_far = decide(comparison, drops, max_drop, name=candidate.name, missed=missed)
     rivals = tuple(_rival(other, known, max_drop, candidate, so_far) for other in judge.rivals())
-    verdict = decide(comparison, drops, max_drop, rivals, name=candidate.name)
+    verdict = decide(comparison, drops, max_drop, rivals, candidate.name, missed)
     return Trial(candidate, comparison, selection, test, verdict, rivals, told)
+
+
+def not_taken(candidate: Outcome) -> str:
+    """In words, that the engine took nothing of a candidate in INT8; empty where it did.
+
+    Where weights alone are codes, no kernel computes on them, nor was asked to.
+    """
+    receipt, speech = candidate.receipt, DIALECTS.get(candidate.shipped.dialect)
+    if receipt.fused_int8 or not receipt.asked_int8 or (speech and speech.weight_only):
+        return ""
+    return (
+        f"the engine took none of the {receipt.asked_int8} nodes in INT8 that were written so: "
+        f"{candidate.name} is not what it runs"
+    )
 
 
 def has_seen(selection: Score | None, test: Score) -> bool:
@@ -205,6 +221,7 @@ def decide(
     max_drop: float | None,
     rivals: Sequence[Rival] = (),
     name: str = "INT8",
+    missed: str = "",
 ) -> Verdict:
     """Whether a candidate ships. A pure function of what was measured.
 
@@ -215,8 +232,9 @@ def decide(
         rivals: Other ways to run the untouched network; the candidate must be faster than each that
             keeps the score (and, where the two are as fast as each other, beats float32).
         name: What the candidate is called.
+        missed: In words, what was asked of the engine and not taken by it; empty where all was.
     """
-    reasons: list[str] = []
+    reasons: list[str] = [missed] if missed else []
     if comparison is None:
         reasons.append("no layer of this network can run in INT8 on this target")
     else:

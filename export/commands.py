@@ -217,6 +217,9 @@ def _show_receipt(console: Console, receipt: Mapping[str, Any], nodes: bool) -> 
             f"{where}: {100 * receipt['int8_macs_share']:.1f} % of {receipt['macs']:,} "
             "multiply-adds"
         )
+        time = receipt.get("int8_time_share")
+        if time is not None:
+            told += f", {100 * time:.1f} % of the kernels' time"
     console.say(f"  receipt     {told}")
     kernels = receipt.get("kernels", {})
     console.say("  kernels     " + ", ".join(f"{count} {name}" for name, count in kernels.items()))

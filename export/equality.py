@@ -5,7 +5,9 @@ inputs, and what it makes of them is compared with the given file's, so that the
 layer does not hide in, or add to, that of the next. And from end to end, where roundings do add up.
 
 The given file runs unoptimized in ONNX Runtime, which is what its operators say, and the only way
-in which that runs some files. The new one runs in the INT8 kernels of the engine that it is for.
+in which that runs some files. The new one runs in the INT8 kernels of the engine that it is for;
+for TensorRT, which need not be here, it runs as the given one does. What a dialect of inputs alone
+does not round is given to its readers as the given file has it, rounded.
 """
 
 from __future__ import annotations
@@ -41,8 +43,9 @@ class Equality:
         output_steps: The largest difference of an output from end to end, in its quantizer's steps,
             or in 255ths of its range where it has none.
         output_cosine: The least cosine of an output, from end to end.
-        unclipped_share: Share of values that the given file clipped at the end of their channel's
-            codes, and that the new one, with one scale for all channels or none, represents.
+        unclipped_share: Share of values that the given file clipped at the end of their codes, and
+            that the new one represents: it has one scale for all channels, or codes that reach
+            further, or none there.
         layers: How many layers were compared.
     """
 
@@ -79,7 +82,12 @@ class Truth:
 
 
 def compare_layers(
-    truth: Truth, quantized: Quantized, inputs: tuple[TensorSpec, ...], engine: str
+    truth: Truth,
+    quantized: Quantized,
+    inputs: tuple[TensorSpec, ...],
+    engine: str,
+    *,
+    at_inputs: bool = False,
 ) -> Equality:
     """Compare the file with what was made of it.
 
@@ -88,14 +96,19 @@ def compare_layers(
         quantized: The new one.
         inputs: The network's inputs.
         engine: What runs the new one.
+        at_inputs: Whether that has codes at the inputs of INT8 nodes only. It then runs
+            unoptimized.
 
     Raises:
         EngineError: ``E_BACKEND`` where one of them does not run.
         MissingExtraError: Where the engine is not installed.
     """
     feeds = _feeds(truth, inputs)
+    options = EngineOptions(optimize="none") if at_inputs else EngineOptions()
     left_out = truth.codes.keys() - quantized.codes.keys()
     floats = {name: name for name in left_out if truth.codes[name].per_channel}
+    if at_inputs:
+        floats = {name: name for name in left_out & _tensors(quantized.model)}
     tensors = {
         name: at for name, at in {**quantized.codes, **floats}.items() if name in truth.views
     }
@@ -104,24 +117,25 @@ def compare_layers(
     values = {name: _value(truth, name, seen) for name in tensors}
     layers, unclipped, total = dict[str, float](), 0, 0
     ranks = {name: value.ndim for name, value in values.items()}
-    cut = _cut(quantized.model, tensors, ranks, left_out)
+    cut = _cut(quantized.model, tensors, ranks, left_out, at_inputs)
     given: Arrays = dict(feeds)
+    given.update({tensor: values[name] for name, tensor in cut.floats.items()})
     for name, tensor in cut.forced.items():
         given[tensor] = values[name]
         if name in cut.meaning:
             meaning = cut.meaning[name]
             given[tensor] = meaning.encode(values[name]).astype(meaning.kind)
-    with open_engine(engine)(cut.model, EngineOptions()) as parts:
+    with open_engine(engine)(cut.model, options) as parts:
         ran = {**feeds, **parts.run({spec.name: given[spec.name] for spec in parts.inputs})}
     for name, tensor in tensors.items():
         found = ran[tensor]
         mine = cut.meaning[name].decode(found) if name in cut.meaning else found
         mine = _within(truth, name, mine)
         apart = np.abs(mine - values[name]) / _step(truth, name, cut)
-        free = _clipped(truth, name, seen, mine, values[name])
+        free = _clipped(truth, name, seen, mine, values[name], at_inputs)
         unclipped, total = unclipped + int(free.sum()), total + free.size
         layers[name] = float(apart[~free].max(initial=0.0))
-    with open_engine(engine)(quantized.model, EngineOptions()) as new:
+    with open_engine(engine)(quantized.model, options) as new:
         whole = new.run(feeds)
     end, cosine = 0.0, 1.0
     for name in outputs:
@@ -188,14 +202,23 @@ def _within(truth: Truth, name: str, value: Array) -> Array:
     return value if filled is None else np.clip(value, filled.low, filled.high)
 
 
-def _clipped(truth: Truth, name: str, seen: Arrays, mine: Array, value: Array) -> Array:
-    """Where a channel's code ends its range, and what the new file has there goes on beyond it."""
+def _clipped(
+    truth: Truth, name: str, seen: Arrays, mine: Array, value: Array, at_inputs: bool
+) -> Array:
+    """Where a code ends its range, and what the new file has there goes on beyond it.
+
+    But not beyond 0: a range that ends there does the work of an activation function.
+    """
     given, codes = seen[truth.views[name]], truth.codes.get(name)
     ended = codes is not None and codes.per_channel and name not in truth.shares
-    if codes is None or not ended or not np.issubdtype(given.dtype, np.integer):
+    if codes is None or not np.issubdtype(given.dtype, np.integer) or not (ended or at_inputs):
         return np.zeros(value.shape, bool)
-    above = (given == codes.highest) & (mine > value)
-    return above | ((given == codes.lowest) & (mine < value))
+    above = (given == codes.highest) & (mine > value) & (codes.high > 0)
+    return above | ((given == codes.lowest) & (mine < value) & (codes.low < 0))
+
+
+def _tensors(model: bytes) -> set[str]:
+    return all_names(onnx.load_model_from_string(model))
 
 
 @dataclass(frozen=True)
@@ -205,6 +228,7 @@ class _Layers:
     Attributes:
         model: Its bytes.
         forced: By tensor of the float32 graph, the input that takes its codes.
+        floats: And the input that takes its floats, for readers of these where others read codes.
         meaning: What the codes of each tensor mean.
         reads: The tensors that the layer that gives a tensor reads, those among them whose
             quantizers were left out.
@@ -212,35 +236,50 @@ class _Layers:
 
     model: bytes
     forced: dict[str, str]
+    floats: dict[str, str]
     meaning: dict[str, Codes]
     reads: dict[str, set[str]]
 
 
 def _cut(
-    new: bytes, tensors: Mapping[str, str], ranks: Mapping[str, int], left_out: Collection[str]
+    new: bytes,
+    tensors: Mapping[str, str],
+    ranks: Mapping[str, int],
+    left_out: Collection[str],
+    at_inputs: bool,
 ) -> _Layers:
     model = onnx.load_model_from_string(new)
     walk, taken = Walk(model), all_names(model)
     owners = {tensor: name for name, tensor in tensors.items()}
     coded = {name: tensor for name, tensor in tensors.items() if name not in left_out}
     meaning = {name: _meaning(walk, tensor) for name, tensor in coded.items()}
+    also = {name: name for name in coded if at_inputs}  # read as floats as well
+    owners.update(also)
     reads = {name: _reads(walk, tensor, owners, left_out) for name, tensor in tensors.items()}
-    forced: dict[str, str] = {}
-    for name, tensor in tensors.items():
-        readers = walk.consumers.get(tensor, [])
+
+    def force(name: str, tensor: str, held: str) -> dict[str, str]:
+        """Let an input take the place of a tensor, but for what makes its codes."""
+        made = tensors[name]
+        readers = [node for node in walk.consumers.get(tensor, []) if made not in node.output]
         if not readers:
-            continue
-        forced[name] = fresh(taken, f"{tensor}_given")
+            return {}
+        given = fresh(taken, f"{tensor}_given")
         for node in readers:
             for i, read in enumerate(node.input):
                 if read == tensor:
-                    node.input[i] = forced[name]
-        held = np.dtype(meaning[name].kind if name in meaning else np.float32)
-        kind = onnx.helper.np_dtype_to_tensor_dtype(held)
-        shape = [f"{forced[name]}_{i}" for i in range(ranks[name])]
-        model.graph.input.append(onnx.helper.make_tensor_value_info(forced[name], kind, shape))
+                    node.input[i] = given
+        kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(held))
+        shape = [f"{given}_{i}" for i in range(ranks[name])]
+        model.graph.input.append(onnx.helper.make_tensor_value_info(given, kind, shape))
+        return {name: given}
+
+    forced, floats = dict[str, str](), dict[str, str]()
+    for name, tensor in tensors.items():
+        forced |= force(name, tensor, meaning[name].kind if name in meaning else "float32")
+    for name in also:
+        floats |= force(name, name, "float32")
     give_out(model, [tensor for tensor in tensors.values() if tensor in walk.producer])
-    return _Layers(model.SerializeToString(), forced, meaning, reads)
+    return _Layers(model.SerializeToString(), forced, floats, meaning, reads)
 
 
 def _meaning(walk: Walk, tensor: str) -> Codes:
@@ -266,7 +305,7 @@ def _reads(
     todo = [walk.producer[tensor]] if tensor in walk.producer else []
     while todo:
         for name in todo.pop().input:
-            if name in owners:
+            if owners.get(name, owners[tensor]) != owners[tensor]:
                 found.add(owners[name])
             elif name in walk.producer:
                 found |= {name} & set(left_out)
@@ -280,7 +319,9 @@ def _step(truth: Truth, name: str, layers: _Layers) -> float:
     if name in truth.codes and name not in truth.shares:
         steps.append(float(truth.codes[name].scale.max()))
     for read in layers.reads[name]:
-        if read in truth.filled:
+        meant, given = layers.meaning.get(read), truth.codes.get(read)
+        coarser = meant is not None and given is not None and meant.scale > given.scale.max()
+        if read in truth.filled or coarser:
             steps.append(float(layers.meaning[read].scale))
         elif read not in layers.meaning:  # a quantizer of the given file that was left out
             steps.append(float(truth.codes[read].scale.max()))

@@ -18,8 +18,8 @@ the opset conversion is onnx.version_converter.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import onnx
@@ -232,6 +232,30 @@ def synthetic(
         values = generator.standard_normal(shape) if normal else generator.integers(0, 2, shape)
         feeds[spec.name] = np.asarray(values).astype(kind)
     return feeds
+
+
+T = TypeVar("T")
+
+
+def fitting(inputs: tuple[TensorSpec, ...], run: Callable[[Arrays], T]) -> T:
+    """What ``run`` gives for random inputs of one picture, of the first size that fits.
+
+    Raises:
+        EngineError: What it raised first, where none does.
+    """
+    failure: EngineError | None = None
+    for size in SIZES:
+        try:
+            return run(synthetic(inputs, batch=1, size=size))
+        except EngineError as error:
+            failure = failure or error
+            if not any(isinstance(d, str) for spec in inputs for d in spec.shape[1:]):
+                break
+    raise failure or EngineError(
+        "E_BACKEND",
+        "the file runs with no size of its inputs.",
+        mend="Export it with the sizes of its inputs fixed.",
+    )
 
 
 def _first_run(

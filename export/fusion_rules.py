@@ -20,7 +20,7 @@ from .onnx_files import constant_tensors
 
 RULES = {
     "per-channel activation": "folds the scales into the weights around it, or makes them one",
-    "missing input quantizer": "fills it in from what reads the tensor, where something tells it",
+    "missing input quantizer": "fills it in from what tells one: what it came from, what reads it",
     "missing output quantizer": "fills it in from what reads the tensor, where something tells it",
     "int8 activation": "writes it as uint8: the same scale, the zero point moved by 128",
     "mixed types": "writes all activations in one type: same scales, zero points moved by 128",
@@ -55,7 +55,14 @@ _HARMLESS = {
 }
 """By engine, rules that keep nothing out of its INT8 kernels."""
 
-_TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+TITLES = {
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "tensorrt": "TensorRT",
+    "tensorrt-rtx": "TensorRT-RTX",
+}
+"""What engines are called to people."""
+
 _FREE = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "MaxPool")
 
 
@@ -88,7 +95,7 @@ class Rules:
 
     def __init__(self, model: onnx.ModelProto, dialect: Dialect, engine: str) -> None:
         self.walk, self.dialect = Walk(model), dialect
-        self.title = _TITLES.get(engine, engine)
+        self.title = TITLES.get(engine, engine)
         self.harmless = _HARMLESS.get(engine, frozenset())
         self.constants = {
             name: numpy_helper.to_array(tensor) for name, tensor in constant_tensors(model)

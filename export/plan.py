@@ -198,7 +198,7 @@ def _why_not(node: onnx.NodeProto, walk: Walk, ranges: Ranges, dialect: Dialect)
         if reason is not None:
             return reason
         activations = [] if dialect.weight_only else activations[:1]
-        if _channels(node, walk) < dialect.least_channels:
+        if channels_read(node, walk) < dialect.least_channels:
             return f"it reads fewer than {dialect.least_channels} channels"
     if any(not name or name in walk.constants for name in activations):
         return "one of its inputs is a constant"
@@ -209,7 +209,7 @@ def _why_not(node: onnx.NodeProto, walk: Walk, ranges: Ranges, dialect: Dialect)
     return None
 
 
-def _channels(node: onnx.NodeProto, walk: Walk) -> int:
+def channels_read(node: onnx.NodeProto, walk: Walk) -> int:
     """Over how many channels, or columns, the weights of ``node`` run."""
     shape = tuple(walk.constants[node.input[1]].dims)
     if node.op_type == "Conv":

@@ -14,6 +14,7 @@ from .dialects.qdq import Quantized
 from .executed import UNTOLD, InOpenVino, InTensorRt, Rewritten, rewritten, told
 from .graph import Graph, Walk, attribute, give_out, rows
 from .plan import PrecisionPlan
+from .timed import int8_time_share
 
 _COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -58,6 +59,8 @@ class Receipt:
         asked_int8: How many nodes the plan wanted in INT8.
         fused_int8: How many of them became INT8 kernels.
         kernels: How often each kernel stands in the graph as the engine rewrote it.
+        int8_time_share: Share of the kernels' time that INT8 kernels take on one thread here, 0 to
+            1; ``None`` where that was not timed, or the engine does not tell.
     """
 
     engine: dict[str, object]
@@ -65,6 +68,7 @@ class Receipt:
     asked_int8: int
     fused_int8: int
     kernels: dict[str, int]
+    int8_time_share: float | None = None
 
     @property
     def macs(self) -> int:
@@ -84,9 +88,9 @@ class Receipt:
     def in_short(self) -> dict[str, object]:
         """What is told of a graph that does not ship: the work, and which layers are not INT8.
 
-        Keys: ``int8_macs_share``, ``asked_int8``, ``fused_int8``; ``operators``, for each kind of
-        layer its ``macs`` and how many of them are ``int8_macs``; ``float32_layers``, those of
-        :attr:`nodes` with multiply-adds that do not run in INT8.
+        Keys: ``int8_macs_share``, ``int8_time_share``, ``asked_int8``, ``fused_int8``;
+        ``operators``, for each kind of layer its ``macs`` and how many of them are ``int8_macs``;
+        ``float32_layers``, those of :attr:`nodes` with multiply-adds that do not run in INT8.
         """
         operators: dict[str, dict[str, int]] = {}
         layers = [node for node in self.nodes if node.macs]
@@ -96,11 +100,16 @@ class Receipt:
             work["int8_macs"] += node.macs if node.precision == "int8" else 0
         return {
             "int8_macs_share": round(self.int8_share, 6),
+            "int8_time_share": self._time_share,
             "asked_int8": self.asked_int8,
             "fused_int8": self.fused_int8,
             "operators": operators,
             "float32_layers": [node.to_dict() for node in layers if node.precision != "int8"],
         }
+
+    @property
+    def _time_share(self) -> float | None:
+        return None if self.int8_time_share is None else round(self.int8_time_share, 4)
 
     def to_dict(self) -> dict[str, object]:
         """JSON form; ``bfloat16_macs_share`` only where something runs in that."""
@@ -109,6 +118,7 @@ class Receipt:
             "engine": self.engine,
             "macs": self.macs,
             "int8_macs_share": round(self.int8_share, 6),
+            "int8_time_share": self._time_share,
             **({"bfloat16_macs_share": bfloat16} if bfloat16 else {}),
             "asked_int8": self.asked_int8,
             "fused_int8": self.fused_int8,
@@ -125,7 +135,7 @@ def float_receipt(graph: Graph, macs: Mapping[str, int], engine: str = "onnxrunt
         for node in graph.proto().graph.node
     )
     kernels = rewritten(engine, graph.model).kernels()
-    return Receipt(_facts(engine, graph.model), nodes, 0, 0, kernels)
+    return Receipt(_facts(engine, graph.model), nodes, 0, 0, kernels, 0.0)
 
 
 def bf16_receipt(graph: Graph, macs: Mapping[str, int], engine: str = "openvino") -> Receipt:
@@ -147,7 +157,7 @@ def bf16_receipt(graph: Graph, macs: Mapping[str, int], engine: str = "openvino"
             reason = f"asked for bfloat16, the engine runs it as {told(home)}"
         work = macs.get(node.name, 0)
         nodes.append(NodeReceipt(node.name, node.op_type, work, precision, reason))
-    return Receipt(facts, tuple(nodes), 0, 0, seen.kernels())
+    return Receipt(facts, tuple(nodes), 0, 0, seen.kernels(), 0.0)
 
 
 def int8_receipt(
@@ -157,6 +167,8 @@ def int8_receipt(
     plan: PrecisionPlan,
     engine: str = "onnxruntime",
     half: PrecisionPlan | None = None,
+    *,
+    feeds: Arrays | None = None,
 ) -> Receipt:
     """The receipt of an engine for a graph in its dialect.
 
@@ -167,12 +179,14 @@ def int8_receipt(
         plan: What was asked for.
         engine: Which engine.
         half: Which of the floats beside INT8 are FP16, where some are.
+        feeds: One picture, to time the kernels on; without one they are not.
     """
     seen = rewritten(engine, quantized.model)
     nodes = beside_int8(graph, macs, quantized, plan, seen, half)
     fused = sum(1 for unit in quantized.units if seen.kernel_of(unit)[1])
     facts = _facts(engine, quantized.model)
-    return Receipt(facts, nodes, len(quantized.units), fused, seen.kernels())
+    share = None if feeds is None else int8_time_share(engine, quantized.model, feeds)
+    return Receipt(facts, nodes, len(quantized.units), fused, seen.kernels(), share)
 
 
 def beside_int8(
@@ -232,7 +246,7 @@ def half_receipt(
         precision, reason = _as_run(seen, node.name, precision, reason)
         work = macs.get(node.name, 0)
         nodes.append(NodeReceipt(node.name, node.op_type, work, precision, reason))
-    return Receipt(_facts(engine, model), tuple(nodes), 0, 0, seen.kernels())
+    return Receipt(_facts(engine, model), tuple(nodes), 0, 0, seen.kernels(), 0.0)
 
 
 def _runs_in(seen: Rewritten, node: str) -> str:

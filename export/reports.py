@@ -6,8 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from ..runtime.console import Console
-from .fusion_rules import RULES
-from .slowness import Slowness
+from .slowness import Slowness, remedy
 from .transcoding import Transcoded
 
 _SHOWN = 12
@@ -37,9 +36,17 @@ def show_transcoded(
         f"apart, cosine {near.output_cosine:.5f}"
     )
     if near.unclipped_share:
+        why = "all channels have one scale now"
+        if found.dialect in ("tensorrt", "tensorrt-rtx"):
+            why = "nothing but what INT8 layers read ends anywhere now"
         console.say(
-            f"  wider    {100 * near.unclipped_share:.2f} % of the values ended at their channel's "
-            "own scale in the given file and go on beyond it: all channels have one scale now"
+            f"  wider    {100 * near.unclipped_share:.2f} % of the values ended where their codes "
+            f"did in the given file and go on beyond: {why}"
+        )
+    if found.coarser:
+        console.say(
+            f"  coarser  {len(found.coarser)} activations have a step up to "
+            f"{max(found.coarser.values()):.2f} times as coarse: their codes were not symmetric"
         )
     return {
         "file": path,
@@ -55,24 +62,16 @@ def show_slowness(
 ) -> dict[str, object]:
     """Tell what fell out of INT8; returns the JSON form."""
     told = {"target": target, **found.to_dict()}
-    if not found.runs:
-        console.say(f"  DOES NOT RUN in {found.engine} as it optimizes it: {found.error}")
-        console.say("  The times below are of the graph as it stands in the file, unoptimized.")
-    share = 100 * found.int8_ms / found.total_ms if found.total_ms else 0.0
-    console.say(
-        f"  INT8        in {found.engine} {found.int8_nodes} kernels take "
-        f"{found.int8_ms:.3f} of {found.total_ms:.3f} ms ({share:.0f} %); "
-        f"{len(found.fallen)} nodes fell out"
-    )
+    _show_share(console, found)
     console.table(
         ("why", ">nodes", ">ms", ">share", "what transcode does about it"),
         [
             (
                 rule,
                 found.counts[rule],
-                f"{cost:.3f}",
-                f"{100 * cost / found.total_ms if found.total_ms else 0:.0f} %",
-                RULES[rule],
+                _ms(cost),
+                _percent(found.share(cost)),
+                remedy(rule),
             )
             for rule, cost in found.by_rule.items()
         ],
@@ -85,9 +84,9 @@ def show_slowness(
                 (
                     node.node,
                     node.op_type,
-                    node.kernel,
-                    f"{node.kernel_ms:.3f}",
-                    f"{node.quantizers_ms:.3f}",
+                    node.kernel or "-",
+                    _ms(node.kernel_ms),
+                    _ms(node.quantizers_ms),
                     "; ".join(f"{one.rule}: {one.why}" for one in node.findings),
                 )
                 for node in shown
@@ -98,3 +97,30 @@ def show_slowness(
     if found.by_rule:
         console.say(f"Try: edgepress transcode {path} --target {target} --out FIXED.onnx")
     return told
+
+
+def _show_share(console: Console, found: Slowness) -> None:
+    if found.total_ms is None or found.int8_ms is None:
+        if not found.runs:
+            console.say(f"  REFUSED     by {found.engine}'s builder: {found.error}")
+        console.say(
+            f"  INT8        by {found.engine}'s rules {found.int8_nodes} nodes read codes as it "
+            f"wants them, {len(found.fallen)} do not; what it costs was not timed"
+        )
+        return
+    if not found.runs:
+        console.say(f"  DOES NOT RUN in {found.engine} as it optimizes it: {found.error}")
+        console.say("  The times below are of the graph as it stands in the file, unoptimized.")
+    console.say(
+        f"  INT8        in {found.engine} {found.int8_nodes} kernels take "
+        f"{found.int8_ms:.3f} of {found.total_ms:.3f} ms ({_percent(found.share(found.int8_ms))}); "
+        f"{len(found.fallen)} nodes fell out"
+    )
+
+
+def _ms(time_ms: float | None) -> str:
+    return "-" if time_ms is None else f"{time_ms:.3f}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f} %"

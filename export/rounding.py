@@ -205,6 +205,7 @@ def _moments(
     if not model.graph.output:
         give_out(model, [layers[0].node.output[0]])
     draws = [np.random.default_rng(zlib.crc32(one.node.name.encode())) for one in layers]
+    centres: dict[int, NDArray[np.float32]] = {}  # near the mean: squares lose no digits to it
     sums = [np.zeros((one.groups, one.inputs)) for one in layers]
     squares = [np.zeros((one.groups, one.inputs, one.inputs)) for one in layers]
     counts, pictures = [0] * len(layers), 0
@@ -213,6 +214,9 @@ def _moments(
             seen = {**feeds, **engine.run(feeds)}
             for i, layer in enumerate(layers):
                 patches = _patches(seen[layer.node.input[0]], layer, draws[i])
+                if i not in centres:
+                    centres[i] = patches.mean(axis=1, keepdims=True)
+                patches = patches - centres[i]
                 sums[i] += patches.sum(axis=1)
                 squares[i] += np.matmul(patches.transpose(0, 2, 1), patches)
                 counts[i] += patches.shape[1]

@@ -4,18 +4,24 @@ The file is rewritten by the engine as it would be when it runs; what has quanti
 file and is no INT8 kernel there has fallen out. Its cost is the time of its kernel and of the
 quantizers around it, from the engine's own profiler on this machine.
 
+TensorRT is not asked: it needs a GPU, and refuses whole files that others run. What its rules say
+of the file as it stands is told, at no known cost.
+
 Source: the selectors of onnxruntime/core/optimizer/qdq_transformer, 1.23 to 1.31.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import onnx
+
 from ..runtime.errors import InputError
+from .builder_rules import REFUSED, REMEDIES, BuilderRules
 from .dialects import Dialect
-from .fusion_rules import RULES, Finding, Rules
+from .fusion_rules import RULES, TITLES, Finding, Rules
 from .graph import IR_VERSION, name_nodes
 from .onnx_files import is_quantized, read_onnx
 from .timed import Timed, timed
@@ -29,21 +35,23 @@ class Fallen:
         node: Its name.
         op_type: Its operator.
         findings: Every rule that it breaks, the first that keeps it out of INT8 first.
-        kernel: What it runs as.
-        kernel_ms: What that takes.
-        quantizers_ms: What the quantizers around it take.
+        kernel: What it runs as; empty where the engine was not asked.
+        kernel_ms: What that takes; ``None`` where nothing was timed.
+        quantizers_ms: What the quantizers around it take; ``None`` as well.
     """
 
     node: str
     op_type: str
     findings: tuple[Finding, ...]
     kernel: str
-    kernel_ms: float
-    quantizers_ms: float
+    kernel_ms: float | None
+    quantizers_ms: float | None
 
     @property
-    def cost_ms(self) -> float:
+    def cost_ms(self) -> float | None:
         """Its own time and that of the quantizers around it."""
+        if self.kernel_ms is None or self.quantizers_ms is None:
+            return None
         return self.kernel_ms + self.quantizers_ms
 
     def to_dict(self) -> dict[str, object]:
@@ -68,23 +76,24 @@ class Slowness:
     Attributes:
         engine: What the engine is called.
         runs: Whether it runs it optimized; the times are of the unoptimized graph else.
-        error: What it said where it does not.
-        total_ms: Sum of all kernels.
-        int8_ms: Sum of the INT8 kernels.
-        int8_nodes: How many nodes are INT8 kernels.
+        error: What it said where it does not; what its rules say where it was not asked.
+        total_ms: Sum of all kernels; ``None`` where nothing was timed.
+        int8_ms: Sum of the INT8 kernels; ``None`` as well.
+        int8_nodes: How many nodes are INT8 kernels, or would be by the rules.
         fallen: What is not, dearest first.
-        by_rule: Cost by the first rule broken, dearest first; stray quantizers among them.
-        counts: Nodes by the first rule broken.
+        by_rule: Cost by the first rule broken, dearest first; stray quantizers among them. Without
+            times every rule broken counts, the commonest first.
+        counts: Nodes by rule, as in ``by_rule``.
     """
 
     engine: str
     runs: bool
     error: str
-    total_ms: float
-    int8_ms: float
+    total_ms: float | None
+    int8_ms: float | None
     int8_nodes: int
     fallen: tuple[Fallen, ...]
-    by_rule: Mapping[str, float]
+    by_rule: Mapping[str, float | None]
     counts: Mapping[str, int]
 
     def to_dict(self) -> dict[str, object]:
@@ -101,13 +110,24 @@ class Slowness:
                     "rule": rule,
                     "nodes": self.counts.get(rule, 0),
                     "cost_ms": cost,
-                    "share": cost / self.total_ms if self.total_ms else 0.0,
-                    "transcode": RULES[rule],
+                    "share": self.share(cost),
+                    "transcode": remedy(rule),
                 }
                 for rule, cost in self.by_rule.items()
             ],
             "fallen": [node.to_dict() for node in self.fallen],
         }
+
+    def share(self, part_ms: float | None) -> float | None:
+        """A part of all kernels' time, 0 to 1; ``None`` where nothing was timed."""
+        if part_ms is None or self.total_ms is None:
+            return None
+        return part_ms / self.total_ms if self.total_ms else 0.0
+
+
+def remedy(rule: str) -> str:
+    """What transcoding does about a rule that is broken."""
+    return REMEDIES[rule] if rule in REMEDIES else RULES[rule]
 
 
 def why_slow(
@@ -118,7 +138,7 @@ def why_slow(
     runs: int = 20,
     threads: int = 1,
 ) -> Slowness:
-    """Find what fell out of INT8 in a file, why, and what it costs here.
+    """Find what fell out of INT8 in a file, why, and, but for TensorRT, what it costs here.
 
     Args:
         path: An ONNX file with quantizers.
@@ -143,6 +163,8 @@ def why_slow(
         )
     name_nodes(model)
     model.ir_version = min(max(model.ir_version, 4), IR_VERSION)
+    if dialect.at_inputs:
+        return _by_rules(model, BuilderRules(model, dialect, dialect.name), TITLES[dialect.name])
     seen = timed(engine, model, runs=runs, threads=threads)
     rules = Rules(model, dialect, engine)
     fallen: list[Fallen] = []
@@ -159,11 +181,31 @@ def why_slow(
     return _told(tuple(fallen), seen, accounted)
 
 
+def _by_rules(model: onnx.ModelProto, rules: BuilderRules, title: str) -> Slowness:
+    """What the rules alone say of a file."""
+    asked = [node for node in model.graph.node if rules.has_quantized_inputs(node)]
+    findings = {node.name: rules.findings(node) for node in asked}
+    fallen = [
+        Fallen(node.name, node.op_type, findings[node.name], "", None, None)
+        for node in asked
+        if findings[node.name]
+    ]
+    counts = Counter(rule for one in fallen for rule in {finding.rule for finding in one.findings})
+    refused = [one for one in fallen if one.findings[0].rule in REFUSED]
+    error = ""
+    if refused:
+        first = refused[0].findings[0]
+        error = f"{first.rule} at '{refused[0].node}' and {len(refused) - 1} more"
+    by_rule = dict.fromkeys(rule for rule, _ in counts.most_common())
+    good = len(asked) - len(fallen)
+    return Slowness(title, not error, error, None, None, good, tuple(fallen), by_rule, dict(counts))
+
+
 def _told(fallen: tuple[Fallen, ...], seen: Timed, accounted: set[str]) -> Slowness:
     costs: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)
     for node in fallen:
-        costs[node.findings[0].rule] += node.cost_ms
+        costs[node.findings[0].rule] += node.cost_ms or 0.0
         counts[node.findings[0].rule] += 1
     kernels = list(seen.kernels.values())
     int8 = [kernel for kernel in kernels if kernel.int8]
@@ -180,7 +222,7 @@ def _told(fallen: tuple[Fallen, ...], seen: Timed, accounted: set[str]) -> Slown
         sum(kernel.ms for kernel in kernels),
         sum(kernel.ms for kernel in int8),
         len(int8),
-        tuple(sorted(fallen, key=lambda node: -node.cost_ms)),
-        dict(sorted(costs.items(), key=lambda pair: -pair[1])),
+        tuple(sorted(fallen, key=lambda node: -(node.cost_ms or 0.0))),
+        dict(sorted(costs.items(), key=lambda pair: pair[1], reverse=True)),
         dict(counts),
     )

@@ -17,6 +17,9 @@ dialect fuses, and the graph is written anew by :mod:`.dialects.qdq`. No data, n
   before; where the given file's scale behind them is so different that a layer would lie more than
   a step off, they are quantized anew there.
 - Weights keep their codes; only where the dialect cannot hold them are they quantized again.
+- TensorRT has codes around 0, at the inputs of INT8 layers alone: :mod:`.input_codes`. Roundings
+  elsewhere are left out, biases are float32. Codes that are not symmetric around 0 get a coarser
+  step, which is told; where that takes a layer further than a step, the file is refused as any.
 
 When it is exact: to within a quantization step at every layer, given the same inputs of that layer;
 :mod:`.equality` proves it on random inputs before anything is written.
@@ -32,40 +35,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import product
 
-import numpy as np
 import onnx
 
-from ..runtime.errors import BoundError, InputError
-from ..runtime.tensors import Array
-from .channel_scales import fold_channel_scales, widest
-from .codes import Codes
+from ..runtime.errors import BoundError
+from .decisions import Change, Decision, Liberties
 from .dialects import Dialect
-from .dialects.layout import lay_out
-from .dialects.qdq import Quantized, write_layout
-from .dialects.quantizers import PerTensor
 from .equality import Equality, Truth, compare_layers
 from .exact import tidy
-from .filling import Telling
-from .graph import Graph, Walk, is_standard
-from .kept_codes import has_grid, is_kept, keep_codes
+from .input_codes import AtInputs
 from .onnx_files import read_onnx
-from .plan import Choice, PrecisionPlan, why_not_weights
-from .stripping import Stripped, strip
+from .stripping import strip
 
 LARGEST_STEPS = 1.01
 """How far a layer may lie from the given file's, in steps: one, and float32's own rounding."""
-
-
-@dataclass(frozen=True)
-class Change:
-    """What was changed at one node or tensor, and why."""
-
-    where: str
-    rule: str
-    what: str
 
 
 @dataclass(frozen=True)
@@ -79,6 +63,8 @@ class Transcoded:
         kept_float: Nodes with quantized inputs that stay float32.
         equality: How far its layers lie from those of the given file.
         int8_nodes: How many nodes were written in INT8.
+        coarser: By tensor whose codes are not symmetric around 0, in a dialect that wants them so:
+            how many times as coarse its step is now.
     """
 
     model: bytes
@@ -87,6 +73,7 @@ class Transcoded:
     kept_float: tuple[Change, ...]
     equality: Equality
     int8_nodes: int
+    coarser: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def to_dict(self) -> dict[str, object]:
         """JSON form, without the bytes."""
@@ -96,6 +83,7 @@ class Transcoded:
             "changes": [vars(change) for change in self.changes],
             "changes_by_rule": dict(Counter(change.rule for change in self.changes)),
             "kept_float": [vars(change) for change in self.kept_float],
+            "coarser": dict(self.coarser),
             "equality": self.equality.to_dict(),
         }
 
@@ -108,288 +96,72 @@ def transcode(
     Args:
         path: An ONNX file with quantizers.
         dialect: How it shall be written.
-        engine: What runs it, and proves it here.
+        engine: What runs it, and proves it here. A dialect of inputs alone, TensorRT's, is proved
+            in ONNX Runtime without optimizations, so that no GPU is needed.
         force: Give the result where a layer lies more than a step from the given file's, too.
 
     Raises:
-        InputError: Where the file cannot be read or taken apart; ``E_DIALECT`` for a dialect that
-            wants codes at the inputs of nodes only.
+        InputError: Where the file cannot be read or taken apart.
         BoundError: ``E_BOUND`` where a layer lies more than a step from the given file's.
         EngineError: ``E_BACKEND`` where one of the two files does not run; ``E_ENGINE``.
         MissingExtraError: Where the engine is not installed.
     """
-    if dialect.at_inputs:
-        raise InputError(
-            "E_DIALECT",
-            f"the dialect {dialect.name} wants codes around 0, at the inputs of nodes only: scales "
-            "with zero points, and roundings of outputs, cannot be kept in it.",
-            mend="TensorRT reads Q/DQ files that were made for it as they are; 'edgepress compress "
-            "--target tensorrt' makes one from the float32 network.",
-            path=path,
-        )
     given = read_onnx(path)
-    result = _attempt(given, path, dialect, engine, _Liberties())
-    for less in _FEWER_LIBERTIES:
+    result = _attempt(given, path, dialect, engine, Liberties())
+    fewer = [Liberties(one_scale=False)] if dialect.at_inputs else _FEWER_LIBERTIES
+    for less in fewer:
         if result.equality.layer_steps > LARGEST_STEPS:
             other = _attempt(given, path, dialect, engine, less)
             result = min(result, other, key=lambda one: one.equality.layer_steps)
     if result.equality.layer_steps > LARGEST_STEPS and not force:
-        raise BoundError(
-            "E_BOUND",
-            f"'{path}' in the dialect {dialect.name} would differ from the given file by "
-            f"{result.equality.layer_steps:.2f} steps at '{result.equality.worst_tensor}'; one is "
-            "allowed.",
-            mend="Nothing was written. Choose another --dialect, or take it as it is with "
-            "--accept-difference.",
-            path=path,
-        )
+        raise _too_far(path, result)
     return result
 
 
-@dataclass(frozen=True)
-class _Liberties:
-    """What makes a file faster, and can go too far.
-
-    Attributes:
-        gates: Quantizers around activation functions and gates are filled in, or left out.
-        one_scale: An activation with scales for each channel gets the widest.
-        moved: Values that are only moved keep the scale that they had before, whatever the given
-            file has behind.
-    """
-
-    gates: bool = True
-    one_scale: bool = True
-    moved: bool = True
+def _too_far(path: str, result: Transcoded) -> BoundError:
+    message = (
+        f"'{path}' in the dialect {result.dialect} would differ from the given file by "
+        f"{result.equality.layer_steps:.2f} steps at '{result.equality.worst_tensor}'; one is "
+        "allowed."
+    )
+    other = "Choose another --dialect"
+    if result.coarser:
+        message += (
+            f" The codes of {len(result.coarser)} activations, '{next(iter(result.coarser))}' "
+            "first, are not symmetric around 0, as this dialect's are: their steps would be up to "
+            f"{max(result.coarser.values()):.2f} times as coarse."
+        )
+        other = (
+            "Quantize with symmetric int8 activations (in quantize_static activation_type=QInt8 "
+            "with ActivationSymmetric)"
+        )
+    mend = f"Nothing was written. {other}, or take it as it is with --accept-difference."
+    return BoundError("E_BOUND", message, mend=mend, path=path)
 
 
 _FEWER_LIBERTIES = [
-    _Liberties(*kept) for kept in sorted(product((True, False), repeat=3), key=sum, reverse=True)
+    Liberties(*kept) for kept in sorted(product((True, False), repeat=3), key=sum, reverse=True)
 ][1:]
 
 
 def _attempt(
-    given: onnx.ModelProto, path: str, dialect: Dialect, engine: str, liberties: _Liberties
+    given: onnx.ModelProto, path: str, dialect: Dialect, engine: str, liberties: Liberties
 ) -> Transcoded:
     stripped = strip(given, path)
     original = dict(stripped.codes)
-    decided = _Decision(stripped, dialect, liberties)
+    makes = AtInputs if dialect.at_inputs else Decision
+    decided = makes(stripped, dialect, liberties)
     decided.tell_left_out()
     folded = decided.fold()
     graph = tidy(stripped.model, source=path, keep=sorted(stripped.codes))
     quantized = decided.write(graph)
     filled = {name: decided.known[name] for name in decided.filled}
     truth = Truth(given, original, stripped.views, folded, filled)
-    equality = compare_layers(truth, quantized, graph.inputs, engine)
+    at_inputs = dialect.at_inputs
+    by = "onnxruntime" if at_inputs else engine
+    equality = compare_layers(truth, quantized, graph.inputs, by, at_inputs=at_inputs)
     changes, kept = tuple(decided.changes), tuple(decided.kept)
     units = len(quantized.units)
-    return Transcoded(quantized.model, dialect.name, changes, kept, equality, units)
-
-
-@dataclass
-class _Decision:
-    stripped: Stripped
-    dialect: Dialect
-    liberties: _Liberties
-    changes: list[Change] = field(default_factory=list[Change])
-    kept: list[Change] = field(default_factory=list[Change])
-    filled: set[str] = field(default_factory=set[str])
-
-    @property
-    def known(self) -> dict[str, Codes]:
-        """By tensor name, the given file's quantizers and those filled in."""
-        return self.stripped.codes
-
-    def tell_left_out(self) -> None:
-        """Tell of tensors that stood under two quantizers."""
-        for name, codes in self.stripped.left_out:
-            told = f"{codes.kind} from {codes.low:.4g} to {codes.high:.4g} is left out"
-            self._note(name, "two quantizers", f"{told}: the wider one is kept for all readers")
-
-    def fold(self) -> dict[str, Array]:
-        """Make every scale one for its whole tensor.
-
-        Returns:
-            By tensor, what its channels were divided by.
-        """
-        folded = fold_channel_scales(self.stripped)
-        for name in folded:
-            self._note(name, "per-channel activation", "its scales went into the weights around it")
-        for name, codes in [item for item in self.known.items() if item[1].per_channel]:
-            if self.liberties.one_scale:
-                self.known[name] = widest(codes)
-                told = "one scale for the tensor, the widest range"
-            else:
-                del self.known[name]
-                told = "left out: one scale would be too coarse, and what reads it stays float32"
-            self._note(name, "per-channel activation", told)
-        walk = Walk(self.stripped.model)
-        for node in reversed(self.stripped.model.graph.node):  # before moves are folded away
-            if node.op_type in self.dialect.moving and node.output[0] in self.known:
-                source = node.input[0]
-                if source not in walk.constants and source not in self.known:
-                    self._fill(source, self.known[node.output[0]], node.name)
-        for node in self.stripped.model.graph.node:
-            if node.op_type in self.dialect.moving and node.input[0] in self.known:
-                for name in set(node.output) - self.known.keys():
-                    self.known[name] = self.known[node.input[0]]
-                    self.filled.add(name)
-        return folded
-
-    def write(self, graph: Graph) -> Quantized:
-        """The graph in the dialect."""
-        walk = Walk(graph.proto())
-        plan = self._plan(walk)
-        for name in self._inside(walk, plan):
-            del self.known[name]
-            self._note(name, "quantizer inside of a kernel", "left out: what reads it runs there")
-        tails = {
-            tail.output[0]: node.output[0]
-            for node in walk.model.graph.node
-            if plan.is_int8(node) and (tail := walk.folded_activation(node)) is not None
-        }
-        layout = lay_out(
-            walk,
-            self.known,
-            plan,
-            self.dialect,
-            partial(self._quantizer, tails),
-            keep=self.known.keys() - self.filled,
-            own=frozenset() if self.liberties.moved else self._rescaled(walk),
-        )
-        again = {w for w in self.stripped.weights if w in walk.constants} & {
-            node.input[1]
-            for node in walk.model.graph.node
-            if plan.is_int8(node)
-            and node.op_type in self.dialect.weighted
-            and not is_kept(walk, node, self.dialect)
-        }
-        for name in sorted(again):
-            self._note(
-                name, "weights", f"quantized again: codes end at {self.dialect.weight_limit}"
-            )
-        pack = partial(keep_codes, uint8_weights=self.dialect.uint8_weights)
-        return write_layout(graph, layout, plan, self.dialect, pack)
-
-    def _rescaled(self, walk: Walk) -> set[str]:
-        """Moved values whose scale is another than before they were moved."""
-        known = self.known
-        return {
-            name
-            for node in walk.model.graph.node
-            if node.op_type in self.dialect.moving and node.input[0] in known
-            for name in node.output
-            if name in known and not known[name].same(known[node.input[0]])
-        }
-
-    def _inside(self, walk: Walk, plan: PrecisionPlan) -> list[str]:
-        """Quantized tensors between an INT8 node and gates that run inside of its kernel."""
-        found: list[str] = []
-        for name in self.known if self.liberties.gates else ():
-            maker, readers = walk.producer.get(name), walk.consumers.get(name, [])
-            if maker is None or name in walk.output_names or not readers:
-                continue
-            gates, floats = self.dialect.gates, self.dialect.free_output
-            made = maker.op_type in (floats if plan.is_int8(maker) else gates)
-            if made and all(r.op_type in gates and not plan.is_int8(r) for r in readers):
-                found.append(name)
-        return found
-
-    def _plan(self, walk: Walk) -> PrecisionPlan:
-        choices: dict[str, Choice] = {}
-        for node in walk.model.graph.node:
-            reason = self._why_float(node, walk)
-            if reason is None:
-                choices[node.name] = Choice("int8", "quantized in the given file")
-                continue
-            choices[node.name] = Choice("float32", reason)
-            computes = node.op_type not in self.dialect.moving | {"Relu", "Clip", "Identity"}
-            if computes and any(name in self.known for name in node.input):
-                self.kept.append(Change(node.name, "kept in float32", reason))
-        return PrecisionPlan(choices)
-
-    def _why_float(self, node: onnx.NodeProto, walk: Walk) -> str | None:
-        weighted = node.op_type in self.dialect.weighted
-        if not is_standard(node) or not (weighted or node.op_type in self.dialect.elementwise):
-            return f"{self.dialect.name} has no INT8 kernel for {node.op_type}"
-        if weighted:
-            reason = why_not_weights(node, walk)
-            if reason is not None:
-                return reason
-            if not (node.input[1] in self.stripped.weights or has_grid(walk, node)):
-                return "the given file has its weights in float32"
-        inputs = list(node.input[:1]) if weighted else list(node.input)
-        for name in inputs:
-            if name in self.stripped.constants and not weighted:
-                self.known[name] = self.stripped.constants[name]
-            elif not name or name in walk.constants:
-                return "one of its inputs is a constant that the given file has in float32"
-        if not any(name in self.known for name in inputs):
-            return "none of its inputs is quantized in the given file"
-        tail = walk.folded_activation(node)
-        output = tail.output[0] if tail is not None else node.output[0]
-        if tail is not None and output not in self.known and node.output[0] in self.known:
-            self.known[output] = self.known[node.output[0]]  # on a grid, rounding and ReLU commute
-            self.filled.add(output)
-        needed = inputs if node.op_type in self.dialect.free_output else [*inputs, output]
-        for name in needed:
-            if name not in self.known and not self._fill_from_readers(name, walk, node.name):
-                return f"nothing in the given file tells a scale for '{name}'"
-        return None
-
-    def _fill_from_readers(self, name: str, walk: Walk, node: str) -> bool:
-        telling = Telling(walk, self.known, self.filled, self.dialect.moving, self.liberties.gates)
-        found = telling.codes_for(name)
-        if found is None:
-            return False
-        self._fill(name, found, node)
-        return True
-
-    def _fill(self, name: str, codes: Codes, because: str) -> None:
-        self.known[name] = codes
-        self.filled.add(name)
-        self._note(
-            name,
-            "missing output quantizer",
-            f"filled in at '{because}' with the scale {float(codes.scale):.4g} of what reads it",
-        )
-
-    def _quantizer(
-        self, tails: Mapping[str, str], name: str, clip: tuple[float, float] | None
-    ) -> PerTensor:
-        """The quantizer of a tensor in the dialect, from the given file's."""
-        codes = self.known[name]
-        if codes.kind == "int8" and self.dialect.activation == "uint8":
-            self._note(name, "int8 activation", "uint8: the same scale, zero point + 128")
-        scale, zero = float(codes.scale), int(codes.zero)
-        first, last = codes.lowest - zero, codes.highest - zero  # in steps from 0
-        before = after = zero + (128 if codes.kind == "int8" else 0)
-        absorbs = clip is not None and name in tails
-        if clip is not None and absorbs:
-            first, last = max(first, _steps(clip[0], scale)), min(last, _steps(clip[1], scale))
-            if np.isfinite(clip[0]):
-                after = -first
-        if after != before:
-            self._note(
-                name,
-                "zero point behind an activation function",
-                f"{before} of 0..255 became {after}, so that '{tails[name]}' can be absorbed",
-            )
-        ends = (first + after, last + after)
-        whole, were_whole = ends == (0, 255), codes.highest - codes.lowest == 255
-        if were_whole and not whole:
-            told = f"clipped at {ends[1]} of 0..255, where the given file's saturate"
-            self._note(name, "codes that end early", told)
-        lowest = self.dialect.lowest
-        used = (ends[0] + lowest, ends[1] + lowest)
-        exact = absorbs or not whole
-        return PerTensor(np.float32(scale), after + lowest, used if exact else None)
-
-    def _note(self, where: str, rule: str, what: str) -> None:
-        change = Change(where, rule, what)
-        if change not in self.changes:
-            self.changes.append(change)
-
-
-def _steps(bound: float, scale: float) -> int:
-    """The code, counted from that of 0, that a bound rounds to; far beyond any where it is none."""
-    return round(float(np.clip(bound / scale, -1e6, 1e6)))
+    return Transcoded(
+        quantized.model, dialect.name, changes, kept, equality, units, decided.coarser
+    )

@@ -115,3 +115,72 @@ def depthwise(net: Net) -> str:
     y = net.op("Relu", net.conv(y, 8, 8, group=8))
     y = net.pair(y, 0.01, 0, "uint8")
     return net.op("GlobalAveragePool", y)
+
+
+def small_network(path: Path) -> Path:
+    """Conv, ReLU6, depthwise Conv, a residual sum, pool and Gemm."""
+    rng = np.random.default_rng(0)
+
+    def weights(*shape: int) -> onnx.TensorProto:
+        fan_in = np.sqrt(np.prod(shape[1:]))
+        value = (rng.normal(0, 1, shape) / fan_in).astype(np.float32)
+        return onnx.numpy_helper.from_array(value)
+
+    names = {"w0": (8, 3, 3, 3), "w1": (8, 1, 3, 3), "w2": (8, 8, 1, 1), "w3": (5, 8)}
+    biases = {"b0": 8, "b1": 8, "b2": 8, "b3": 5}
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 18]> net (float[N,3,16,16] x) => (float[N,5] y) '
+        "{ c0 = Conv <pads=[1,1,1,1]> (x, w0, b0) r0 = Clip(c0, low, high)"
+        "  c1 = Conv <pads=[1,1,1,1], group=8> (r0, w1, b1) r1 = Clip(c1, low, high)"
+        "  c2 = Conv(r1, w2, b2) s = Add(c2, r0) r2 = Relu(s) g = GlobalAveragePool(r2)"
+        "  f = Flatten(g) y = Gemm <transB=1> (f, w3, b3) }"
+    )
+    for name, shape in names.items():
+        tensor = weights(*shape)
+        tensor.name = name
+        model.graph.initializer.append(tensor)
+    for name, size in biases.items():
+        value = rng.normal(0, 0.1, size).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    for name, bound in (("low", 0), ("high", 6)):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(bound), name))
+    onnx.save(model, path)
+    return path
+
+
+def pictures() -> list[dict[str, Any]]:
+    rng = np.random.default_rng(1)
+    return [{"x": rng.normal(size=(1, 3, 16, 16)).astype(np.float32)} for _ in range(16)]
+
+
+def quantize_static(float32: Path, out: Path, **how: Any) -> bytes:
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
+    from onnxruntime.quantization import quantize_static as quantize
+
+    batches = iter(pictures())
+
+    class Reader(CalibrationDataReader):
+        def get_next(self) -> Any:
+            return next(batches, None)
+
+    settings = {
+        "per_channel": True,
+        "activation_type": QuantType.QUInt8,
+        "quant_format": QuantFormat.QDQ,
+        **how,
+    }
+    quantize(str(float32), str(out), Reader(), **settings)
+    return out.read_bytes()
+
+
+def check_tensorrt_reads(model: bytes) -> None:
+    """What NVIDIA's documentation asks of an INT8 graph."""
+    graph = onnx.load_model_from_string(model)
+    onnx.checker.check_model(graph, full_check=True)
+    constants = {one.name: numpy_helper.to_array(one) for one in graph.graph.initializer}
+    for node in graph.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            zero = constants[node.input[2]]
+            assert zero.dtype == np.int8, node.name
+            assert not zero.any(), node.name
+    assert not [name for name, value in constants.items() if value.dtype == np.int32]

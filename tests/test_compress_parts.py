@@ -26,14 +26,19 @@ from edgepress.benchmarks import Images
 from edgepress.benchmarks.comparison import Comparison, compare
 from edgepress.benchmarks.measurement import Preset
 from edgepress.compress import Backbone, Int8, Recipe
+from edgepress.compress.judge import Judge
 from edgepress.compress.material import gather
-from edgepress.compress.prove import decide
+from edgepress.compress.passes import Context, Outcome, quantize
+from edgepress.compress.prove import decide, not_taken, try_out
 from edgepress.compress.settings import Fp16
-from edgepress.compress.subject import batch_size, torch_run
+from edgepress.compress.subject import batch_size, first_rows, make_subject, torch_run
 from edgepress.compress.zoo import preprocessing_of_timm, preprocessing_of_torchvision
+from edgepress.export.bundling import Shipped
 from edgepress.export.capture import evaluating
+from edgepress.export.receipt import Receipt, count_macs
 from edgepress.runtime import InputError, Preprocessing
 from edgepress.runtime.files import disk_room, write_file
+from edgepress.runtime.target import Target, target
 
 # ---------------------------------------------------------------- the decision
 
@@ -88,6 +93,50 @@ def test_a_candidate_that_changed_nothing_is_declined() -> None:
     assert decide(None, {"test": 0.0}, 1.0).reasons == (
         "no layer of this network can run in INT8 on this target",
     )
+
+
+@pytest.mark.parametrize("speech", ["tensorrt", "onnxruntime-x86-vnni"])
+def test_what_the_engine_takes_nothing_of_is_not_called_int8(speech: str, tmp_path: Path) -> None:
+    """ONNX Runtime fuses nothing of TensorRT's dialect: codes around 0, none at outputs."""
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+    module = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())
+    x = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3)).astype(np.uint8)
+    np.savez(tmp_path / "data.npz", x=x)
+    material = gather(tmp_path / "data.npz", None, "agreement", 8, 0)
+    part, how = material.split.calibration, Preprocessing(scale=255.0)
+    subject = make_subject("net", Backbone(module, "net", preprocessing=how), None, part, 18)
+    graph, example = subject.graph, first_rows(part, subject.graph.inputs, how, 1)
+
+    def batches(size: int) -> Any:
+        return (one.inputs for one in part.batches(graph.inputs, how, size))
+
+    def quiet(*_: object) -> None:
+        return None
+
+    at = Target("here", "onnxruntime", speech, ("int8", "float32"), 8)
+    context = Context(at, batches, len(part), batches, count_macs(graph, example), quiet)
+    made = quantize(graph, Int8(mixed=False, bias_correction=False), context)
+    if speech != "tensorrt":
+        assert made.receipt.fused_int8 == made.receipt.asked_int8 == 3
+        assert made.receipt.int8_time_share
+        assert not_taken(made) == ""
+        return
+    assert (made.receipt.asked_int8, made.receipt.fused_int8) == (2, 0)
+    assert made.receipt.int8_time_share == 0
+    judge = Judge(graph, material.task, how, example, quiet)
+    original = judge.score(graph.model, material.test, "float32")
+    verdict = try_out(made, judge, material, original, None).verdict
+    assert not verdict.accepted
+    assert verdict.reasons[0] == not_taken(made)
+    assert "none of the 2 nodes" in verdict.reasons[0]
+
+
+def test_weights_alone_are_asked_of_no_kernel() -> None:
+    receipt = Receipt({}, (), 3, 0, {})
+    for speech, declined in (("tensorrt-rtx", False), ("tensorrt", True)):
+        shipped = Shipped(b"", "int8", speech, "tensorrt-rtx", {})
+        assert bool(not_taken(Outcome(shipped, True, receipt))) is declined
 
 
 # ---------------------------------------------------------------- recipes
@@ -378,8 +427,7 @@ def test_a_full_disk_has_a_name_and_other_errors_keep_theirs() -> None:
     ("macs", "pictures"), [(0, 256), (5e8, 256), (1e9, 128), (4.1e9, 32), (1e12, 32)]
 )
 def test_large_networks_are_compared_on_fewer_pictures(macs: float, pictures: int) -> None:
-    from edgepress.compress.passes import Context, enough
-    from edgepress.runtime.target import target
+    from edgepress.compress.passes import enough
 
     def none(size: int) -> list[Any]:
         return []

@@ -114,12 +114,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---------------------------------------------------------------- INT8, with its timing
 
 
-def test_what_ships_is_what_the_report_says(home: Path) -> None:
+def test_what_ships_is_what_the_report_says(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = Bundle.open(home / "int8")
     measured: Any = bundle.measurements
     scores: Any = bundle.scores
     (candidate,) = measured["candidates"]
     assert candidate["latency"]["rounds"] > 0
+    assert 0 < candidate["receipt"]["int8_time_share"] <= 1
     assert bundle.manifest.declined is not candidate["accepted"]
     assert len(bundle.model()) == measured["size_bytes"]["result"]
     assert scores["original"]["value"] == 100.0
@@ -133,7 +134,13 @@ def test_what_ships_is_what_the_report_says(home: Path) -> None:
         assert candidate["latency"]["faster"] == "result"
         assert measured["latency"] == candidate["latency"]
         assert scores["result"] == candidate["test_score"]
-        assert bundle.variants[0].receipt["int8_macs_share"] > 0.9
+        receipt: Any = bundle.variants[0].receipt
+        assert receipt["int8_macs_share"] > 0.9
+        assert candidate["receipt"]["int8_time_share"] == receipt["int8_time_share"]
+        with pytest.raises(SystemExit):
+            main(["inspect", f"{home}/int8"])
+        share = 100 * receipt["int8_time_share"]
+        assert f", {share:.1f} % of the kernels' time" in capsys.readouterr().out
     else:
         assert bundle.variants[0].precision == "float32"
         assert bundle.manifest.notes

@@ -21,6 +21,7 @@ from edgepress.export.graph import Graph, attribute
 from edgepress.export.plan import PrecisionPlan, plan_int8
 from edgepress.export.ranges import calibrate
 from edgepress.export.receipt import Receipt, count_macs, float_receipt, int8_receipt
+from edgepress.export.timed import int8_time_share
 from edgepress.runtime import EngineOptions, InputError
 from edgepress.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from edgepress.runtime.tensors import Array, Arrays
@@ -590,6 +591,29 @@ def test_the_float_receipt_claims_nothing() -> None:
     told = receipt.to_dict()
     assert told["int8_macs_share"] == 0
     assert isinstance(told["nodes"], list)
+
+
+def test_the_receipt_tells_the_share_of_time_too() -> None:
+    """Where half of the work is float32, INT8 takes less of the time; nothing is made up."""
+    text = (
+        f"({PICTURES}) => (float[N,8,32,32] y) {{ a = Conv <{SAME}> (x, stem, b8) r = Relu(a)"
+        f" t = ConvTranspose <strides=[2,2]> (r, up) y = Conv <{SAME}> (t, w1) }}"
+    )
+    shares: list[float] = []
+    for made in (quantize(residual()), quantize(network(text))):
+        assert made.receipt.int8_time_share is None
+        assert made.receipt.to_dict()["int8_time_share"] is None
+        feeds = next(iter(batches_for(made.graph)(1)))
+        macs = count_macs(made.graph, feeds)
+        timed = int8_receipt(made.graph, macs, made.quantized, made.plan, feeds=feeds)
+        assert timed.int8_time_share is not None
+        assert timed.to_dict()["int8_time_share"] == round(timed.int8_time_share, 4)
+        assert timed.in_short()["int8_time_share"] == round(timed.int8_time_share, 4)
+        shares.append(timed.int8_time_share)
+    assert 0 < shares[1] < shares[0] <= 1
+    assert shares[0] > 0.3
+    assert float_receipt(residual(), {}).int8_time_share == 0
+    assert int8_time_share("tensorrt", b"", {}) is None
 
 
 def test_multiply_adds_are_those_of_the_shapes_that_occur() -> None:

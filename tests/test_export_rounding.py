@@ -155,6 +155,23 @@ def test_fully_connected_layers_and_batches_of_any_size() -> None:
     assert noise(graph, anew, mixed(2)) < 0.9 * noise(graph, plain, mixed(2))
 
 
+def test_inputs_that_hardly_vary_around_a_large_mean_are_rounded_too() -> None:
+    """Squares of 1000 in float32 know nothing of what 0.01 around it does."""
+    graph = network("y = Conv (x, w0, b0)", y="float[N,C,H,W]")
+
+    def far(size: int) -> Iterator[Arrays]:
+        for one in pictures(*MAPS)(size):
+            yield {"x": (1000 + 0.01 * one["x"]).astype(np.float32)}
+
+    plain = written(graph, far)
+    model = onnx.load_model_from_string(plain.model)
+    layers = layers_of(Walk(graph.proto()), model, plain)
+    ((_, moments),) = rounding._moments(graph, layers, far)
+    values = np.linalg.eigvalsh(moments)
+    assert values.min() > -1e-3 * values.max(), "no variance is less than none"
+    assert round_weights(graph, plain, far) is not None
+
+
 def test_patches_are_what_the_layer_sums_over() -> None:
     for kind in ("stride", "dilation", "groups"):
         graph = network(BODIES[kind], y="float[N,C,H,W]")

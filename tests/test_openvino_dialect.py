@@ -123,7 +123,7 @@ def quantized(graph: Graph, into: Dialect = OURS) -> tuple[Quantized, Receipt]:
     plan = plan_int8(graph, ranges, into)
     made = write_qdq(graph, ranges, plan, into)
     macs = count_macs(graph, {"x": pictures(1)})
-    return made, int8_receipt(graph, macs, made, plan, "openvino")
+    return made, int8_receipt(graph, macs, made, plan, "openvino", feeds={"x": pictures(1)})
 
 
 def run(engine: str, model: bytes, x: Array) -> Array:
@@ -141,6 +141,8 @@ def test_whole_networks_run_in_int8(make: Any) -> None:
     made, receipt = quantized(graph)
     assert receipt.fused_int8 == receipt.asked_int8 == len(made.units)
     assert receipt.int8_share == 1.0
+    assert receipt.int8_time_share is not None
+    assert 0.3 < receipt.int8_time_share <= 1
     wide = [one for one in executed_graph(made.model) if one.kind == "Convolution"]
     assert {one.precision for one in wide} == {"u8"}
     assert len(wide) == sum(1 for one in graph.proto().graph.node if one.op_type == "Conv")
@@ -271,6 +273,9 @@ def test_the_receipt_tells_what_fell_out() -> None:
     assert fallen.precision == "float32"
     assert "Convolution f32" in fallen.reason
     assert 0 < receipt.int8_share < 1
+    assert receipt.int8_time_share is not None
+    assert 0 < receipt.int8_time_share < 1
+    assert receipt.to_dict()["int8_time_share"] == round(receipt.int8_time_share, 4)
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])

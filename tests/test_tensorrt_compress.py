@@ -119,6 +119,7 @@ def test_the_bundle_claims_neither_speed_nor_int8(bundle: Path) -> None:
     receipt: Any = variant.receipt
     assert receipt["engine"]["unproven"] is True
     assert receipt["fused_int8"] == receipt["int8_macs_share"] == 0
+    assert receipt["int8_time_share"] is None
     assert receipt["asked_int8"] > 3
     assert "int8 as written" in {node["precision"] for node in receipt["nodes"]}
     measured: Any = opened.measurements

@@ -447,21 +447,6 @@ def test_why_slow_is_for_files(small_bundle: Path, capsys: pytest.CaptureFixture
     assert "[E_USAGE]" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
-def test_dialects_of_inputs_alone_are_refused(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    net = Net()
-    path, out = net.write(tmp_path / "a.onnx", residual(net)), tmp_path / "out.onnx"
-    with pytest.raises(SystemExit) as ended:
-        main(["transcode", path, "--target", name, "--out", str(out), "--json"])
-    assert ended.value.code == 2
-    error = json.loads(capsys.readouterr().out)["error"]
-    assert error["code"] == "E_DIALECT"
-    assert "edgepress compress" in error["mend"]
-    assert not out.exists()
-
-
 @pytest.mark.parametrize("option", ["--target", "--dialect"])
 def test_unknown_targets_and_dialects_are_refused(
     option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

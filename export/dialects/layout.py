@@ -208,12 +208,13 @@ def _can_move(node: onnx.NodeProto, walk: Walk, known: Container[str], dialect: 
         return False
     if node.op_type == "MaxPool" and len(node.output) > 1:
         return False
-    if node.op_type == "Pad" and not _pads_with_zero(node, walk):
+    if node.op_type == "Pad" and not pads_with_zero(node, walk):
         return False
     return all(name in known for name in [node.input[0], *node.output])
 
 
-def _pads_with_zero(node: onnx.NodeProto, walk: Walk) -> bool:
+def pads_with_zero(node: onnx.NodeProto, walk: Walk) -> bool:
+    """Whether a Pad adds nothing but zeros."""
     if attribute(node, "mode", b"constant") != b"constant" or len(node.input) < 2:
         return False
     value = node.input[2] if len(node.input) > 2 else ""
