@@ -49,8 +49,8 @@ class Judge:
     scored: dict[tuple[bytes, int, str], tuple[Images, Score]] = field(
         default_factory=dict[tuple[bytes, int, str], tuple[Images, Score]], compare=False
     )
-    timed: dict[tuple[bytes, str, str], Comparison] = field(
-        default_factory=dict[tuple[bytes, str, str], Comparison], compare=False
+    timed: dict[tuple[bytes, str, bytes, str], Comparison] = field(
+        default_factory=dict[tuple[bytes, str, bytes, str], Comparison], compare=False
     )
 
     @property
@@ -84,7 +84,12 @@ class Judge:
         return tuple(one for one in WORDS if one != "f32" and computes_in(self.engine, one))
 
     def compare(
-        self, candidate: bytes, precision: Precision = "f32", against: Precision = "f32"
+        self,
+        candidate: bytes,
+        precision: Precision = "f32",
+        against: Precision = "f32",
+        *,
+        other: bytes | None = None,
     ) -> Comparison:
         """Candidate against the original, one thread, batch 1 (or the graph's own), interleaved.
 
@@ -95,13 +100,18 @@ class Judge:
             candidate: What is timed.
             precision: What the engine computes its floats in.
             against: What it computes the original's in.
+            other: What stands in the original's place, of the same inputs.
         """
-        key = (hashlib.sha256(candidate).digest(), precision, against)
+        other = self.graph.model if other is None else other
+        one, two = (hashlib.sha256(model).digest() for model in (candidate, other))
+        key = (one, precision, two, against)
         if key not in self.timed:
-            self.timed[key] = self._timed(candidate, precision, against)
+            self.timed[key] = self._timed(candidate, precision, other, against)
         return self.timed[key]
 
-    def _timed(self, candidate: bytes, precision: Precision, against: Precision) -> Comparison:
+    def _timed(
+        self, candidate: bytes, precision: Precision, other: bytes, against: Precision
+    ) -> Comparison:
         shapes: dict[str, Sequence[int]] = {}
         if any(isinstance(size, str) for spec in self.graph.inputs for size in spec.shape[1:]):
             row = with_batch(self.example, self.graph)
@@ -110,7 +120,7 @@ class Judge:
         def compared(preset: str | Preset, stage: str) -> Comparison:
             return compare(
                 candidate,
-                self.graph.model,
+                other,
                 batch=next((s.batch for s in self.graph.inputs if s.batch is not None), 1),
                 preset=preset,
                 engine=self.engine,

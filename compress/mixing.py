@@ -1,10 +1,11 @@
-"""Mixed precision: leave in float32 what does not pay in INT8, or costs more than is allowed.
+"""Mixed precision: leave in float what does not pay in INT8, or costs more than is allowed.
 
 What it does: measures each node's time in both precisions and the price of borders, and lets
 :mod:`edgepress.compress.trade` find the fastest plan; where what comes out costs more of the score
 on the selection pictures than is allowed, measures each node's damage too, and tightens the plan's
-bound until the score holds or no plan is faster than float32. Every plan is written, its biases
-are corrected, and it is scored and timed on its bytes before it is believed.
+bound until the score holds or no plan is faster than float. Every plan is written, its biases
+are corrected, and it is scored and timed on its bytes before it is believed. Where the engine is to
+compute floats in bfloat16, that is what all of it is timed and scored in.
 When it is exact: never.
 When it refuses: where everything in INT8 is the best, it leaves that as it is; where nothing holds,
 it says what was tried.
@@ -81,7 +82,7 @@ def mix(
         whole: Everything in INT8 that can be.
         settings: Of the pass.
         context: Of the pass.
-        drop: Scores a candidate on the selection pictures.
+        drop: Scores a candidate on the selection pictures, its floats in ``context.floats``.
         max_drop: Largest drop of the score, in points; ``None`` for any.
 
     Returns:
@@ -92,7 +93,7 @@ def mix(
         return finish(whole, settings, context)
     feeds = next(iter(context.selection(1)))
     progress = Count(context, "timing every node", _PROFILES)
-    blame = measure_times(whole, context.target.engine, feeds, progress.add)
+    blame = measure_times(whole, context.target.engine, feeds, progress.add, floats=context.floats)
     builder = _Builder(whole, settings, context, drop, feeds, Search(blame))
     best = builder.finished(_fastest(builder))
     if max_drop is not None and best.drop > max_drop:
@@ -128,8 +129,8 @@ def _hold(builder: _Builder, best: _Try, max_drop: float) -> _Try | None:
     for _ in range(_ATTEMPTS):
         noise *= min(max(0.6 * max_drop / lost, _STEP[0]), _STEP[1])
         decision = decide(blame, noise)
-        if not decision.int8 or decision.predicted_ms > _PAYS * blame.float32_ms:
-            told = "no plan within this noise is predicted to be faster than float32"
+        if not decision.int8 or decision.predicted_ms > _PAYS * blame.float_ms:
+            told = f"no plan within this noise is predicted to be faster than {blame.floats}"
             search.attempts.append({**decision.to_dict(), "not_built": told})
             return None
         found = builder.finished(builder.written(decision))
@@ -197,30 +198,33 @@ class _Builder:
         Returns:
             ``None`` where that is the fastest.
         """
+        context, floats = self.context, self.search.blame.floats
         models = (self.whole.graph.model, *(one.whole.quantized.model for one in tried))
-        original, *taken = kernels_ms(self.context.target.engine, models, self.feeds)
+        original, *taken = kernels_ms(
+            context.target.engine, models, self.feeds, precision=context.floats
+        )
         for one, ms in zip(tried, taken, strict=True):
-            one.told.update({"measured_ms": ms, "float32_ms": original})
+            one.told.update({"measured_ms": ms, f"{floats}_ms": original})
         best = min(range(len(tried)), key=lambda i: taken[i])
         return tried[best] if taken[best] < original else None
 
 
 def notes_of(outcome: Outcome) -> list[str]:
-    """In words, what a mixed plan leaves in float32, or why there is none."""
+    """In words, what a mixed plan leaves in float, or why there is none."""
     mixed: Any = outcome.report.get("mixed")
     if mixed is None:
         return []
     kept, total = mixed["of_nodes"] - mixed["int8_nodes"], mixed["of_nodes"]
     if kept:
         return [
-            f"{kept} of {total} nodes that could run in INT8 stay in float32, because they measure "
+            f"{kept} of {total} nodes that could run in INT8 stay in float, because they measure "
             "so on this machine; 'edgepress inspect' shows each."
         ]
     last = mixed["attempts"][-1]
     if "not_built" in last:
         return [
             f"every node was measured: {last['not_built']} ({last['predicted_ms']:.2f} ms against "
-            f"{mixed['kernels_ms']['float32']:.2f} ms, summed over kernels)."
+            f"{mixed['kernels_ms'][mixed['floats']]:.2f} ms, summed over kernels)."
         ]
     return []
 
@@ -250,7 +254,7 @@ def _report(search: Search, int8: frozenset[str]) -> dict[str, object]:
                 "name": node.name,
                 "op_type": node.op_type,
                 "int8": node.name in int8,
-                "float32_ms": round(node.float32_ms, 4),
+                f"{blame.floats}_ms": round(node.float_ms, 4),
                 "int8_ms": round(node.int8_ms, 4),
                 "noise": float(f"{noise:.3g}") if blame.runs else None,
             }
@@ -260,8 +264,9 @@ def _report(search: Search, int8: frozenset[str]) -> dict[str, object]:
         "int8_nodes": sum(1 for node in computing if node.name in int8),
         "of_nodes": len(computing),
         "predicted_sqnr_db": decibels(noise) if blame.runs else None,
-        "kernels_ms": {"float32": blame.float32_ms, "int8": blame.int8_ms},
-        "whole_ms": {"float32": blame.float32_wall_ms, "int8": blame.int8_wall_ms},
+        "floats": blame.floats,
+        "kernels_ms": {blame.floats: blame.float_ms, "int8": blame.int8_ms},
+        "whole_ms": {blame.floats: blame.float_wall_ms, "int8": blame.int8_wall_ms},
         "damage": {"graphs": blame.runs, "pictures": blame.pictures, "outputs": blame.outputs},
         "attempts": search.attempts,
         "nodes": rows,

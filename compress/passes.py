@@ -22,7 +22,7 @@ from ..export.plan import Choice, PrecisionPlan, plan_int8
 from ..export.ranges import Batches, Ranges, calibrate
 from ..export.receipt import Receipt, float_receipt, int8_receipt
 from ..export.rounding import Held, round_weights
-from ..runtime.engine import EngineOptions
+from ..runtime.engine import EngineOptions, Precision
 from ..runtime.engines import open_engine
 from ..runtime.target import Target
 from ..runtime.tensors import Arrays
@@ -74,6 +74,7 @@ class Context:
         device_here: Whether the target's device is here; where it is not, ONNX Runtime stands in.
         seen: What calibration saw, for other targets too.
         codes: Of weights that were rounded anew, for the next plan that has them.
+        floats: What the engine is to compute in what stays float beside INT8.
     """
 
     target: Target
@@ -85,6 +86,7 @@ class Context:
     device_here: bool = True
     seen: RangesOnce = field(default_factory=RangesOnce, compare=False)
     codes: Held = field(default_factory=dict, compare=False)
+    floats: Precision = "f32"
 
     @property
     def engine(self) -> str:
@@ -103,6 +105,8 @@ class Outcome:
         report: What the pass did and saw, JSON values only.
         name: What reports call it.
         trained: Whether its weights were trained on other pictures than the original's.
+        written: The network in INT8 as it was written; ``None`` where it is not, and where another
+            precision was written beside.
     """
 
     shipped: Shipped
@@ -111,6 +115,7 @@ class Outcome:
     report: dict[str, object] = field(default_factory=dict[str, object])
     name: str = "INT8"
     trained: bool = False
+    written: Whole | None = field(default=None, repr=False, compare=False)
 
 
 def float32(graph: Graph, context: Context) -> Outcome:
@@ -200,7 +205,8 @@ def finish(whole: Whole, settings: Int8, context: Context) -> Outcome:
     picture = next(iter(context.selection(1)))
     receipt = int8_receipt(graph, context.macs, quantized, whole.plan, engine, feeds=picture)
     shipped = Shipped(quantized.model, "int8", whole.dialect.name, engine, receipt.to_dict())
-    return Outcome(shipped, bool(quantized.units), receipt, report)
+    written = replace(whole, quantized=quantized, corrected=None)
+    return Outcome(shipped, bool(quantized.units), receipt, report, written=written)
 
 
 def _improved(whole: Whole, settings: Int8, context: Context) -> dict[str, Quantized]:

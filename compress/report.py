@@ -95,11 +95,11 @@ def _show_variant(console: Console, variant: Variant, made: Mapping[str, Any]) -
             )
         )
     rows.append(_score_row(made["scores"]))
-    in_bfloat16 = measured.get("bfloat16_macs_share", 0.0)
-    what, share = (
-        ("bfloat16", in_bfloat16) if in_bfloat16 else ("INT8", measured["int8_macs_share"])
-    )
-    rows.append((f"multiply-adds in {what}", "0 %", f"{100 * share:.1f} %", ""))
+    shares = {"INT8": measured["int8_macs_share"]}
+    shares["bfloat16"] = measured.get("bfloat16_macs_share", 0.0)
+    for what, share in shares.items():
+        if share or (what == "INT8" and not any(shares.values())):
+            rows.append((f"multiply-adds in {what}", "0 %", f"{100 * share:.1f} %", ""))
     console.table(("", ">original", ">result", "difference"), rows)
     if made["declined"]:
         how = variant.precision.partition("-")[0]

@@ -126,7 +126,7 @@ class Result:
             "measurements": {
                 "size_bytes": sizes,
                 "macs": sum(self.macs.values()),
-                "int8_macs_share": 0.0,
+                "int8_macs_share": beside.receipt["int8_macs_share"],
                 "latency": _latency(trial.comparison if trial else None),
             },
             "notes": [],

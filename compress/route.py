@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from ..benchmarks.tasks import Score
 from ..export.graph import Graph
 from ..export.receipt import count_macs
+from ..runtime.engine import Precision
 from ..runtime.target import Target
 from ..runtime.tensors import Arrays
 from .backbone import Backbone
-from .computing import note_of, untouched, ways
+from .computing import floats_beside_int8, int8_ways, note_of, untouched, ways
 from .judge import Judge
 from .material import Material
 from .mixing import mix, notes_of
@@ -179,19 +181,20 @@ def follow(
     best: Trial | None = None
     notes, trials, reports = list[str](), list[Trial](), list[dict[str, object]]()
     smaller: Cut | Lesson | Tuned | None = None
-    drop = _drop(judge, material, original)
+    drop_in = partial(_drop, judge, material, original)
+    tried: list[Trial] = []
     for number, settings in enumerate(passes):
         made: Cut | Lesson | Tuned | None = None
         without: Trial | None = None
         if isinstance(settings, Qat):
-            without = trials[-1]
-            tuned = _tuned(work, number, smaller, now, without, at, judge, drop)
+            without = next((one for one in tried if one is best), tried[0])
+            tuned = _tuned(work, number, smaller, now, without, at, judge, drop_in(at.floats))
             if isinstance(tuned, str):
                 reports.append({"left_out": tuned})
                 notes.append(f"qat was left out: {tuned}.")
                 continue
-            made, candidates = tuned, [tuned.outcome]
-            reports.append(tuned.outcome.report)
+            made, candidates = tuned, int8_ways(tuned.outcome, judge, at)
+            reports.append(candidates[0].report)
             notes += tuned.notes
         elif isinstance(settings, (Prune, Distil)):
             step = networks.step(number, settings, context)
@@ -202,9 +205,11 @@ def follow(
                 continue
             candidates = ways(made.outcome(context), made.graph, judge)
         else:
-            candidate = _candidate(now, settings, at, drop, work.max_drop)
-            candidates = [replace(candidate, trained=outcome.trained)]
-            reports.append(candidate.report)
+            floats = floats_beside_int8(now, judge, drop_in, work.max_drop)
+            at = replace(at, floats=floats)
+            candidate = _candidate(now, settings, at, drop_in(floats), work.max_drop)
+            candidates = int8_ways(replace(candidate, trained=outcome.trained), judge, at)
+            reports.append(candidates[0].report)
         tried = [try_out(one, judge, material, original, work.max_drop) for one in candidates]
         if without is not None:
             tried = [held_against(one, without) for one in tried]
@@ -289,7 +294,10 @@ def _tuned(
         graph,
         int8,
         context,
-        lambda made: work.context(context.target, made, judge.progress, context.device_here),
+        lambda made: replace(
+            work.context(context.target, made, judge.progress, context.device_here),
+            floats=context.floats,
+        ),
         drop,
         work.max_drop,
         work.opset,
@@ -313,8 +321,11 @@ def _candidate(
     return mix(whole, settings, context, drop, max_drop)
 
 
-def _drop(judge: Judge, material: Material, original: Score) -> Drop:
-    """How many points of the score a model's bytes lose on the pictures that choose."""
+def _drop(judge: Judge, material: Material, original: Score, floats: Precision) -> Drop:
+    """How many points of the score a model's bytes lose on the pictures that choose.
+
+    Its floats are computed in ``floats``, those of the original in float32.
+    """
 
     def drop(model: bytes) -> float:
         part = material.split.selection
@@ -322,7 +333,8 @@ def _drop(judge: Judge, material: Material, original: Score) -> Drop:
             before, part = original, material.test
         else:
             before = judge.score(judge.graph.model, part, "float32 on the selection")
-        return before.value - judge.score(model, part, "a candidate on the selection").value
+        found = judge.score(model, part, "a candidate on the selection", floats)
+        return before.value - found.value
 
     return drop
 

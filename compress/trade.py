@@ -9,7 +9,7 @@ With ``x_n`` = node ``n`` in INT8, ``q_t`` = tensor ``t`` is quantized at a bord
 codes are made floats again, ``y_t`` = it is codes at all, ``p`` the node that makes ``t``, ``r``
 any that reads it::
 
-    minimize    sum_n x_n (int8_ms - float32_ms) + sum_t q_t quantize_ms + d_t dequantize_ms
+    minimize    sum_n x_n (int8_ms - float_ms) + sum_t q_t quantize_ms + d_t dequantize_ms
     subject to  q_t >= x_r - x_p,  d_t >= x_p - x_r,  y_t >= x_r,  y_t >= x_p
                 (y_t >= x_r - x_p alone, where p only moves codes; where p may give float32
                 straight out, d_t >= x_p + x_r - x_s - 1 for every two readers r and s)
@@ -92,8 +92,8 @@ def decide(blame: Blame, bound: float | None = None) -> Decision:
 
 def predicted_ms(blame: Blame, int8: frozenset[str]) -> float:
     """The whole network's time with the named nodes in INT8: sum over kernels."""
-    saved = sum(n.float32_ms - n.int8_ms for n in blame.nodes if n.name in int8)
-    return blame.float32_ms - saved + borders_ms(blame, int8)
+    saved = sum(n.float_ms - n.int8_ms for n in blame.nodes if n.name in int8)
+    return blame.float_ms - saved + borders_ms(blame, int8)
 
 
 def borders_ms(blame: Blame, int8: frozenset[str]) -> float:
@@ -151,9 +151,9 @@ def _readers(blame: Blame) -> dict[str, list[NodeBlame]]:
 
 
 def _choice(node: NodeBlame, chosen: frozenset[str], blame: Blame, bound: float | None) -> Choice:
-    saves = node.float32_ms - node.int8_ms
+    saves = node.float_ms - node.int8_ms
     if node.name in chosen:
-        return Choice("int8", f"measured: saves {saves:.3f} ms of {blame.float32_ms:.3f} ms")
+        return Choice("int8", f"measured: saves {saves:.3f} ms of {blame.float_ms:.3f} ms")
     tensors = {one.name: one for one in blame.tensors}
     near = [tensors[name] for name in (*node.reads, *node.gives) if name in tensors]
     lost = max(node.damage.values(), default=0.0)
@@ -188,7 +188,7 @@ class _Program:
 
         blame, cost = self._blame, np.zeros(self._width)
         for i, node in enumerate(blame.nodes):
-            cost[i] = node.int8_ms - node.float32_ms
+            cost[i] = node.int8_ms - node.float_ms
         for i, tensor in enumerate(blame.tensors):
             cost[self._q + i] = tensor.quantize_ms
             cost[self._d + i] = tensor.dequantize_ms
@@ -206,7 +206,7 @@ class _Program:
         if found is None:  # float32 throughout is a plan, too
             return frozenset()
         if noise.any():
-            most = float(cost @ found) + _SPARE * blame.float32_ms
+            most = float(cost @ found) + _SPARE * blame.float_ms
             rows.append(({int(k): float(cost[k]) for k in np.flatnonzero(cost)}, -math.inf, most))
             calmer = minimize(noise + 1e-6 * cost, rows, seconds=_SECONDS, gap=_GAP)
             found = found if calmer is None else calmer

@@ -29,7 +29,7 @@ class NodeBlame:
             precision together. Its own among them.
         follows: Whether it only moves values, and follows its neighbours.
         free_output: Whether it may read codes and give float32 straight out.
-        float32_ms: Its time in the float32 graph; of a kernel of several nodes the last has all.
+        float_ms: Its time in the float32 graph; of a kernel of several nodes the last has all.
         int8_ms: Its time in the INT8 graph.
         damage: By output of the network: noise over signal (powers) with nothing but its weights
             quantized.
@@ -42,7 +42,7 @@ class NodeBlame:
     together: tuple[str, ...]
     follows: bool
     free_output: bool
-    float32_ms: float
+    float_ms: float
     int8_ms: float
     damage: Mapping[str, float]
 
@@ -81,11 +81,12 @@ class Blame:
         outputs: Names of what it was measured at; see :mod:`edgepress.export.ends`.
         nodes: In the order of the graph.
         tensors: In the order of the graph.
-        float32_ms: The whole float32 graph: sum over its kernels.
+        float_ms: The whole float32 graph: sum over its kernels.
         int8_ms: The whole INT8 graph: sum over its kernels.
-        float32_wall_ms: The whole float32 graph, timed without a profiler, to hold the sum against.
+        float_wall_ms: The whole float32 graph, timed without a profiler, to hold the sum against.
         int8_wall_ms: The same of the INT8 graph.
         runs: How many graphs were opened to measure the damage.
+        floats: What the engine computed floats in, in the float32 graph and beside INT8.
     """
 
     dialect: str
@@ -94,11 +95,12 @@ class Blame:
     outputs: tuple[str, ...]
     nodes: tuple[NodeBlame, ...]
     tensors: tuple[TensorBlame, ...]
-    float32_ms: float
+    float_ms: float
     int8_ms: float
-    float32_wall_ms: float
+    float_wall_ms: float
     int8_wall_ms: float
     runs: int
+    floats: str = "float32"
 
     def to_dict(self) -> dict[str, object]:
         """JSON form; :meth:`from_dict` reads it."""

@@ -18,11 +18,11 @@ def show_blame(console: Console, mixed: Mapping[str, Any], *, everything: bool) 
         mixed: What :func:`edgepress.compress.mixing.mix` reported.
         everything: Every node; otherwise those that cost most.
     """
-    sums, whole = mixed["kernels_ms"], mixed["whole_ms"]
+    sums, whole, floats = mixed["kernels_ms"], mixed["whole_ms"], mixed.get("floats", "float32")
     console.say(
         f"  measured    {mixed['int8_nodes']} of {mixed['of_nodes']} nodes were chosen for INT8; "
-        f"all in float32 {sums['float32']:.3f} ms, all in INT8 {sums['int8']:.3f} ms, summed over "
-        f"kernels (whole: {whole['float32']:.3f} and {whole['int8']:.3f} ms)"
+        f"all in {floats} {sums[floats]:.3f} ms, all in INT8 {sums['int8']:.3f} ms, summed over "
+        f"kernels (whole: {whole[floats]:.3f} and {whole['int8']:.3f} ms)"
     )
     for one in mixed["attempts"]:
         drop, reason = one.get("drop_on_selection"), one.get("not_built")
@@ -30,26 +30,26 @@ def show_blame(console: Console, mixed: Mapping[str, Any], *, everything: bool) 
         console.say(f"  tried       {one.get('int8_nodes', 'all')} nodes in INT8: {told}")
     rows: list[Mapping[str, Any]] = list(mixed["nodes"])
     if not everything:
-        rows = _worst(rows)
+        rows = _worst(rows, floats)
     console.table(
-        ("node", "operator", ">float32 ms", ">INT8 ms", ">noise", "chosen"),
+        ("node", "operator", f">{floats} ms", ">INT8 ms", ">noise", "chosen"),
         [
             (
                 row["name"],
                 row["op_type"],
-                f"{row['float32_ms']:.3f}",
+                f"{row[f'{floats}_ms']:.3f}",
                 f"{row['int8_ms']:.3f}",
                 "-" if row["noise"] is None else f"{100 * row['noise']:.2g} %",
-                "int8" if row["int8"] else "float32",
+                "int8" if row["int8"] else floats,
             )
             for row in rows
         ],
     )
 
 
-def _worst(rows: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _worst(rows: list[Mapping[str, Any]], floats: str) -> list[Mapping[str, Any]]:
     """Those that bring most noise, then those that INT8 slows down most."""
     noisy = sorted((r for r in rows if r["noise"]), key=lambda r: -r["noise"])[:_SHOWN]
-    slow = sorted(rows, key=lambda r: r["float32_ms"] - r["int8_ms"])[:_SHOWN]
-    slow = [row for row in slow if row["int8_ms"] > row["float32_ms"]]
+    slow = sorted(rows, key=lambda r: r[f"{floats}_ms"] - r["int8_ms"])[:_SHOWN]
+    slow = [row for row in slow if row["int8_ms"] > row[f"{floats}_ms"]]
     return list({row["name"]: row for row in [*noisy, *slow]}.values())

@@ -206,12 +206,7 @@ def _show_receipt(console: Console, receipt: Mapping[str, Any], nodes: bool) -> 
     engine = receipt.get("engine", {})
     where = f"{engine.get('engine', 'the engine')} {engine.get('version', '')}"
     bfloat16 = receipt.get("bfloat16_macs_share")
-    if bfloat16:
-        told = (
-            f"{where} computes {100 * bfloat16:.1f} % of {receipt['macs']:,} multiply-adds in "
-            "bfloat16"
-        )
-    else:
+    if bfloat16 is None or receipt["asked_int8"]:
         told = (
             f"{receipt['fused_int8']} of {receipt['asked_int8']} nodes became INT8 kernels in "
             f"{where}: {100 * receipt['int8_macs_share']:.1f} % of {receipt['macs']:,} "
@@ -220,7 +215,13 @@ def _show_receipt(console: Console, receipt: Mapping[str, Any], nodes: bool) -> 
         time = receipt.get("int8_time_share")
         if time is not None:
             told += f", {100 * time:.1f} % of the kernels' time"
-    console.say(f"  receipt     {told}")
+        console.say(f"  receipt     {told}")
+    if bfloat16 is not None:
+        told = (
+            f"{where} computes {100 * bfloat16:.1f} % of {receipt['macs']:,} multiply-adds in "
+            f"bfloat16, {receipt['bfloat16_nodes']} nodes"
+        )
+        console.say(f"  receipt     {told}")
     kernels = receipt.get("kernels", {})
     console.say("  kernels     " + ", ".join(f"{count} {name}" for name, count in kernels.items()))
     rows = receipt.get("nodes", [])

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import onnx
 
+from ..runtime.engine import WORDS, Precision
 from ..runtime.tensors import Arrays
 from .blame import Blame, NodeBlame, TensorBlame
 from .damage import Damage, Place, measure_damage
@@ -54,7 +55,12 @@ class Whole:
 
 
 def measure_times(
-    whole: Whole, engine: str, feeds: Arrays, on_progress: Callable[[int], None] | None = None
+    whole: Whole,
+    engine: str,
+    feeds: Arrays,
+    on_progress: Callable[[int], None] | None = None,
+    *,
+    floats: Precision = "f32",
 ) -> Blame:
     """The Blame with times and no damage yet.
 
@@ -63,6 +69,7 @@ def measure_times(
         engine: What it runs on.
         feeds: One picture, or as many as its batch is fixed to.
         on_progress: Called with 1 for each profile taken, twelve in all.
+        floats: What the engine computes floats in, beside INT8 and in the float32 graph.
     """
     graph, dialect = whole.graph, whole.dialect
     walk = Walk(graph.proto())
@@ -78,7 +85,9 @@ def measure_times(
     )
     crossed = write_qdq(graph, whole.ranges, borders, dialect, weight_method=whole.weight_method)
     models = (graph.model, whole.quantized.model, crossed.model)
-    in_float, in_int8, mixed = profile_graphs(engine, graph, models, feeds, on_progress=on_progress)
+    in_float, in_int8, mixed = profile_graphs(
+        engine, graph, models, feeds, precision=floats, on_progress=on_progress
+    )
     elements = whole.ranges.elements
     extra = mixed.rest_ms / 2
     to_codes = border_of(mixed.quantizing, elements, extra)
@@ -112,6 +121,7 @@ def measure_times(
         in_float.wall_ms,
         in_int8.wall_ms,
         0,
+        WORDS[floats],
     )
 
 

@@ -1,4 +1,4 @@
-"""Which node of a network takes how long on the target, in float32 and in INT8, and every border.
+"""Which node of a network takes how long on the target, in float and in INT8, and every border.
 
 Three graphs go through the engine's own profiler: the float32 one, the INT8 one, and one in which
 every second layer with weights is INT8, which has borders between the precisions everywhere. The
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
-from ..runtime.engine import EngineOptions
+from ..runtime.engine import EngineOptions, Precision
 from ..runtime.engines import open_engine
 from ..runtime.engines.kernels import KernelTime, kernel_times
 from ..runtime.engines.onnxruntime import optimized_model
@@ -85,6 +85,7 @@ def profile_graphs(
     feeds: Arrays,
     *,
     threads: int = 1,
+    precision: Precision = "f32",
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Profile]:
     """Profile several forms of one network in turn, and take the shortest time of each kernel.
@@ -95,11 +96,13 @@ def profile_graphs(
         models: Their bytes.
         feeds: One picture.
         threads: For one inference.
+        precision: What floats are computed in.
         on_progress: Called with 1 for each profile taken.
     """
     owners = _Owners(graph)
-    seen = _kernels(engine, models, feeds, threads, on_progress)
-    walls = _wall_ms(engine, models, feeds, threads)
+    options = EngineOptions(threads=threads, precision=precision)
+    seen = _kernels(engine, models, feeds, options, on_progress)
+    walls = _wall_ms(engine, models, feeds, options)
     return [
         owners.told(kernels, _hints(engine, model), wall)
         for kernels, model, wall in zip(seen, models, walls, strict=True)
@@ -107,7 +110,12 @@ def profile_graphs(
 
 
 def kernels_ms(
-    engine: str, models: Sequence[bytes], feeds: Arrays, *, threads: int = 1
+    engine: str,
+    models: Sequence[bytes],
+    feeds: Arrays,
+    *,
+    threads: int = 1,
+    precision: Precision = "f32",
 ) -> list[float]:
     """Sum over the kernels of each model, profiled in turn; other work hardly touches it.
 
@@ -116,8 +124,10 @@ def kernels_ms(
         models: Their bytes.
         feeds: One picture.
         threads: For one inference.
+        precision: What floats are computed in.
     """
-    seen = _kernels(engine, models, feeds, threads, None)
+    options = EngineOptions(threads=threads, precision=precision)
+    seen = _kernels(engine, models, feeds, options, None)
     return [sum(one.ms for one in kernels) for kernels in seen]
 
 
@@ -125,13 +135,16 @@ def _kernels(
     engine: str,
     models: Sequence[bytes],
     feeds: Arrays,
-    threads: int,
+    options: EngineOptions,
     on_progress: Callable[[int], None] | None,
 ) -> list[list[KernelTime]]:
     seen: list[dict[str, KernelTime]] = [{} for _ in models]
+    threads, precision = options.threads, options.precision
     for _ in range(ROUNDS):
         for kernels, model in zip(seen, models, strict=True):
-            for one in kernel_times(engine, model, feeds, threads=threads, runs=_RUNS):
+            for one in kernel_times(
+                engine, model, feeds, threads=threads, runs=_RUNS, precision=precision
+            ):
                 before = kernels.get(one.name)
                 if before is None or one.ms < before.ms:
                     kernels[one.name] = one
@@ -140,13 +153,13 @@ def _kernels(
     return [list(kernels.values()) for kernels in seen]
 
 
-def _wall_ms(engine: str, models: Sequence[bytes], feeds: Arrays, threads: int) -> list[float]:
+def _wall_ms(
+    engine: str, models: Sequence[bytes], feeds: Arrays, options: EngineOptions
+) -> list[float]:
     """Lower quartile of each model's time for one inference, in turn with the others."""
     made, taken = open_engine(engine), [list[float]() for _ in models]
     with ExitStack() as stack:
-        engines = [
-            stack.enter_context(made(model, EngineOptions(threads=threads))) for model in models
-        ]
+        engines = [stack.enter_context(made(model, options)) for model in models]
         for run in range(_WALL_RUNS + 2):
             for one, times in zip(engines, taken, strict=True):
                 one.run(feeds)  # finds the caches full of the model before it

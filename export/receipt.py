@@ -6,9 +6,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import onnx
+
 from ..runtime.engine import WORDS, EngineOptions, Precision
 from ..runtime.engines import open_engine
 from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
+from ..runtime.engines.openvino import Executed
 from ..runtime.tensors import Arrays
 from .dialects.qdq import Quantized
 from .executed import UNTOLD, InOpenVino, InTensorRt, Rewritten, rewritten, told
@@ -85,6 +88,10 @@ class Receipt:
         work = sum(node.macs for node in self.nodes if node.precision == precision)
         return work / self.macs if self.macs else 0.0
 
+    def count(self, precision: str) -> int:
+        """How many nodes run in kernels of some precision, whether they multiply or not."""
+        return sum(1 for node in self.nodes if node.precision == precision)
+
     def in_short(self) -> dict[str, object]:
         """What is told of a graph that does not ship: the work, and which layers are not INT8.
 
@@ -112,14 +119,17 @@ class Receipt:
         return None if self.int8_time_share is None else round(self.int8_time_share, 4)
 
     def to_dict(self) -> dict[str, object]:
-        """JSON form; ``bfloat16_macs_share`` only where something runs in that."""
-        bfloat16 = round(self.share(WORDS["bf16"]), 6)
+        """JSON form; ``bfloat16_macs_share`` and ``..._nodes`` only where some run in that."""
+        bfloat16 = {
+            "bfloat16_macs_share": round(self.share(WORDS["bf16"]), 6),
+            "bfloat16_nodes": self.count(WORDS["bf16"]),
+        }
         return {
             "engine": self.engine,
             "macs": self.macs,
             "int8_macs_share": round(self.int8_share, 6),
             "int8_time_share": self._time_share,
-            **({"bfloat16_macs_share": bfloat16} if bfloat16 else {}),
+            **(bfloat16 if self.count(WORDS["bf16"]) else {}),
             "asked_int8": self.asked_int8,
             "fused_int8": self.fused_int8,
             "kernels": self.kernels,
@@ -149,8 +159,7 @@ def bf16_receipt(graph: Graph, macs: Mapping[str, int], engine: str = "openvino"
     nodes: list[NodeReceipt] = []
     for node in graph.proto().graph.node:
         precision, reason = "float32", f"asked for bfloat16, the engine made it {UNTOLD}"
-        names = (node.name, *node.output)
-        home = seen.home_of(names, node.op_type) if isinstance(seen, InOpenVino) else None
+        home = _home(seen, node)
         if home is not None and home.precision == "bf16":
             precision, reason = WORDS["bf16"], f"runs as {told(home)}"
         elif home is not None:
@@ -167,6 +176,7 @@ def int8_receipt(
     plan: PrecisionPlan,
     engine: str = "onnxruntime",
     half: PrecisionPlan | None = None,
+    precision: Precision = "f32",
     *,
     feeds: Arrays | None = None,
 ) -> Receipt:
@@ -179,13 +189,15 @@ def int8_receipt(
         plan: What was asked for.
         engine: Which engine.
         half: Which of the floats beside INT8 are FP16, where some are.
+        precision: What the engine computes the other floats in.
         feeds: One picture, to time the kernels on; without one they are not.
     """
-    seen = rewritten(engine, quantized.model)
+    seen = rewritten(engine, quantized.model, precision)
     nodes = beside_int8(graph, macs, quantized, plan, seen, half)
     fused = sum(1 for unit in quantized.units if seen.kernel_of(unit)[1])
-    facts = _facts(engine, quantized.model)
-    share = None if feeds is None else int8_time_share(engine, quantized.model, feeds)
+    facts = _facts(engine, quantized.model, precision)
+    model = quantized.model
+    share = None if feeds is None else int8_time_share(engine, model, feeds, precision)
     return Receipt(facts, nodes, len(quantized.units), fused, seen.kernels(), share)
 
 
@@ -201,12 +213,14 @@ def beside_int8(
     units = {unit.node: unit for unit in quantized.units}
     nodes: list[NodeReceipt] = []
     for node in graph.proto().graph.node:
+        home = _home(seen, node)
+        rounded = home is not None and home.precision == "bf16"
         unit = units.get(quantized.absorbed.get(node.name, node.name))
         if unit is not None:
             kernel, is_int8 = seen.kernel_of(unit)
             precision, reason = "int8", f"runs as {kernel}"
             if not is_int8:
-                precision = _runs_in(seen, unit.node) or "float32"
+                precision = _runs_in(seen, unit.node) or (WORDS["bf16"] if rounded else "float32")
                 reason = f"asked for INT8, the engine made it {kernel}"
             if unit.node != node.name:
                 reason = f"absorbed by the quantizer of {unit.node}"
@@ -219,6 +233,8 @@ def beside_int8(
             precision = asked.precision if asked is not None else "float32"
             reason = "; ".join(reasons) or "not in the plan"
             precision, reason = _as_run(seen, node.name, precision, reason)
+            if home is not None and rounded:
+                precision, reason = WORDS["bf16"], f"{reason}; runs as {told(home)}"
         work = macs.get(node.name, 0)
         nodes.append(NodeReceipt(node.name, node.op_type, work, precision, reason))
     return tuple(nodes)
@@ -247,6 +263,12 @@ def half_receipt(
         work = macs.get(node.name, 0)
         nodes.append(NodeReceipt(node.name, node.op_type, work, precision, reason))
     return Receipt(_facts(engine, model), tuple(nodes), 0, 0, seen.kernels(), 0.0)
+
+
+def _home(seen: Rewritten, node: onnx.NodeProto) -> Executed | None:
+    """What OpenVINO made of a node of the network; ``None`` for another engine."""
+    names = (node.name, *node.output)
+    return seen.home_of(names, node.op_type) if isinstance(seen, InOpenVino) else None
 
 
 def _runs_in(seen: Rewritten, node: str) -> str:

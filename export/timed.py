@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 import onnx
 
+from ..runtime.engine import Precision
 from ..runtime.engines.kernels import KernelTime
 from ..runtime.engines.onnxruntime import optimized_model, profile
 from ..runtime.engines.openvino import Executed, executed_times
@@ -95,7 +96,9 @@ def timed(engine: str, model: onnx.ModelProto, *, runs: int, threads: int) -> Ti
     )
 
 
-def int8_time_share(engine: str, model: bytes, feeds: Arrays) -> float | None:
+def int8_time_share(
+    engine: str, model: bytes, feeds: Arrays, precision: Precision = "f32"
+) -> float | None:
     """Share of the kernels' time, on one thread, that INT8 kernels take; 0 to 1.
 
     What only moves codes, or makes them and takes them apart, is in the whole and not in the part.
@@ -106,6 +109,7 @@ def int8_time_share(engine: str, model: bytes, feeds: Arrays) -> float | None:
         engine: What runs it.
         model: Its bytes.
         feeds: One picture.
+        precision: What the engine computes floats in.
 
     Returns:
         ``None`` for an engine that does not tell what its kernels take.
@@ -118,7 +122,7 @@ def int8_time_share(engine: str, model: bytes, feeds: Arrays) -> float | None:
         times = profile(model, feeds, 1, _RUNS)
         taken = [(is_int8_kernel(time.kind), time.ms) for time in times]
     elif engine == "openvino":
-        seen = _InOpenVino(executed_times(model, feeds, runs=_RUNS, threads=1))
+        seen = _InOpenVino(executed_times(model, feeds, runs=_RUNS, precision=precision))
         taken = [(kernel.int8, kernel.ms) for kernel in seen.kernels.values()]
     else:
         return None

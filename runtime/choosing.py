@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .bundle import Bundle
-from .engine import computed_in
+from .engine import WORDS, computed_in
 from .engines import computes_in, find_device, import_backend
 from .errors import EngineError, InputError, MissingExtraError
 from .manifest import MANIFEST_HASH, Variant
@@ -137,15 +137,16 @@ def _for_engine(bundle: Bundle, engine: str | None) -> tuple[Variant, ...]:
 
 def missing(variant: Variant) -> str | None:
     """Why a variant cannot run here, in words; ``None`` where it can."""
+    precision = computed_in(variant.precision)
     try:
         find_device(variant.engine)
         import_backend(variant.engine)
-        able = computes_in(variant.engine, computed_in(variant.precision))
+        able = computes_in(variant.engine, precision)
     except MissingExtraError:
         return f"the engine {variant.engine} is not installed"
     except EngineError as error:
         return f"the engine {variant.engine} is not usable: {error.message.rstrip('.')}"
-    return None if able else f"{variant.engine} has no {variant.precision} on this processor"
+    return None if able else f"{variant.engine} has no {WORDS[precision]} on this processor"
 
 
 def lesser(bundle: Bundle, choice: Choice) -> tuple[str, ...]:

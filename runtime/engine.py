@@ -24,8 +24,11 @@ WORDS: dict[Precision, str] = {"f32": "float32", "bf16": "bfloat16"}
 
 
 def computed_in(named: str) -> Precision:
-    """What floats are computed in by a variant whose precision a bundle names so."""
-    return "bf16" if named == WORDS["bf16"] else "f32"
+    """What floats are computed in by a variant whose precision a bundle names so.
+
+    ``bfloat16`` is a float32 model in bfloat16, ``int8-bfloat16`` an INT8 one whose floats are.
+    """
+    return "bf16" if WORDS["bf16"] in named.split("-") else "f32"
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,8 @@ class Variant:
         file: Its path in the bundle.
         engine: The engine that it is for, e.g. ``onnxruntime``.
         dialect: How that engine wants to read it, e.g. ``onnxruntime-x86-vnni``.
-        precision: The narrowest type that carries the work, e.g. ``int8``.
+        precision: The narrowest type that carries the work, e.g. ``int8``; ``int8-bfloat16`` where
+            what is float beside is to be computed in bfloat16.
         receipt: What that engine did with it when it was made.
         golden: What it gives for the golden inputs; ``None`` for what the bundle's ``golden`` says.
         made: Where it was made apart from the default one: its ``recipe``, ``scores``,

@@ -337,7 +337,7 @@ def test_no_other_plan_is_better(seed: int) -> None:
         )
         for i in range(count + 1)
     )
-    total = sum(node.float32_ms for node in nodes)
+    total = sum(node.float_ms for node in nodes)
     blame = Blame(X86, "o", 1, ("y", "z"), nodes, tensors, total, 0.0, total, 0.0, 1)
     names = [node.name for node in nodes]
     plans = [
@@ -379,9 +379,9 @@ def test_a_decision_is_followed_and_costs_what_was_predicted_of_its_borders() ->
     feeds = {"x": np.zeros((1, 3, 32, 32), np.float32)}
     blame = attach(measure_times(whole, "onnxruntime", feeds), damage)
     # Times that leave nothing to the machine: INT8 always pays, borders are cheap.
-    nodes = tuple(replace(node, float32_ms=1.0, int8_ms=0.5) for node in blame.nodes)
+    nodes = tuple(replace(node, float_ms=1.0, int8_ms=0.5) for node in blame.nodes)
     tensors = tuple(replace(t, quantize_ms=0.01, dequantize_ms=0.01) for t in blame.tensors)
-    blame = replace(blame, nodes=nodes, tensors=tensors, float32_ms=float(len(nodes)))
+    blame = replace(blame, nodes=nodes, tensors=tensors, float_ms=float(len(nodes)))
     everything = decide(blame)
     bounded = decide(blame, damage.whole[0] / 30)
     assert 0 < len(bounded.int8) < len(everything.int8)

@@ -152,10 +152,38 @@ def test_networks_of_ones_own_are_looked_at_first(
         proofs("networks").brought(own)
 
 
+def test_files_of_other_tools_count_at_their_fastest_in_openvino(proofs: Any) -> None:
+    ways, table = proofs("peer_ways"), proofs("peer_table")
+    keys = {way.key for way in ways.THEIRS["openvino"]}
+    assert {"NNCF in OpenVINO", "NNCF with bfloat16 in OpenVINO"} < keys
+    assert not any("bfloat16" in way.key for way in ways.THEIRS["onnxruntime"])
+    ours = ways.MADE["openvino"]
+    held = {"int8": "f32", "int8-bfloat16": "bf16", "bfloat16": "bf16"}
+    for precision, wanted in held.items():
+        assert ways.computed(ours, {ours.file: {"precision": precision}}) == wanted
+    assert ways.computed(ways.Way("NNCF", "openvino", "bf16"), {"NNCF": {}}) == "bf16"
+    timed = {"faster": "a", "ratio": 1.2, "low": 1.1, "high": 1.3, "settled": True}
+    times = {f"{ours.key} against {way.key}": timed for way in ways.best_floats("openvino")}
+    times |= {f"{ours.key} against NNCF in OpenVINO": timed}
+    slower = {**timed, "faster": "b", "ratio": 0.9}
+    times |= {f"{ours.key} against NNCF with bfloat16 in OpenVINO": slower}
+    state = {"times": {"1 thread": times}}
+    found = table.faster_than_ours(state, "openvino", "1 thread")
+    assert found == {"NNCF with bfloat16 in OpenVINO": 0.9}
+    fastest = proofs("readme_tables")._fastest
+    against = f"{ours.key} against"
+    assert fastest("NNCF", "OpenVINO", against, times) == (
+        "NNCF with bfloat16 in OpenVINO", slower,
+    )  # fmt: skip
+    assert fastest("ModelOpt", "OpenVINO", against, times) == ("ModelOpt in OpenVINO", None)
+
+
 @pytest.mark.slow
 def test_tools_are_compared_on_a_network_of_ones_own(
     proofs: Any, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from edgepress.runtime.engines.openvino import has_bf16
+
     words = ["int8_peers.py", "--brought", str(own), "--stage", "make,score"]
     words += ["--files", str(tmp_path / "files"), "--out", str(tmp_path / "peers")]
     monkeypatch.setattr(sys, "argv", words)
@@ -165,7 +193,8 @@ def test_tools_are_compared_on_a_network_of_ones_own(
     assert "--modelopt" in made.pop("ModelOpt (made for TensorRT)")
     assert set(made) >= {"float32", "NNCF", "edgepress for onnxruntime", "edgepress for openvino"}
     assert not any(made.values())
-    for way in ("NNCF in OpenVINO", "edgepress for onnxruntime in ONNX Runtime"):
+    ways = ["NNCF in OpenVINO", "edgepress for onnxruntime in ONNX Runtime"]
+    for way in [*ways, "NNCF with bfloat16 in OpenVINO"] if has_bf16() else ways:
         assert told["ways"][way]["score"]["count"] == 40
         assert told["ways"][way]["score"]["agreement"]["mean_cosine"] > 0.9
     assert "## mine" in (tmp_path / "peers.md").read_text()

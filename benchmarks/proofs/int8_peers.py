@@ -12,7 +12,8 @@ the file is written.
 From one float32 graph and the same 300 calibration pictures (250 where there are 500) come the files of
 ``onnxruntime.quantization.quantize_static`` (MinMax, per channel, QDQ, uint8 activations), of ``nncf.quantize``
 (its defaults), of ModelOpt, each as it was made and after ``edgepress transcode``, and our bundle for each engine
-from the command line. Every file is scored through the runtime on the test pictures, and timed in turn with others
+from the command line. In OpenVINO theirs run with their floats in float32 and, as it does by itself where the
+processor has it, in bfloat16. Every file is scored through the runtime on the test pictures, and timed in turn with others
 in fresh processes. A tool that fails is shown with its error.
 
 It works in stages, each of which can be run alone and goes on where it was: ``make`` (peers, then our bundles, whose
@@ -212,7 +213,7 @@ def score_all(
             if not macs:
                 first = next(iter(images.take([0]).batches(original.inputs, how, 1)))
                 macs = macs_by_node(float32, next(iter(first.inputs.values())).shape[1:])
-            told["int8_share"] = int8_share(file, way.engine, macs)
+            told["int8_share"] = int8_share(file, way.engine, macs, options.precision)
         except Exception as error:
             told["error"] = short(error)
         state["ways"][way.key] = told

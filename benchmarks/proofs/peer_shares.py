@@ -12,6 +12,7 @@ from edgepress.export.executed import is_int8_kernel, rewritten
 from edgepress.export.graph import Graph
 from edgepress.export.receipt import count_macs
 from edgepress.runtime import EngineOptions, open_engine
+from edgepress.runtime.engine import Precision
 from edgepress.runtime.engines.onnxruntime import optimized_model
 
 
@@ -25,9 +26,10 @@ def macs_by_node(float32: Path, shape: tuple[int, ...]) -> dict[str, int]:
     return count_macs(graph, {spec.name: np.zeros((spec.batch or 1, *shape), np.float32)})
 
 
-def int8_share(file: Path, engine: str, macs: dict[str, int]) -> float | None:
+def int8_share(file: Path, engine: str, macs: dict[str, int], precision: Precision) -> float | None:
     """Share of ``macs`` that ``engine`` does in INT8 kernels for ``file``, 0 to 1.
 
+    What is float in it is computed in ``precision``.
     Layers are told by the names of their nodes, which tools and engines leave as they are; ``None``
     where none is recognized.
     """
@@ -41,7 +43,7 @@ def int8_share(file: Path, engine: str, macs: dict[str, int]) -> float | None:
             known += kernel is not None
             int8 += work if kernel is not None and is_int8_kernel(kernel) else 0
     else:
-        seen = rewritten(engine, model)
+        seen = rewritten(engine, model, precision)
         kinds = {n.name: n.op_type for n in onnx.load_model_from_string(model).graph.node}
         for name, work in macs.items():
             if name in kinds:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from edgepress.runtime.engine import Precision, computed_in
 from peers import MODELOPT, PEERS
 
 ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
@@ -24,23 +25,32 @@ class Way:
 
     file: str
     engine: str
-    precision: Literal["f32", "bf16"] = "f32"
+    precision: Precision = "f32"
 
     @property
     def key(self) -> str:
         """What tables call it."""
-        plain = self.file == "float32" and self.precision == "bf16"
-        return f"{'bfloat16' if plain else self.file} in {ENGINES[self.engine]}"
+        told = self.file
+        if self.precision == "bf16":
+            told = "bfloat16" if told == "float32" else f"{told} with bfloat16"
+        return f"{told} in {ENGINES[self.engine]}"
 
 
 FLOAT = {engine: Way("float32", engine) for engine in ENGINES}
 BF16 = Way("float32", "openvino", "bf16")
 MADE = {engine: Way(OURS.format(engine=engine), engine) for engine in ENGINES}
+FLOATS: dict[str, tuple[Precision, ...]] = {
+    "onnxruntime": ("f32",),
+    "openvino": ("f32", "bf16"),  # by itself it takes the second where the processor has it
+}
+"""What an engine computes the floats of other tools' files in."""
+
 THEIRS = {
     engine: tuple(
-        Way(name, engine)
+        Way(name, engine, precision)
         for peer in (*PEERS, MODELOPT)
         for name in (peer, f"{peer}, transcoded for {engine}")
+        for precision in FLOATS[engine]
     )
     for engine in ENGINES
 }
@@ -50,10 +60,10 @@ WAYS = (
 )
 
 
-def computed(way: Way, files: Mapping[str, Mapping[str, Any]]) -> Literal["f32", "bf16"]:
+def computed(way: Way, files: Mapping[str, Mapping[str, Any]]) -> Precision:
     """What a way's engine computes floats in: for our bundles, what they say."""
     held = files.get(way.file, {}).get("precision")
-    return "bf16" if held == "bfloat16" else way.precision
+    return way.precision if held is None else computed_in(held)
 
 
 def best_floats(engine: str) -> tuple[Way, ...]:

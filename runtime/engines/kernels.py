@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..engine import Precision
 from ..errors import EngineError
 from ..tensors import Array
 
@@ -31,7 +32,13 @@ class KernelTime:
 
 
 def kernel_times(
-    engine: str, model: bytes, feeds: Mapping[str, Array], *, threads: int = 1, runs: int = RUNS
+    engine: str,
+    model: bytes,
+    feeds: Mapping[str, Array],
+    *,
+    threads: int = 1,
+    runs: int = RUNS,
+    precision: Precision = "f32",
 ) -> tuple[KernelTime, ...]:
     """Run a graph with the engine's profiler on.
 
@@ -41,12 +48,19 @@ def kernel_times(
         feeds: One array for each input, by name.
         threads: For one inference.
         runs: Inferences that are looked at, after two that are not.
+        precision: What the engine computes floats in; only OpenVINO has more than float32.
 
     Raises:
         EngineError: ``E_BACKEND`` where it cannot be loaded or run; ``E_ENGINE`` for an engine that
-            has no profiler.
+            has no profiler; ``E_PRECISION``.
         MissingExtraError: Where the engine is not installed.
     """
+    if engine != "openvino" and precision != "f32":
+        raise EngineError(
+            "E_PRECISION",
+            f"the engine '{engine}' computes floats in f32, {precision} was asked for.",
+            mend="Ask for the precision 'f32', or use the engine openvino.",
+        )
     if engine == "onnxruntime":
         from .onnxruntime import profile as profile_onnxruntime
 
@@ -54,7 +68,7 @@ def kernel_times(
     if engine == "openvino":
         from .openvino import profile as profile_openvino
 
-        return profile_openvino(model, feeds, threads, runs)
+        return profile_openvino(model, feeds, threads, runs, precision)
     raise EngineError(
         "E_ENGINE",
         f"the engine '{engine}' tells no times of its kernels.",

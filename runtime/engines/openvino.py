@@ -165,7 +165,12 @@ def executed_graph(model: bytes, options: EngineOptions | None = None) -> tuple[
 
 
 def executed_times(
-    model: bytes, feeds: Mapping[str, Array], *, runs: int = 20, threads: int = 1
+    model: bytes,
+    feeds: Mapping[str, Array],
+    *,
+    runs: int = 20,
+    threads: int = 1,
+    precision: Precision = "f32",
 ) -> tuple[Executed, ...]:
     """As :func:`executed_graph`, with what each node takes on the CPU.
 
@@ -174,14 +179,16 @@ def executed_times(
         feeds: Inputs by name.
         runs: How often; two more go before and do not count.
         threads: Threads for one inference.
+        precision: What floats are computed in.
 
     Raises:
         InputError: ``E_INPUT`` where the feeds are not what the graph takes.
-        EngineError: ``E_BACKEND`` where it cannot be read or run.
+        EngineError: ``E_BACKEND`` where it cannot be read or run; ``E_PRECISION``.
         MissingExtraError: Where OpenVINO is not installed.
     """
     ov = _backend()
-    options, timed = EngineOptions(threads=threads), {"PERF_COUNT": True}
+    options = EngineOptions(threads=threads, precision=precision)
+    timed = {"PERF_COUNT": True}
     compiled = _compile(ov, _core(ov), model, CPU, options, timed)
     request, took = compiled.create_infer_request(), dict[str, list[float]]()
     inputs = _specs(compiled.inputs, "input", free_names(model))
@@ -222,7 +229,7 @@ def _executed(compiled: Any, times_ms: Mapping[str, float]) -> tuple[Executed, .
 
 
 def profile(
-    model: bytes, feeds: Mapping[str, Array], threads: int, runs: int
+    model: bytes, feeds: Mapping[str, Array], threads: int, runs: int, precision: Precision
 ) -> tuple[KernelTime, ...]:
     """What each kernel takes on the CPU, from OpenVINO's performance counters.
 
@@ -230,7 +237,7 @@ def profile(
     """
     return tuple(
         KernelTime(one.kind, one.name, one.origins, one.ms)
-        for one in executed_times(model, feeds, runs=runs, threads=threads)
+        for one in executed_times(model, feeds, runs=runs, threads=threads, precision=precision)
     )
 
 
