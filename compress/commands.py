@@ -114,6 +114,9 @@ _keep = click.option(
     help="Largest drop of the score; by default 1 (classification) or 3 (agreement).",
 )
 @click.option(
+    "--blame", is_flag=True, help="Measure what each node costs the score in INT8, for 'inspect'."
+)
+@click.option(
     "--strict", is_flag=True, help="Exit 3 and write nothing where the recipe is declined."
 )
 @click.option(
@@ -152,7 +155,8 @@ def compress(console: Console, model: str, **options: Any) -> None:
     data = options.pop("data")
     options["cache"] = cache_folder(options["cache"])
     length = options.pop("epochs"), options.pop("max_train_minutes")
-    options["recipe"] = Recipe.open(options["recipe"]).trained_for(*length)
+    recipe = Recipe.open(options["recipe"]).trained_for(*length)
+    options["recipe"] = recipe.blamed() if options.pop("blame") else recipe
     try:
         with console.progress() as progress:
             bundle = compress_network(model, data, progress=progress, **options)

@@ -23,15 +23,24 @@ from ..export.damage import SESSIONS
 from ..export.dialects.qdq import write_qdq
 from ..export.measuring import Whole, measure_times, with_damage
 from ..export.node_times import ROUNDS, TIMED, kernels_ms
-from ..export.plan import plan_int8
+from ..export.plan import Choice, PrecisionPlan, plan_int8
 from ..runtime.tensors import Arrays
 from .passes import Context, Count, Outcome, finish
 from .settings import Int8
-from .trade import Decision, borders_ms, decibels, decide, noise_of, predicted_ms
+from .trade import (
+    Decision,
+    borders_ms,
+    decibels,
+    decide,
+    noise_by_node,
+    noise_of,
+    predicted_ms,
+)
 
 _WORTH = 0.98  # of the time with everything in INT8: less INT8 is less noise, too
 _PAYS = 0.95  # of the float32 network's time; a plan that is predicted to take more is not tried
 _ATTEMPTS = 5
+_SCORED = 8  # nodes whose cost to the score is measured one by one
 _STEP = (0.1, 0.7)  # what the bound on the noise is multiplied by, from one attempt to the next
 _VALUES = 120_000_000  # activations that a graph of the damage may compute
 _PICTURES = (4, 32)
@@ -48,10 +57,12 @@ class Search:
     Attributes:
         blame: What was measured.
         attempts: One entry for each plan: what was predicted and what came out, JSON values only.
+        drops: Points of the score that nodes cost when they alone are in INT8, by name.
     """
 
     blame: Blame
     attempts: list[dict[str, object]] = field(default_factory=list[dict[str, object]])
+    drops: dict[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,8 @@ def mix(
     best = builder.finished(_fastest(builder))
     if max_drop is not None and best.drop > max_drop:
         best = _hold(builder, best, max_drop) or best
+    if settings.blame:
+        builder.blame_nodes()
     report = {**best.outcome.report, "mixed": _report(builder.search, best.plan.int8)}
     if best.plan.decision is not None:
         report["int8_nodes"] = list(best.plan.decision.int8)
@@ -117,10 +130,7 @@ def _fastest(builder: _Builder) -> _Plan:
 
 def _hold(builder: _Builder, best: _Try, max_drop: float) -> _Try | None:
     """The first plan that holds the bound, each with less noise than the one before."""
-    context, search = builder.context, builder.search
-    pictures = list(_pictures(context, builder.whole))
-    progress = Count(context, "measuring every node's damage", SESSIONS)
-    search.blame = blame = with_damage(search.blame, builder.whole, pictures, progress.add)
+    search, blame = builder.search, builder.damaged()
     noise, lost = noise_of(blame, best.plan.int8), best.drop
     if not noise:
         told = "INT8 brings no noise that could be measured, and no plan can bring less"
@@ -164,25 +174,50 @@ class _Builder:
 
     def written(self, decision: Decision) -> _Plan:
         """A decided plan, written in the dialect."""
-        whole = self.whole
-        plan = plan_int8(
-            whole.graph,
-            whole.ranges,
-            whole.dialect,
-            keep_float=self.settings.keep_float,
-            given=decision.plan,
-        )
-        made = write_qdq(
-            whole.graph, whole.ranges, plan, whole.dialect, weight_method=whole.weight_method
-        )
         int8 = frozenset(decision.int8)
         told: dict[str, object] = {
             "plan": "decided",
             **decision.to_dict(),
             "borders_ms": borders_ms(self.search.blame, int8),
         }
-        mixed = replace(whole, plan=plan, quantized=made, corrected=None)
-        return _Plan(mixed, int8, decision, told)
+        return _Plan(self.in_dialect(decision.plan), int8, decision, told)
+
+    def damaged(self) -> Blame:
+        """What was measured, the damage of every node too."""
+        search = self.search
+        if not search.blame.runs:
+            pictures = list(_pictures(self.context, self.whole))
+            progress = Count(self.context, "measuring every node's damage", SESSIONS)
+            search.blame = with_damage(search.blame, self.whole, pictures, progress.add)
+        return search.blame
+
+    def blame_nodes(self) -> None:
+        """Score the nodes that bring most noise, each alone in INT8."""
+        blame = self.damaged()
+        noise = noise_by_node(blame)
+        worst = sorted(noise, key=lambda name: -noise[name])[:_SCORED]
+        progress = Count(self.context, "scoring single nodes in INT8", len(worst))
+        nodes = {node.name: node for node in blame.nodes}
+        for name in worst:
+            alone = {name, *nodes[name].together}
+            given = {
+                one.name: Choice("int8" if one.name in alone else "float32", "looked at alone")
+                for one in blame.nodes
+                if not one.follows
+            }
+            written = self.in_dialect(PrecisionPlan(given))
+            self.search.drops[name] = self.drop(written.quantized.model)
+            progress.add(1)
+
+    def in_dialect(self, given: PrecisionPlan) -> Whole:
+        """The network as a plan says, written."""
+        whole = self.whole
+        keep = self.settings.keep_float
+        plan = plan_int8(whole.graph, whole.ranges, whole.dialect, keep_float=keep, given=given)
+        made = write_qdq(
+            whole.graph, whole.ranges, plan, whole.dialect, weight_method=whole.weight_method
+        )
+        return replace(whole, plan=plan, quantized=made, corrected=None)
 
     def finished(self, plan: _Plan) -> _Try:
         """Correct the biases of a plan, and score it."""
@@ -243,12 +278,9 @@ def _pictures(context: Context, whole: Whole) -> Iterator[Arrays]:
 def _report(search: Search, int8: frozenset[str]) -> dict[str, object]:
     blame = search.blame
     computing = [node for node in blame.nodes if not node.follows]
-    tensors = {tensor.name: tensor for tensor in blame.tensors}
+    noise_of_node = noise_by_node(blame)
     rows: list[dict[str, object]] = []
     for node in computing:
-        given = [tensors[name] for name in node.gives if name in tensors]
-        noise = max(node.damage.values(), default=0.0)
-        noise += sum(max(one.damage.values(), default=0.0) for one in given)
         rows.append(
             {
                 "name": node.name,
@@ -256,7 +288,8 @@ def _report(search: Search, int8: frozenset[str]) -> dict[str, object]:
                 "int8": node.name in int8,
                 f"{blame.floats}_ms": round(node.float_ms, 4),
                 "int8_ms": round(node.int8_ms, 4),
-                "noise": float(f"{noise:.3g}") if blame.runs else None,
+                "noise": float(f"{noise_of_node[node.name]:.3g}") if blame.runs else None,
+                "score_drop": search.drops.get(node.name),
             }
         )
     noise = noise_of(blame, int8)

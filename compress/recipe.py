@@ -67,6 +67,21 @@ class Recipe:
             ),
         )
 
+    def blamed(self) -> Recipe:
+        """The same recipe, its pass ``int8`` measuring what each node costs the score.
+
+        Raises:
+            InputError: ``E_USAGE`` where it has no such pass.
+        """
+        if not any(isinstance(one, Int8) for one in self.passes):
+            raise InputError(
+                "E_USAGE",
+                f"the recipe '{self.name}' has no INT8 to blame a loss on.",
+                mend="Leave out --blame, or take the recipe int8.",
+            )
+        passes = (replace(one, blame=True) if isinstance(one, Int8) else one for one in self.passes)
+        return Recipe(self.name, tuple(passes))
+
     def to_dict(self) -> dict[str, object]:
         """JSON form; :meth:`from_dict` reads it."""
         passes: list[dict[str, object]] = []

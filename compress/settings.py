@@ -24,6 +24,8 @@ class Int8:
         keep_float: Names of nodes to keep in float32.
         mixed: Whether to measure every node, and to leave in float32 what does not pay in INT8 on
             this machine or costs more of the score than is allowed.
+        blame: Whether to measure every node's noise, and what those with most of it cost the score,
+            even where nothing goes wrong.
         int8_nodes: Names of the nodes to run in INT8, those and no others, as a plan decided them
             before; empty for all that can. What they leave out is not measured again.
     """
@@ -35,6 +37,7 @@ class Int8:
     bias_correction: bool = True
     keep_float: tuple[str, ...] = ()
     mixed: bool = True
+    blame: bool = False
     int8_nodes: tuple[str, ...] = ()
 
     kind: ClassVar[str] = "int8"

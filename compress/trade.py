@@ -117,6 +117,18 @@ def noise_of(blame: Blame, int8: frozenset[str]) -> float:
     return max(_noise(blame, int8).values(), default=0.0)
 
 
+def noise_by_node(blame: Blame) -> dict[str, float]:
+    """Noise over signal that each node brings, by its weights and by what it gives."""
+    tensors = {tensor.name: tensor for tensor in blame.tensors}
+    found: dict[str, float] = {}
+    for node in blame.nodes:
+        if not node.follows:
+            given = [tensors[name] for name in node.gives if name in tensors]
+            lost = sum(max(one.damage.values(), default=0.0) for one in given)
+            found[node.name] = max(node.damage.values(), default=0.0) + lost
+    return found
+
+
 def _noise(blame: Blame, int8: frozenset[str]) -> dict[str, float]:
     makers, readers = _makers(blame), _readers(blame)
     total = dict.fromkeys(blame.outputs, 0.0)

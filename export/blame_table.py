@@ -32,7 +32,7 @@ def show_blame(console: Console, mixed: Mapping[str, Any], *, everything: bool) 
     if not everything:
         rows = _worst(rows, floats)
     console.table(
-        ("node", "operator", f">{floats} ms", ">INT8 ms", ">noise", "chosen"),
+        ("node", "operator", f">{floats} ms", ">INT8 ms", ">noise", ">points lost", "chosen"),
         [
             (
                 row["name"],
@@ -40,6 +40,7 @@ def show_blame(console: Console, mixed: Mapping[str, Any], *, everything: bool) 
                 f"{row[f'{floats}_ms']:.3f}",
                 f"{row['int8_ms']:.3f}",
                 "-" if row["noise"] is None else f"{100 * row['noise']:.2g} %",
+                "-" if row.get("score_drop") is None else f"{row['score_drop']:.3f}",
                 "int8" if row["int8"] else floats,
             )
             for row in rows

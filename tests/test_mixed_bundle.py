@@ -36,6 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         out=folder / "mixed",
         preprocessing=PLAIN,
         max_drop=0.02,
+        recipe=Recipe.open("int8").blamed(),
     )
     return folder
 
@@ -50,7 +51,14 @@ def test_a_bundle_carries_what_was_measured_of_every_node(made: Path) -> None:
     mixed = report_of(bundle)["mixed"]
     assert mixed["attempts"]
     assert all("drop_on_selection" in one or "not_built" in one for one in mixed["attempts"])
-    assert {"name", "op_type", "int8", "float32_ms", "int8_ms", "noise"} == set(mixed["nodes"][0])
+    told = {"name", "op_type", "int8", "float32_ms", "int8_ms", "noise", "score_drop"}
+    assert told == set(mixed["nodes"][0])
+    assert mixed["damage"]["graphs"] > 1
+    scored = [row for row in mixed["nodes"] if row["score_drop"] is not None]
+    assert len(scored) == min(8, mixed["of_nodes"])
+    least = min(row["noise"] for row in scored)
+    assert all(row["noise"] <= least for row in mixed["nodes"] if row not in scored)
+    assert max(row["score_drop"] for row in scored) > 1, "one of them is loud"
     variant = bundle.variants[0]
     if not bundle.manifest.declined:
         assert variant.receipt["asked_int8"] == mixed["int8_nodes"] <= mixed["of_nodes"]
@@ -69,7 +77,14 @@ def test_inspect_shows_the_blame(made: Path, capsys: pytest.CaptureFixture[str])
     told = capsys.readouterr().out
     assert ended.value.code == 0
     assert "nodes were chosen for INT8" in told
+    assert "points lost" in told
     assert "Conv_a" in told
+
+
+def test_blame_without_int8_is_refused() -> None:
+    with pytest.raises(InputError, match="has no INT8") as caught:
+        Recipe.open("float32").blamed()
+    assert caught.value.code == "E_USAGE"
 
 
 def test_the_recipe_of_a_bundle_follows_its_plan(made: Path) -> None:
