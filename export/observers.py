@@ -38,8 +38,8 @@ class Observer:
         self._width = 0.0
         self._zero = 0  # index of the first bin at or above zero
 
-    def update(self, values: Array) -> None:
-        """Take one batch, ``(N, ...)`` of any float type.
+    def update(self, values: Array, first: int = 0) -> None:
+        """Take one batch, ``(N, ...)`` of any float type, whose first picture has this number.
 
         A tensor with infinite values is legitimate (a mask); it is told by ``finite``, and has no
         histogram.
@@ -51,9 +51,11 @@ class Observer:
             return
         low, high = float(values.min()), float(values.max())
         if np.isnan(low) or np.isnan(high):
+            rows = np.isnan(values).reshape(values.shape[0] if values.ndim else 1, -1).any(1)
+            which = first + int(np.flatnonzero(rows)[0])
             raise InputError(
                 "E_NAN",
-                f"the tensor '{self.name}' is NaN on a calibration picture.",
+                f"the tensor '{self.name}' is NaN on calibration picture {which}, counted from 0.",
                 mend="Check the pictures, the preprocessing and the weights.",
                 path=self.name,
             )

@@ -120,7 +120,7 @@ def calibrate(
         for feeds in batches(min(_LARGEST_BATCH, max(1, _MEMORY_BYTES // max(1, total_bytes)))):
             seen: dict[str, Array] = {**feeds, **engine.run(feeds)}
             for name, observer in observers.items():
-                observer.update(seen[name])
+                observer.update(seen[name], pictures)
             pictures += rows(feeds)
             if on_progress:
                 on_progress(rows(feeds))

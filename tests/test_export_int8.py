@@ -403,6 +403,29 @@ def test_several_inputs_of_several_types() -> None:
     all_fused(quantize(graph), 4)
 
 
+@pytest.mark.parametrize("speech", DIALECTS)
+def test_channels_that_come_last_and_go_back_around_every_layer(speech: str) -> None:
+    """As TensorFlow's exporters write it: a Transpose before and behind every convolution."""
+    first, last = "<perm=[0,3,1,2]>", "<perm=[0,2,3,1]>"
+    graph = network(
+        "(float[N,16,16,3] x) => (float[N,12] y) {"
+        f" t0 = Transpose {first} (x) c0 = Conv <{SAME}> (t0, stem, b8) n0 = Transpose {last} (c0)"
+        " r0 = Relu(n0)"
+        f" t1 = Transpose {first} (r0) c1 = Conv <{SAME}> (t1, w1, b8) n1 = Transpose {last} (c1)"
+        " r1 = Relu(n1)"
+        f" t2 = Transpose {first} (r1) c2 = Conv <{SAME}> (t2, w2) n2 = Transpose {last} (c2)"
+        f" a = Add(n2, r0) r2 = Relu(a) t3 = Transpose {first} (r2)"
+        " p = GlobalAveragePool(t3) f = Flatten(p) y = Gemm(f, head, b12) }"
+    )
+    made = quantize(graph, speech)
+    layers = [node for node in made.receipt.nodes if node.op_type in ("Conv", "Gemm")]
+    asked = {unit.node for unit in made.quantized.units}
+    fewer = {"tensorrt": 3, "tensorrt-rtx": 1}  # no stem of 3 channels; matrix products alone
+    assert len(asked & {node.name for node in layers}) == fewer.get(speech, 4)
+    if speech == X86:
+        assert {node.precision for node in layers} == {"int8"}, layers
+
+
 @pytest.mark.parametrize("shape", ["4,3,16,16", "N,3,h,w"])
 def test_fixed_batches_and_free_sizes(shape: str) -> None:
     out = shape.replace("3", "8", 1) if shape[0] == "4" else "N,8,p,q"

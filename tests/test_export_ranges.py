@@ -205,6 +205,18 @@ def test_calibration_refuses_what_it_cannot_use(graph: Graph) -> None:
         assert caught.value.code == code
 
 
+def test_the_picture_that_is_not_a_number_is_named(graph: Graph) -> None:
+    def one_of_twenty(size: int) -> Iterator[Arrays]:
+        values = np.zeros((20, 3, 8, 8), np.float32)
+        values[13, 1, 2, 3] = np.nan
+        for start in range(0, 20, min(size, 6)):
+            yield {"input": values[start : start + min(size, 6)]}
+
+    with pytest.raises(InputError, match="calibration picture 13, counted from 0") as caught:
+        calibrate(graph, one_of_twenty)
+    assert caught.value.code == "E_NAN"
+
+
 # ---------------------------------------------------------------- quantizers
 
 
