@@ -167,6 +167,18 @@ def test_what_int8_loses_is_trained_back_and_ships_after_a_stop(
 
 
 @pytest.mark.slow
+def test_it_is_trained_in_the_dialect_of_another_engine(tmp_path: Path) -> None:
+    bundle = made(tmp_path, target="openvino-cpu")
+    measured: Any = bundle.measurements
+    tried = {one["name"]: one for one in measured["candidates"]}
+    plain, trained = tried["INT8"], tried["INT8 with training"]
+    assert trained["selection_score"]["value"] > plain["selection_score"]["value"] + 5
+    assert trained["test_score"]["value"] > plain["test_score"]["value"] + 5
+    assert trained["receipt"]["fused_int8"] == plain["receipt"]["fused_int8"] > 0
+    assert {one.engine for one in bundle.variants} == {"openvino"}
+
+
+@pytest.mark.slow
 def test_where_int8_is_good_enough_nothing_is_trained(tmp_path: Path) -> None:
     seen: list[str] = []
     recipe = Recipe("mine", (PTQ, replace(QUICK, tolerated=100.0)))
