@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,7 @@ def test_what_int8_loses_is_trained_back_and_ships_after_a_stop(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
 def test_it_is_trained_in_the_dialect_of_another_engine(tmp_path: Path) -> None:
     bundle = made(tmp_path, target="openvino-cpu")
     measured: Any = bundle.measurements
