@@ -232,6 +232,44 @@ def test_the_matrix_takes_networks_of_ones_own(
     assert told["pruning"]["rebuilt_equal"]
 
 
+@pytest.mark.serial
+@pytest.mark.slow
+def test_other_tools_stand_beside_our_bundles(
+    proofs: Any, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgepress.benchmarks import Preset
+    from edgepress.compress import compress
+
+    step, table = proofs("matrix_peers"), proofs("matrix_table")
+    blink = Preset("blink", 0.05, 64, 0.2, 1, 5.0)
+    monkeypatch.setattr(step, "_PRESET", blink)
+    entry = proofs("matrix_networks").entries(own)["mine"]
+    proofs("matrix_steps").capture(entry, tmp_path, True)
+    told = step.beside(entry, tmp_path, entry.share(0, 16), entry.share(16, 16))
+    assert "no bundle for onnxruntime and openvino" in told["error"]
+    for engine in ("onnxruntime", "openvino"):
+        compress(
+            tmp_path / "float32.onnx", entry.share(0, 64), out=tmp_path / f"{engine}-cpu",
+            recipe="float32", task="agreement", target=f"{engine}-cpu", preprocessing=entry.how(),
+        )  # fmt: skip
+    told = step.beside(entry, tmp_path, entry.share(0, 16), entry.share(16, 16))
+    for engine in ("onnxruntime", "openvino"):
+        assert set(told[engine]) == {"quantize_static", "NNCF"}
+        for found in told[engine].values():
+            assert found["cosine"] > 0.9
+            assert found["low"] <= found["ratio"] <= found["high"]
+    ours = {"test_score": {"details": {"outputs": {"y": {"mean_cosine": 1.0}}}}}
+    rows = {"mine": {"onnxruntime": ours, "openvino": ours}}
+    held = {"mine": {**told, "seconds": 1.0}, "other": {"error": "why", "seconds": 1.0}}
+    text = "\n".join(table.peers_table(held, rows))
+    assert "of 1 networks no file of another tool" in text
+    assert "| other | failed: why |" in text
+    slower = {**found, "faster": "b", "ratio": 0.5, "cosine": 0.999}
+    beaten = {"mine": {"onnxruntime": {"NNCF": slower}}}
+    assert "0 of 1 networks" in table.peers_aims(beaten, rows)[0]
+    assert "NNCF on mine (2.00x, cosine 0.9990)" in table.peers_aims(beaten, rows)[0]
+
+
 @pytest.mark.slow
 def test_a_network_that_fails_is_a_row_and_the_next_run_goes_on(
     proofs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

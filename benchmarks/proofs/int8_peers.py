@@ -40,20 +40,16 @@ from edgepress.runtime import EngineOptions, open_engine
 from networks import FOREIGN, NETWORKS, Network, brought, edgepress, pictures
 from peer_scores import score
 from peer_shares import int8_share, macs_by_node
-from peer_table import markdown, print_machine
+from peer_table import markdown
 from peer_ways import ENGINES, OURS, WAYS, computed, pairs
 from peers import (
     CALIBRATION,
     MODELOPT,
     PEERS,
-    feeds,
+    calibration_of,
     modelopt,
-    nncf_quantize,
-    quantize_static,
     transcode,
 )
-
-__all__ = ["feeds", "nncf_quantize", "print_machine", "quantize_static"]
 
 _STAGES = ("make", "score", "time")
 _BATCH = 50  # pictures scored at once
@@ -121,7 +117,7 @@ def make(
     """Every file: float32, the peers', those transcoded, ours."""
     calibration, test = pictures(network, folder)
     how, preprocessing = network.how(), network.how_file(folder)
-    float32, images = folder / "float32.onnx", Images.open(calibration)
+    float32, images = folder / "float32.onnx", calibration_of(Images.open(calibration))
     model = network.words()
     if not network.onnx:
         model += ["--preprocessing", str(preprocessing)]

@@ -30,7 +30,7 @@ from matrix_networks import ENTRIES, Entry
 from matrix_steps import peak_kib
 from networks import data_root
 from peer_table import print_machine
-from peers import quantize_static
+from peers import calibration_of, quantize_static
 
 _LATENCY = 0.6
 
@@ -50,7 +50,7 @@ def export(entry: Entry, folder: Path, count: int) -> None:
 def theirs(entry: Entry, folder: Path, count: int) -> None:
     """``quantize_static``."""
     del count  # the same 300 that peers.py takes
-    images = Images.open(data_root() / "imagenette224_train")
+    images = calibration_of(Images.open(data_root() / "imagenette224_train"))
     quantize_static(folder / "float32.onnx", folder / "theirs.onnx", images, entry.how())
 
 

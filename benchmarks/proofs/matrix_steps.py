@@ -81,6 +81,17 @@ def for_tensorrt(entry: Entry, folder: Path, timing: bool) -> dict[str, Any]:
     return parse_and_build(entry, folder, *pictures_of(entry), CALIBRATION)
 
 
+def peers(entry: Entry, folder: Path, timing: bool) -> dict[str, Any]:
+    """The files of other tools, beside the bundles of the engines' steps."""
+    if not timing:
+        return {"error": "other tools are timed beside us, or not at all"}
+    from matrix_peers import beside
+
+    pictures, test = pictures_of(entry)
+    calibration = gather(pictures, test, "agreement", CALIBRATION, 0).split.calibration
+    return beside(entry, folder, calibration, test)
+
+
 def pruning(entry: Entry, folder: Path, timing: bool) -> dict[str, Any]:
     """Pruned to a share of its multiply-adds, saved, rebuilt, exported and run."""
     del timing
@@ -93,6 +104,7 @@ STEPS: dict[str, Callable[[Entry, Path, bool], dict[str, Any]]] = {
     "capture": capture,
     "onnxruntime": on_onnxruntime,
     "openvino": on_openvino,
+    "peers": peers,
     "tensorrt": for_tensorrt,
     "pruning": pruning,
 }

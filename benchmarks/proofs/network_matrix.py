@@ -2,7 +2,7 @@
 
 ::
 
-    python benchmarks/proofs/network_matrix.py [--only NETWORK,...] [--steps onnxruntime,openvino,tensorrt,pruning]
+    python benchmarks/proofs/network_matrix.py [--only NETWORK,...] [--steps onnxruntime,openvino,peers,tensorrt,pruning]
         [--resume] [--no-timing] [--out benchmarks/results/network_matrix] [--keep FOLDER]
     python benchmarks/proofs/network_matrix.py --brought NETWORKS.toml --out PATH
 
@@ -14,7 +14,9 @@ that was finished is lost, and ``--resume`` goes on with what is missing or fail
 fails is a row with its error.
 
 pytorchcv, timm and torchvision are needed for the networks that come from them, the extras ``openvino`` and
-``tensorrt-rtx`` for those steps; the latter parses and builds, which takes no GPU, and times nothing.
+``tensorrt-rtx`` for those steps; the latter parses and builds, which takes no GPU, and times nothing. ``peers`` makes the
+files of other tools and times them beside the bundles that the steps of the engines left in the same run, or in the folder
+that ``--keep`` names.
 """
 
 from __future__ import annotations

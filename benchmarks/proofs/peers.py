@@ -34,11 +34,15 @@ quantize(model, quantize_mode="int8", calibration_data={name: numpy.load(data)},
 """
 
 
+def calibration_of(images: Images) -> Images:
+    """The pictures of a pool that our own command calibrates with."""
+    return images.split(CALIBRATION, 0, own_test=True).calibration
+
+
 def feeds(images: Images, given: Preprocessing, name: str, batch: int) -> Iterator[dict[str, Any]]:
-    """The calibration pictures, as the graph takes them; the same that our own command takes."""
-    some = images.split(CALIBRATION, 0, own_test=True).calibration
+    """Calibration pictures as the graph takes them."""
     spec = (TensorSpec(name, "float32", ("N", "C", "H", "W")),)
-    for one_batch in some.batches(spec, given, batch):
+    for one_batch in images.batches(spec, given, batch):
         yield one_batch.inputs
 
 
@@ -82,7 +86,7 @@ def nncf_quantize(float32: Path, out: Path, images: Images, given: Preprocessing
     model = onnx.load(float32)
     name = model.graph.input[0].name
     quantized = nncf.quantize(
-        model, nncf.Dataset(list(feeds(images, given, name, 1))), subset_size=CALIBRATION
+        model, nncf.Dataset(list(feeds(images, given, name, 1))), subset_size=len(images)
     )
     onnx.save(quantized, out)
     return out

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from matrix_table import ENGINES, aims, built_aims, pruning_aims
+from matrix_table import ENGINES, aims, built_aims, peers_aims, pruning_aims
 
 _ROOT = Path(__file__).resolve().parents[2]
 _RESULTS = _ROOT / "benchmarks" / "results"
@@ -214,6 +214,10 @@ def matrix(told: Mapping[str, Any]) -> str:
     for engine, title in ENGINES.items():
         held = {name: row[engine] for name, row in rows if engine in row}
         lines += ["", f"In {title}:", "", *aims(held)] if held else []
+    beside = {
+        name: row["peers"] for name, row in rows if "error" not in row.get("peers", {"error": ""})
+    }
+    lines += ["", "Beside other tools:", "", *peers_aims(beside, dict(rows))] if beside else []
     built = {name: row["tensorrt"] for name, row in rows if "tensorrt" in row}
     lines += ["", "For NVIDIA:", "", *built_aims(built)] if built else []
     return "\n".join(lines).strip()

@@ -37,8 +37,9 @@ from edgepress.benchmarks import Images, compare, fixed_batch
 from edgepress.benchmarks.fingerprint import fingerprint
 from edgepress.runtime import EngineOptions, Preprocessing, open_engine
 from edgepress.runtime.target import target
-from int8_peers import feeds, nncf_quantize, print_machine, quantize_static
 from networks import NETWORKS, Network, brought, edgepress, pictures
+from peer_table import print_machine
+from peers import calibration_of, feeds, nncf_quantize, quantize_static
 
 _DEFAULT = ("efficientnet_lite0", "resnet56")
 TARGETS = ("onnxruntime-cpu", "openvino-cpu")
@@ -102,7 +103,7 @@ def make_all(
     float32, preprocessing = folder / "float32.onnx", network.how_file(folder)
     words = ("--preprocessing", preprocessing, "--data", calibration, "--out", float32, "--force")
     edgepress("export", *network.words(), *words)
-    given, images = network.how(), Images.open(calibration)
+    given, images = network.how(), calibration_of(Images.open(calibration))
     peers: dict[str, Callable[[Path], Any]] = {
         "NNCF": lambda out: nncf_quantize(float32, out, images, given),
         "quantize_static": lambda out: quantize_static(float32, out, images, given),
