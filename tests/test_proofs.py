@@ -325,8 +325,11 @@ def test_the_trade_off_is_told_as_measured(
     epochs = [{"seconds": 90.0, "selection": 91.0}, {"seconds": 180.0, "selection": 92.0}]
     report = {"training": {"epochs": epochs}}
     proof = proofs("trade_off")
-    row["training"] = proof.training({"recipe": {"reports": [{"widths": 3}, report]}})
-    assert row["training"] == {"minutes": [1.5, 3.0], "selection": [91.0, 92.0]}
+    manifest: dict[str, Any] = {"recipe": {"reports": [{"widths": 3}, report]}}
+    assert proof.training([{"recipe": {"reports": [{"widths": 3}]}}]) is None
+    row["training"] = proof.training([manifest, manifest])
+    assert row["training"]["minutes"] == [1.5, 3.0, 4.5, 6.0], "one after the other"
+    assert row["training"]["selection"] == [91.0, 92.0, 91.0, 92.0]
     original = {"score": {**score, "value": 93.5}, "size_bytes": 4_000_000}
     told = {"originals": {"net": original}, "rows": [row], "fingerprint": fingerprint()}
     table = proof.markdown(told)

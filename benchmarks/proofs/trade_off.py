@@ -20,7 +20,7 @@ from typing import Any
 from edgepress.benchmarks.fingerprint import fingerprint
 from networks import edgepress
 from peer_table import print_machine
-from trained_bundles import is_run, pictures, run_of
+from trained_bundles import earlier, is_run, pictures, run_of
 
 _BUNDLES = Path("benchmarks/results/bundles")
 _COLOURS = {"float32": "#1f6fb4", "int8": "#d1495b"}
@@ -74,19 +74,26 @@ def measured(bundle: Path, work: Path, preset: str, originals: dict[str, Any]) -
         "score": score,
         "macs": manifest["measurements"]["macs"],
         "size_bytes": (bundle / manifest["variants"][0]["file"]).stat().st_size,
-        "training": training(manifest),
+        "training": training([*(json.loads(one.read_text()) for one in earlier(bundle)), manifest]),
         "bench": json.loads(edgepress("bench", bundle, *against)),
     }
 
 
-def training(manifest: dict[str, Any]) -> dict[str, list[float]] | None:
-    """What the selection pictures scored after each epoch, by minutes; ``None`` where nothing was trained."""
-    for report in manifest["recipe"]["reports"]:
-        if "training" in report:
-            epochs = report["training"]["epochs"]
-            minutes = [round(one["seconds"] / 60, 2) for one in epochs]
-            return {"minutes": minutes, "selection": [one["selection"] for one in epochs]}
-    return None
+def training(manifests: list[dict[str, Any]]) -> dict[str, list[float]] | None:
+    """What the selection pictures scored after each epoch, by minutes; ``None`` where nothing was trained.
+
+    Args:
+        manifests: Of one training after the other.
+    """
+    minutes: list[float] = []
+    selection: list[float] = []
+    for manifest in manifests:
+        before = minutes[-1] if minutes else 0.0
+        for report in manifest["recipe"]["reports"]:
+            epochs = report.get("training", {}).get("epochs", [])
+            minutes += [round(before + one["seconds"] / 60, 2) for one in epochs]
+            selection += [one["selection"] for one in epochs]
+    return {"minutes": minutes, "selection": selection} if minutes else None
 
 
 def markdown(told: dict[str, Any]) -> str:

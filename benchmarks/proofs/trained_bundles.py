@@ -2,13 +2,16 @@
 
 ::
 
-    python benchmarks/proofs/trained_bundles.py [NAME ...] [--resume] [--work FOLDER] [--out benchmarks/results/bundles]
+    python benchmarks/proofs/trained_bundles.py [NAME ...] [--resume] [--further] [--work FOLDER]
+        [--out benchmarks/results/bundles]
 
 Every name below is one run of ``edgepress compress`` on CIFAR-10's training pictures: a part of them chooses, and
 ``test_a`` is only scored. EfficientNet-Lite0 learns from 1,500 pictures without labels, ImageNet's and Imagenette's, by
 its agreement with the original. What it ships is copied to ``--out``: the bundle, with its recipe, its seed, and the log
 of the training in its manifest, and beside it the trained network's weights. ``NAME-int8`` quantizes what ``NAME``
-trained, whose weights it finds there. ``--resume`` goes on with a training that was interrupted. ``trade_off.py`` reads the bundles.
+trained, whose weights it finds there. ``--resume`` goes on with a training that was interrupted; ``--further`` trains
+what is on record once more (``recipes/further.toml``) and puts that in its place, beside the manifest of the training
+before (``NAME.1.json``, and so on). ``trade_off.py`` reads the bundles.
 """
 
 from __future__ import annotations
@@ -79,6 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--further", action="store_true")
     parser.add_argument("--work", type=Path, default=Path(".work/trained"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/bundles"))
     given = parser.parse_args()
@@ -88,14 +92,22 @@ def main() -> None:
         parser.error(f"no run is called {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     for name in given.names or known:
         given.out.mkdir(parents=True, exist_ok=True)
-        made = make(name, given.work, given.out, resume=given.resume)
+        made = make(name, given.work, given.out, resume=given.resume, further=given.further)
         kept = given.out / name
         if kept.exists():
+            if given.further and not name.endswith(_INT8):
+                count = len(earlier(kept)) + 1
+                shutil.copy(kept / "manifest.json", kept.with_name(f"{name}.{count}.json"))
             shutil.rmtree(kept)
         shutil.copytree(made, kept)
 
 
-def make(name: str, work: Path, kept: Path, *, resume: bool) -> Path:
+def earlier(bundle: Path) -> list[Path]:
+    """The manifests of the trainings that a recorded bundle's training went on from, in order."""
+    return sorted(bundle.parent.glob(f"{bundle.name}.[0-9]*.json"))
+
+
+def make(name: str, work: Path, kept: Path, *, resume: bool, further: bool = False) -> Path:
     """Run what is called so; the bundle's folder.
 
     Args:
@@ -103,6 +115,7 @@ def make(name: str, work: Path, kept: Path, *, resume: bool) -> Path:
         work: Where it is made.
         kept: Where trained weights are kept.
         resume: Go on with an interrupted training.
+        further: Begin with the weights on record.
     """
     run, int8 = run_of(name), name.endswith(_INT8)
     data, test = pictures(run.network, work)
@@ -115,7 +128,13 @@ def make(name: str, work: Path, kept: Path, *, resume: bool) -> Path:
         told = ("--recipe", _HERE / "recipes" / run.recipe, "--max-drop", run.max_drop)
         told += ("--max-train-minutes", run.minutes)
         told += ("--weights-out", kept / f"{name}.safetensors")
-        if run.student is not None:
+        if further:
+            start = work / f"{name}.before.safetensors"
+            if not resume:
+                shutil.copy(kept / f"{name}.safetensors", start)
+            told = ("--recipe", _HERE / "recipes" / "further.toml", *told[2:])
+            told += ("--student", run.made_by, "--student-weights", start)
+        elif run.student is not None:
             told += ("--student", run.made_by)
         if resume:
             told += ("--resume",)
