@@ -2,12 +2,13 @@
 
 ::
 
-    python benchmarks/proofs/trade_off.py [BUNDLE ...] [--out benchmarks/results/trade_off]
+    python benchmarks/proofs/trade_off.py [BUNDLE ...] [--drawing] [--out benchmarks/results/trade_off]
 
 Each bundle (all in ``benchmarks/results/bundles`` by default) is scored on its network's test pictures by ``edgepress evaluate``, and
 timed by ``edgepress bench`` in turns with the float32 original that it was made from, exported anew from the trained
 weights: one thread, batch 1, fresh processes. Which network that is follows from the bundle's
-name. A second picture, ``*_training.svg``, shows how its training went. Pictures need ``pip install matplotlib``.
+name. A second picture, ``*_training.svg``, shows how its training went. ``--drawing`` measures nothing, and draws what was
+measured. Pictures need ``pip install matplotlib``.
 """
 
 from __future__ import annotations
@@ -33,11 +34,15 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(".work/trained"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/trade_off"))
     parser.add_argument("--preset", default="standard")
+    parser.add_argument("--drawing", action="store_true")
     given = parser.parse_args()
     bundles = given.bundles or sorted(one for one in _BUNDLES.iterdir() if one.is_dir())
     unknown = [str(one) for one in bundles if not is_run(one.name)]
     if unknown:
         parser.error(f"no run of trained_bundles.py is called {', '.join(unknown)}.")
+    if given.drawing:
+        pictures_of(json.loads(given.out.with_suffix(".json").read_text()), given.out)
+        return
     told: dict[str, Any] = {"originals": {}, "rows": []}
     for bundle in bundles:
         row = measured(bundle, given.work, given.preset, told["originals"])
@@ -46,9 +51,14 @@ def main() -> None:
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.with_suffix(".json").write_text(json.dumps(told, indent=1) + "\n")
     given.out.with_suffix(".md").write_text(markdown(told))
-    draw(told, given.out.with_suffix(".svg"))
-    draw_training(told, given.out.with_name(f"{given.out.name}_training.svg"))
+    pictures_of(told, given.out)
     print(markdown(told))
+
+
+def pictures_of(told: dict[str, Any], out: Path) -> None:
+    """Draw both."""
+    draw(told, out.with_suffix(".svg"))
+    draw_training(told, out.with_name(f"{out.name}_training.svg"))
 
 
 def measured(bundle: Path, work: Path, preset: str, originals: dict[str, Any]) -> dict[str, Any]:
@@ -144,9 +154,7 @@ def draw(told: dict[str, Any], path: Path) -> None:
         panel.axhline(value, color="#999999", linewidth=1, linestyle="--")
         panel.plot([1], [value], "s", color="#555555")
         panel.annotate("original", (1, value), (4, 5), textcoords="offset points", fontsize=8)
-        for row in told["rows"]:
-            if row["network"] != name:
-                continue
+        for place, row in enumerate(row for row in told["rows"] if row["network"] == name):
             low, mid, high = _speed(row)
             score, colour = row["score"], _COLOURS[row["precision"]]
             panel.errorbar(
@@ -163,7 +171,7 @@ def draw(told: dict[str, Any], path: Path) -> None:
             panel.annotate(
                 f"{label}\n{row['size_bytes'] / 1000:.0f} kB",
                 (mid, score["value"]),
-                (6, -14),
+                (6, 6 if place % 4 > 1 else -22),  # a network's first two, its next two
                 textcoords="offset points",
                 fontsize=8,
                 color=colour,
@@ -185,7 +193,11 @@ def draw_training(told: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     matplotlib.rcParams["svg.hashsalt"] = "edgepress"
-    names = list(told["originals"])
+    names = [
+        name
+        for name in told["originals"]
+        if any(row["network"] == name and row["training"] for row in told["rows"])
+    ]
     figure, panels = pyplot.subplots(
         1, len(names), figsize=(4.6 * len(names), 3.4), squeeze=False, layout="constrained"
     )
@@ -199,6 +211,7 @@ def draw_training(told: dict[str, Any], path: Path) -> None:
         panel.set_title(name, fontsize=10)
         panel.set_xlabel("minutes of training, two CPU cores")
         panel.set_ylabel("score of the selection pictures, %")
+        panel.set_xlim(left=0)
         panel.legend(fontsize=8, loc="lower right")
         panel.grid(alpha=0.25)
     figure.savefig(path, metadata={"Date": None})
