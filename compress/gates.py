@@ -24,8 +24,8 @@ Outputs: TypeAlias = Literal["logits", "features"]
 TEMPERATURE = 8.0
 """Class scores are divided by it before they become probabilities (Hinton et al. 2015, section 2).
 On pictures that a network was trained on it is so sure of itself that hardly any cut would seem to
-matter: ResNet-56 at 40 % of its multiply-adds, not trained back, has 73 % at 1, 79 % at 4 and 82 %
-at 8 (``benchmarks/proofs/importance_methods.py``)."""
+matter: ResNet-56 at 40 % of its multiply-adds, not trained back, has 69.2 % at 1, 78.9 % at 4 and
+79.7 % at 8 (``benchmarks/results/importance_methods.md``)."""
 
 
 def readers(group: Group, parts: Mapping[str, nn.Module]) -> list[Member]:

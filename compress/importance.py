@@ -6,6 +6,11 @@ quadratic form whose matrix is the Fisher information of the outputs, so that a 
 the mean square of the derivative along it (Theis et al. 2018, "Faster gaze prediction with dense
 networks and Fisher pruning", equation 4). Its unit is that of the divergence, nats for class
 scores: scores of different layers can be added and weighed against each other.
+
+It is the default since it keeps most (``benchmarks/results/importance_methods.md``, one training
+each): a ResNet-20 at half of its multiply-adds has 72.0 % before training back, by the others at
+most 70.4 %, and after an epoch 93.9 % against at most 93.5 %. Where blocks may leave, too, it has
+71.1 % and the others at most 70.4 %, and after an epoch no difference is told (92.9 to 93.2 %).
 """
 
 from __future__ import annotations
