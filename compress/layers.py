@@ -119,9 +119,9 @@ def layers_of(module: nn.Module, feeds: Mapping[str, torch.Tensor]) -> list[Laye
         def hook(
             part: nn.MultiheadAttention, given: tuple[Any, ...], named: dict[str, Any], _made: Any
         ) -> None:
-            words = ("query", "key", "value")
-            parts = [named.get(word, *given[at : at + 1]) for at, word in enumerate(words)]
-            query, key, _ = parts
+            query, key = (
+                named.get(word, *given[at : at + 1]) for at, word in enumerate(("query", "key"))
+            )
             wide = part.embed_dim
             if key.shape == query.shape:
                 note(name, query, (*query.shape[:-1], 3 * wide))

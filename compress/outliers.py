@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from ..export.dialects.qdq import write_qdq
 from ..export.measuring import Whole
-from ..export.ranges import Ranges, calibrate
-from .passes import Context, Count, sqnr_db
+from ..export.ranges import Ranges
+from .passes import Context, sqnr_db
 from .settings import Int8
 
 _FAR = 10  # times as wide as without outliers
@@ -24,13 +24,14 @@ def without_outliers(whole: Whole, settings: Int8, context: Context) -> Whole:
     before = whole.ranges.tensors
     if settings.ranges == _METHOD or not any(seen.outlying for seen in before.values()):
         return whole
-    again = Count(context, "calibrating around outliers", context.calibration_count)
-    around = calibrate(whole.graph, context.calibration, method=_METHOD, on_progress=again.add)
+    around = context.seen.of(whole.graph, _METHOD, context)
     changed = {
         name: seen
         for name, seen in around.tensors.items()
         if before[name].high - before[name].low > _FAR * (seen.high - seen.low)
     }
+    if not changed:
+        return whole
     tensors = {**before, **changed}
     ranges = Ranges(whole.ranges.method, whole.ranges.pictures, tensors)
     written = write_qdq(

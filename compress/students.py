@@ -151,7 +151,7 @@ class Pupil:
             return None
         try:
             held: dict[str, dict[str, object]] = json.loads(read_file(told))
-            before, report = held["asked"], held["report"]
+            before, report = dict(held["asked"]), dict(held["report"])
         except (ValueError, RecursionError, KeyError, TypeError) as error:
             raise InputError(
                 "E_WEIGHTS",

@@ -36,6 +36,7 @@ from edgepress.export.receipt import count_macs
 from edgepress.runtime import BoundError, Bundle, EngineError, Preprocessing, Session
 from edgepress.runtime.choosing import choose, fastest
 from edgepress.runtime.combining import combine
+from edgepress.runtime.engine import Precision
 from edgepress.runtime.engines.openvino import has_bf16
 from edgepress.runtime.seal import write_files
 from edgepress.runtime.target import target
@@ -69,18 +70,15 @@ def net() -> nn.Module:
     return Net().eval()
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Noise, without labels."""
+def noise(folder: Path) -> Path:
+    """Pictures without labels."""
     x = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3)).astype(np.uint8)
-    path = tmp_path_factory.mktemp("pictures") / "data.npz"
-    np.savez(path, x=x)
-    return path
+    np.savez(folder / "data.npz", x=x)
+    return folder / "data.npz"
 
 
-@pytest.fixture(scope="module")
-def made(pictures: Path) -> tuple[Subject, Context, Judge, Result]:
-    """The result of a recipe that was declined while bfloat16 was twice as fast as float32."""
+def worked_on(pictures: Path, floats: Precision = "f32") -> tuple[Subject, Context, Judge, Any]:
+    """The network, and all that passes and judges want of it, for OpenVINO."""
     material = gather(pictures, None, "agreement", 8, 0, training=False)
     part = material.split.calibration
     subject = make_subject("net", Backbone(net(), "net", preprocessing=PLAIN), None, part, 18)
@@ -94,8 +92,23 @@ def made(pictures: Path) -> tuple[Subject, Context, Judge, Result]:
         return (b.inputs for b in part.batches(graph.inputs, subject.preprocessing, size))
 
     macs = count_macs(graph, example)
-    context = Context(target("openvino-cpu"), batches, len(part), batches, macs, quiet)
+    context = Context(
+        target("openvino-cpu"), batches, len(part), batches, macs, quiet, floats=floats
+    )
     judge = Judge(graph, material.task, subject.preprocessing, example, quiet, "openvino")
+    return subject, context, judge, material
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return noise(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="module")
+def made(pictures: Path) -> tuple[Subject, Context, Judge, Result]:
+    """The result of a recipe that was declined while bfloat16 was twice as fast as float32."""
+    subject, context, judge, material = worked_on(pictures)
+    graph = subject.graph
     original = judge.score(graph.model, material.test, "float32")
     score = judge.score(graph.model, material.test, "bfloat16", "bf16")
     timed = compare(graph.model, graph.model, preset=BLINK, engine="openvino")
@@ -112,7 +125,7 @@ def made(pictures: Path) -> tuple[Subject, Context, Judge, Result]:
         context,
         judge,
         Result(
-            subject, material, trial.outcome, [none, trial], original, macs, notes, recipe
+            subject, material, trial.outcome, [none, trial], original, context.macs, notes, recipe
         ),
     )  # fmt: skip
 

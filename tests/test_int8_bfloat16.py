@@ -17,7 +17,7 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx")
 if importlib.util.find_spec("openvino") is None:  # importing it here would send telemetry
     pytest.skip("the extra openvino is not installed", allow_module_level=True)
-from test_bfloat16_bundle import BLINK, PLAIN, net, run_cli
+from test_bfloat16_bundle import BLINK, PLAIN, net, noise, run_cli, worked_on
 
 from edgepress.__main__ import main
 from edgepress.benchmarks.comparison import Comparison, compare
@@ -31,8 +31,7 @@ from edgepress.compress.passes import Context, Outcome, finish, prepare
 from edgepress.compress.prove import Trial, Verdict
 from edgepress.compress.result import Result
 from edgepress.compress.settings import Int8
-from edgepress.compress.subject import Subject, first_rows, make_subject
-from edgepress.export.receipt import count_macs
+from edgepress.compress.subject import Subject, make_subject
 from edgepress.runtime import Bundle, EngineError, Session
 from edgepress.runtime.choosing import fastest
 from edgepress.runtime.combining import combine
@@ -51,34 +50,13 @@ BOTH = ["int8-bfloat16", "int8"]
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Noise, without labels."""
-    x = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3)).astype(np.uint8)
-    path = tmp_path_factory.mktemp("pictures") / "data.npz"
-    np.savez(path, x=x)
-    return path
+    return noise(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="module")
 def given(pictures: Path) -> tuple[Subject, Context, Judge, Any]:
-    """A network, and all that passes and judges want of it; floats beside INT8 are bfloat16."""
-    material = gather(pictures, None, "agreement", 8, 0, training=False)
-    part = material.split.calibration
-    subject = make_subject("net", Backbone(net(), "net", preprocessing=PLAIN), None, part, 18)
-    graph = subject.graph
-    example = first_rows(part, graph.inputs, subject.preprocessing, 1)
-
-    def quiet(*_: object) -> None:
-        return None
-
-    def batches(size: int) -> Any:
-        return (b.inputs for b in part.batches(graph.inputs, subject.preprocessing, size))
-
-    macs = count_macs(graph, example)
-    context = Context(
-        target("openvino-cpu"), batches, len(part), batches, macs, quiet, floats="bf16"
-    )
-    judge = Judge(graph, material.task, subject.preprocessing, example, quiet, "openvino")
-    return subject, context, judge, material
+    """Floats beside INT8 are bfloat16."""
+    return worked_on(pictures, "bf16")
 
 
 def layers(subject: Subject, op_type: str) -> list[str]:
