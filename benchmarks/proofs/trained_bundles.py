@@ -9,7 +9,8 @@ Every name below is one run of ``edgepress compress`` on CIFAR-10's training pic
 ``test_a`` is only scored. EfficientNet-Lite0 learns from 1,500 pictures without labels, ImageNet's and Imagenette's, by
 its agreement with the original. What it ships is copied to ``--out``: the bundle, with its recipe, its seed, and the log
 of the training in its manifest, and beside it the trained network's weights. ``NAME-int8`` quantizes what ``NAME``
-trained, whose weights it finds there. ``--resume`` goes on with a training that was interrupted; ``--further`` trains
+trained, whose weights it finds there; a run may cut what another has trained once more, and then learns from the
+original like every other. ``--resume`` goes on with a training that was interrupted; ``--further`` trains
 what is on record once more (``recipes/further.toml``) and puts that in its place, beside the manifest of the training
 before (``NAME.1.json``, and so on). ``trade_off.py`` reads the bundles.
 """
@@ -40,6 +41,7 @@ class Run:
         max_drop: Points below the network.
         int8_drop: Points that INT8 may lose of what was trained.
         student: Of ``students.py``, trained in the network's place; ``None`` where none is.
+        cut: ``(NAME, RATIO)``: the student is what that run trained, cut to that share of its latency in INT8.
     """
 
     network: Network
@@ -48,6 +50,7 @@ class Run:
     max_drop: float = 1.5
     int8_drop: float = 0.5
     student: str | None = None
+    cut: tuple[str, float] | None = None
 
     @property
     def made_by(self) -> str:
@@ -61,6 +64,9 @@ _INT8 = "-int8"
 RUNS = {
     "resnet56-1.8x": Run(NETWORKS["resnet56"], "resnet56-1.8x.toml", 55),
     "resnet56-2x": Run(NETWORKS["resnet56"], "resnet56-2x.toml", 55),
+    "resnet56-2.5x": Run(
+        NETWORKS["resnet56"], "further.toml", 55, 2.5, cut=("resnet56-2x", 0.79)
+    ),
     "resnet20-1.6x": Run(NETWORKS["resnet20"], "resnet20-1.6x.toml", 60),
     "resnet20-student": Run(NETWORKS["resnet20"], "student.toml", 20, 5, student="wide_27m"),
     "lite0-1.3x": Run(NETWORKS["efficientnet_lite0"], "lite0-1.3x.toml", 45, 30, 1),
@@ -128,10 +134,12 @@ def make(name: str, work: Path, kept: Path, *, resume: bool, further: bool = Fal
         told = ("--recipe", _HERE / "recipes" / run.recipe, "--max-drop", run.max_drop)
         told += ("--max-train-minutes", run.minutes)
         told += ("--weights-out", kept / f"{name}.safetensors")
-        if further:
+        if further or run.cut is not None:
             start = work / f"{name}.before.safetensors"
-            if not resume:
+            if further and not resume:
                 shutil.copy(kept / f"{name}.safetensors", start)
+            elif run.cut is not None and not resume:
+                cut(run, *run.cut, kept, start, work)
             told = ("--recipe", _HERE / "recipes" / "further.toml", *told[2:])
             told += ("--student", run.made_by, "--student-weights", start)
         elif run.student is not None:
@@ -146,6 +154,26 @@ def make(name: str, work: Path, kept: Path, *, resume: bool, further: bool = Fal
         *("--preprocessing", run.network.how_file(work), "--out", out, "--force"),
     )
     return out
+
+
+def cut(run: Run, name: str, ratio: float, kept: Path, out: Path, work: Path) -> None:
+    """Cut what another run trained, untrained since, however much that costs.
+
+    Args:
+        run: What it is cut for.
+        name: Of the run that trained it.
+        ratio: Share of its latency in INT8 that stays.
+        kept: Where trained weights are kept.
+        out: File of the cut network's weights.
+        work: Where it is made.
+    """
+    data, test = pictures(run.network, work)
+    edgepress(
+        *("compress", run.made_by, "--weights", kept / f"{name}.safetensors"),
+        *("--recipe", _HERE / "recipes" / "cut.toml", "--max-latency-ratio", ratio),
+        *("--max-drop", 100, "--weights-out", out, "--data", data, "--test-data", test),
+        *("--preprocessing", run.network.how_file(work), "--out", work / "cut", "--force"),
+    )
 
 
 def pictures(network: Network, work: Path) -> tuple[Path, Path]:
