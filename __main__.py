@@ -7,6 +7,7 @@ command that runs there; a command that needs more names the extra that brings i
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -110,6 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: Always, with the exit status that ``edgepress --help`` lists.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names that its encoding lacks are told escaped
+            stream.reconfigure(errors="backslashreplace")
     try:
         result: object = cli.main(words, prog_name="edgepress", standalone_mode=False)
     except click.Abort:
@@ -149,7 +153,7 @@ def _print_json(
 ) -> None:
     if "--json" in words:
         error = {"code": code, "message": message, "mend": mend, "path": path}
-        click.echo(json.dumps({"error": error}, indent=1, ensure_ascii=False))
+        click.echo(json.dumps({"error": error}, indent=1))
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from tempfile import TemporaryDirectory
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.engine import Precision
+from ..runtime.files import temporary_folder
 from .latency import DEFAULT_ENGINE, SETTLED, Own, Subject, measurement, subject_file
 from .measurement import Measurement, Preset, Settings
 from .recording import Progress, Recording, run_rounds
@@ -144,7 +144,7 @@ def compare(
         variant=own_b.variant,
     )
     with ExitStack() as stack:
-        built = cache or stack.enter_context(TemporaryDirectory(prefix="edgepress-"))
+        built = cache or str(stack.enter_context(temporary_folder()))
         (file_a, told_a), (file_b, told_b) = (
             stack.enter_context(subject_file(subject)) for subject in (a, b)
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from ..runtime.bundle import Bundle
 from ..runtime.choosing import choose
 from ..runtime.engine import Precision, computed_in
 from ..runtime.errors import InputError
+from ..runtime.files import disk_room, temporary_folder
 from .fingerprint import fingerprint
 from .measurement import Latency, Measurement, Preset, Settings
 from .processes import Worker
@@ -77,12 +77,9 @@ def measure(
     settings = Settings.of(
         threads, batch, preset, chosen, seed, shapes, precision or own.precision, own.variant
     )
-    with (
-        subject_file(path) as (file, told),
-        tempfile.TemporaryDirectory(prefix="edgepress-") as built,
-    ):
+    with subject_file(path) as (file, told), temporary_folder() as built:
         # an engine that has to be built is built once, not in every process
-        recording = Recording(replace(settings.request(file), cache=built))
+        recording = Recording(replace(settings.request(file), cache=str(built)))
 
         def settled() -> bool:
             if len(recording.medians) < 6:
@@ -201,9 +198,10 @@ def subject_file(subject: Subject) -> Generator[tuple[Path, str], None, None]:
         InputError: ``E_FILE`` where it cannot be read.
     """
     if isinstance(subject, bytes):
-        with tempfile.TemporaryDirectory(prefix="edgepress-") as folder:
-            file = Path(folder) / "model"
-            file.write_bytes(subject)
+        with temporary_folder() as folder:
+            file = folder / "model"
+            with disk_room():
+                file.write_bytes(subject)
             yield file, "bytes"
         return
     file = Path(os.path.abspath(subject))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
-import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from contextlib import suppress
@@ -17,15 +15,9 @@ from typing import IO, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.errors import BundleError, EdgepressError, EngineError, InputError
+from ..runtime.children import as_told, command, ending
+from ..runtime.errors import EngineError
 from .worker import Request, Started
-
-_START = "import sys; sys.path[:] = sys.argv[1:]; from {module} import main; sys.exit(main())"
-_KINDS: dict[str, type[EdgepressError]] = {
-    "BundleError": BundleError,
-    "EngineError": EngineError,
-    "InputError": InputError,
-}
 
 
 @dataclass(frozen=True)
@@ -70,7 +62,7 @@ class Worker:
         self._errors = cast("IO[bytes]", tempfile.TemporaryFile())
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _START.format(module=f"{__package__}.worker"), *sys.path],
+                command(f"{__package__}.worker"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
@@ -149,7 +141,7 @@ class Worker:
         if process is None:
             raise EngineError("E_CLOSED", "the worker is not open.", mend="Use it inside 'with'")
         stdin = cast("IO[str]", process.stdin)
-        with suppress(BrokenPipeError):  # it is dead: the end of its output says so below
+        with suppress(OSError):  # it is dead: the end of its output says so below
             stdin.write(json.dumps(message) + "\n")
             stdin.flush()
         try:
@@ -167,24 +159,17 @@ class Worker:
             raise self._crashed(process)
         answer = cast("dict[str, Any]", json.loads(line))
         if "error" in answer:
-            told = cast("dict[str, Any]", answer["error"])
-            kind = _KINDS.get(told["kind"], InputError)
-            raise kind(told["code"], told["message"], mend=told["mend"], path=told["path"])
+            raise as_told(cast("dict[str, Any]", answer["error"]))
         return answer
 
     def _crashed(self, process: subprocess.Popen[str]) -> EngineError:
-        status = process.wait()
-        how = f"with exit status {status}"
-        if status < 0:
-            how = f"by signal {-status}"
-            with suppress(ValueError):
-                how = f"by {signal.Signals(-status).name}"
+        how = ending(process.wait())
         errors = cast("IO[bytes]", self._errors)
         errors.seek(0)
         lines = errors.read().decode("utf-8", "replace").strip().splitlines()
         return EngineError(
             "E_BACKEND",
-            f"the process of the engine '{self._request.engine}' ended {how} "
+            f"the process of the engine '{self._request.engine}' {how} "
             f"on '{self._request.path}'" + (f": {lines[-1]}" if lines else "."),
             mend="The file may be damaged, or the machine out of memory",
             path=self._request.path,

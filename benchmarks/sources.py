@@ -246,11 +246,12 @@ def _open_folder(folder: Path) -> FilePictures:
 
 
 def _pictures_in(folder: Path) -> list[Path]:
-    return sorted(
+    found = (
         entry
         for entry in folder.iterdir()
         if entry.suffix.lower() in SUFFIXES and not entry.name.startswith(".") and entry.is_file()
     )
+    return sorted(found, key=lambda entry: entry.name)  # paths of Windows do not tell cases apart
 
 
 def _open_table(folder: Path, table: Path) -> FilePictures:

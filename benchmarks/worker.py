@@ -1,4 +1,4 @@
-"""The process that is measured: ``python -m edgepress.benchmarks.worker``.
+"""The process that is measured.
 
 It speaks JSON, one object a line. From standard input it takes first a request (:class:`Request`),
 which it answers with what starting took (:class:`Started`), then any number of ``{"block": n}``,
@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..runtime.engine import Engine, Precision
+    from ..runtime.nvidia import BuildOptions
     from ..runtime.tensors import Arrays
 
 
@@ -94,15 +95,14 @@ def main() -> int:
         return 0
     request = Request(**json.loads(line))
     clock = time.perf_counter()
+    from ..runtime.children import told_by
     from ..runtime.errors import EdgepressError
 
     try:
         with ExitStack() as stack:
             _serve(request, clock, stack, requests, replies)
     except EdgepressError as error:
-        fields = ("code", "message", "mend", "path")
-        told: dict[str, object] = {name: getattr(error, name) for name in fields}
-        _answer(replies, {"error": {"kind": type(error).__name__, **told}})
+        _answer(replies, {"error": told_by(error)})
     except BrokenPipeError:
         pass  # the parent is gone, nobody is left to answer to
     return 0
@@ -120,7 +120,10 @@ def _serve(
     model, golden = _read(request.path, request.variant)
     read = time.perf_counter()
     options = EngineOptions(
-        threads=request.threads, precision=request.precision, cache=request.cache
+        threads=request.threads,
+        precision=request.precision,
+        cache=request.cache,
+        build=_build(request, model, golden) if engine_class.builds else None,
     )
     engine = stack.enter_context(engine_class(model, options))
     loaded = time.perf_counter()
@@ -152,6 +155,14 @@ def _serve(
             _answer(replies, _block(engine, feeds, int(asked["block"])))
         else:
             _answer(replies, {"peak_memory_bytes": peak_memory_bytes()})
+
+
+def _build(request: Request, model: bytes, golden: Arrays | None) -> BuildOptions:
+    """For what is measured: the sizes asked for, else the golden inputs'."""
+    from ..runtime.nvidia.fitting import fitting
+
+    shapes = {name: list(array.shape) for name, array in (golden or {}).items()}
+    return fitting(model, request.batch, {**shapes, **request.shapes})
 
 
 def _read(path: str, variant: str | None) -> tuple[bytes, Arrays | None]:
@@ -210,7 +221,3 @@ def peak_memory_bytes() -> int | None:
 def _answer(replies: IO[str], message: dict[str, Any]) -> None:
     replies.write(json.dumps(message) + "\n")
     replies.flush()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runtime.cache import make_folder
 from ..runtime.files import write_file
 from .costs import Choice, Frame
 from .latency_table import LatencyTable, read_cache
@@ -76,7 +77,7 @@ class LatencyModel:
         self.seen += zip(choices, ratios, strict=True)
         path = self.path
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             networks = [
                 {"kept": choice.kept, "skipped": choice.skipped, "ratio": ratio}
                 for choice, ratio in self.seen

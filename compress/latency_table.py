@@ -22,6 +22,7 @@ import numpy as np
 
 from ..benchmarks.fingerprint import fingerprint
 from ..export.probes import Probed, probe
+from ..runtime.cache import make_folder
 from ..runtime.engine import Engine, EngineOptions
 from ..runtime.engines import import_backend, open_engine
 from ..runtime.files import write_file
@@ -158,7 +159,7 @@ class LatencyTable:
         path = self.path
         if path is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         held = {"identity": self.identity, "ms": dict(sorted(self.entries.items()))}
         write_file(json.dumps(held, indent=0).encode(), path, force=True)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import IO
 
 from .errors import InputError
 from .paths import check_names, check_path, refused
@@ -91,10 +92,18 @@ def _read_regular(file: Path, path: str, left: int) -> bytes:
                 "Copy the bundle without links.",
                 path,
             )
-        data = opened.read(left + 1)
+        data = _read_at_most(opened, left)
     if len(data) > left:
         raise too_much(f"the files hold more than {MAX_TOTAL_BYTES} bytes together", path)
     return data
+
+
+def _read_at_most(file: IO[bytes], limit: int) -> bytes:
+    """What a file holds; of one that is over the limit one byte more than that.
+
+    The buffer is asked for at once, so it is as large as the file and not as the limit.
+    """
+    return file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
 
 
 def _read_zip_file(path: Path) -> dict[str, bytes]:
@@ -104,7 +113,7 @@ def _read_zip_file(path: Path) -> dict[str, bytes]:
     with open(os.open(path, flags), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise refused("E_PATH", f"'{path}' is a special file", "", path)
-        data = file.read(MAX_TOTAL_BYTES + 1)
+        data = _read_at_most(file, MAX_TOTAL_BYTES)
     if len(data) > MAX_TOTAL_BYTES:
         raise too_much(f"'{path}' has more than {MAX_TOTAL_BYTES} bytes", path)
     if not data.startswith(b"PK\x03\x04"):

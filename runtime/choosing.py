@@ -8,18 +8,20 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .bundle import Bundle
+from .cache import make_folder
 from .engine import WORDS, computed_in
-from .engines import computes_in, find_device, import_backend
-from .errors import EngineError, InputError, MissingExtraError
+from .engines import ENGINE_NAMES, computes_in, find_device, import_backend
+from .errors import EngineError, MissingExtraError
 from .manifest import MANIFEST_HASH, Variant
 from .nvidia.options import BuildOptions
 from .target import processor, serves
 
+_PLAIN = "onnx"
 _WARM_UP = 3
 _ROUNDS = 15
 _MOST_SECONDS = 2.0
@@ -50,10 +52,11 @@ def choose(bundle: Bundle, engine: str | None = None) -> Choice:
 
     Args:
         bundle: What holds the variants.
-        engine: Only variants for this engine are looked at.
+        engine: Only variants for this engine are looked at; where there are none, those in plain
+            ONNX.
 
     Raises:
-        EngineError: ``E_DIALECT`` where no variant is for ``engine``; ``E_ENGINE`` where no
+        EngineError: ``E_DIALECT`` where ``engine`` reads no variant; ``E_ENGINE`` where no
             variant's engine is here.
         MissingExtraError: Where the only variant's engine is an extra that is not installed.
     """
@@ -123,8 +126,26 @@ def fastest(
     return Choice(best, "the fastest, measured just now", told)
 
 
+def in_engine(variant: Variant, engine: str | None) -> Variant | None:
+    """The variant as an engine is to run it, or ``None`` where that does not read its dialect.
+
+    Plain ONNX, without a word in it that is one engine's, is read by all of them.
+
+    Args:
+        variant: What a bundle holds.
+        engine: Name of the engine; ``None`` for the one that the variant names.
+    """
+    if engine in (None, variant.engine):
+        return variant
+    reads = variant.dialect == _PLAIN and engine in ENGINE_NAMES and engine != "null"
+    return replace(variant, engine=engine) if reads else None
+
+
 def _for_engine(bundle: Bundle, engine: str | None) -> tuple[Variant, ...]:
     found = tuple(one for one in bundle.variants if engine is None or one.engine == engine)
+    if not found:
+        read = (in_engine(one, engine) for one in bundle.variants)
+        found = tuple(one for one in read if one is not None)
     if not found:
         held = ", ".join(f"'{one.name}' for {one.engine}" for one in bundle.variants)
         raise EngineError(
@@ -236,13 +257,5 @@ class _Memory:
         from .files import write_file
 
         told = {"variant": best.name, "median_ms": medians}
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                "E_WRITE",
-                f"'{self.path.parent}' cannot be made: {error.strerror or error}.",
-                mend="Name another cache folder.",
-                path=str(self.path.parent),
-            ) from error
+        make_folder(self.path.parent.parent, self.path.parent.name)
         write_file(json.dumps(told, indent=1).encode("utf-8"), self.path, force=True)

@@ -109,22 +109,21 @@ def _moved(
 ) -> Variant:
     """The variant under its new name, its files put with those of the variants placed so far."""
     bundle, variant, name = part
-    if bundle is first and variant.golden is not None:
-        files[variant.golden.outputs] = bundle.files[variant.golden.outputs]
-    if default:
-        files[variant.file] = bundle.files[variant.file]
-        return dataclasses.replace(variant, name=name)
-    held = bundle.files[variant.file]
-    models = {one.file for one in placed}
-    model = next((path for path in sorted(models) if files[path] == held), f"variants/{name}.onnx")
-    files[model] = held
     golden, made = variant.golden, variant.made
     if bundle is not first:
-        told = golden or Expected(bundle.manifest.golden.outputs, bundle.manifest.golden.tolerance)
-        path = f"golden/{name}.npz"
-        files[path] = bundle.files[told.outputs]
-        golden = Expected(path, told.tolerance)
+        told = bundle.manifest.golden
+        golden = golden or Expected(told.outputs, told.tolerance)
         made = {**_made(bundle.manifest), **(made or {})}
+    if golden is not None:  # under its new name: an old one may be what another is called now
+        path = f"golden/{name}.npz"
+        files[path] = bundle.files[golden.outputs]
+        golden = Expected(path, golden.tolerance)
+    model = variant.file
+    if not default:
+        models = sorted({one.file for one in placed})
+        held = bundle.files[variant.file]
+        model = next((path for path in models if files[path] == held), f"variants/{name}.onnx")
+    files[model] = bundle.files[variant.file]
     return dataclasses.replace(variant, name=name, file=model, golden=golden, made=made)
 
 

@@ -90,8 +90,8 @@ def _told(picture: str, prediction: Prediction, top: int) -> dict[str, object]:
         name: {
             "shape": list(array.shape),
             "dtype": array.dtype.name,
-            "min": array.min(),
-            "max": array.max(),
+            "min": array.min() if array.size else None,
+            "max": array.max() if array.size else None,
             "values": array if array.size <= _MAX_VALUES else None,
         }
         for name, array in prediction.outputs.items()
@@ -106,9 +106,8 @@ def _show(console: Console, picture: str, prediction: Prediction, top: int) -> N
             console.say(f"  {one.score:7.2%}  {one.label}")
         return
     for name, array in prediction.outputs.items():
-        console.say(
-            f"  {name}: {array.dtype} {array.shape}, {array.min():.6g} to {array.max():.6g}"
-        )
+        span = f"{array.min():.6g} to {array.max():.6g}" if array.size else "empty"
+        console.say(f"  {name}: {array.dtype} {array.shape}, {span}")
 
 
 @click.command()

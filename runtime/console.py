@@ -121,8 +121,8 @@ class Console:
 
 
 def to_json(values: Mapping[str, object]) -> str:
-    """One JSON object; numbers that JSON does not have become null."""
-    return json.dumps(_plain(values), indent=1, ensure_ascii=False, allow_nan=False)
+    """One JSON object, in ASCII; numbers that JSON does not have become null."""
+    return json.dumps(_plain(values), indent=1, allow_nan=False)
 
 
 def report_errors(

@@ -1,13 +1,12 @@
 """Is an engine usable here? Proved by running a tiny model in a child process, where it may crash.
 
-The child is ``python -m edgepress.runtime.doctor ENGINE``; it prints one JSON object.
+The child runs :func:`main`, which prints one JSON object.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .children import command, ending
 from .engine import WORDS
 from .engines import computes_in, open_engine
 from .errors import EdgepressError, EngineError, MissingExtraError
@@ -66,16 +66,13 @@ def examine(engine: str, timeout_s: float = TIMEOUT_S) -> EngineReport:
         engine: One of `edgepress.runtime.engines.ENGINE_NAMES`.
         timeout_s: How long the child may take.
     """
-    command = [sys.executable, "-m", f"{__package__}.doctor", engine]
-    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    started = command(f"{__package__}.doctor", engine)
     try:
-        child = subprocess.run(
-            command, capture_output=True, timeout=timeout_s, env=environment, check=False
-        )
+        child = subprocess.run(started, capture_output=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:
         return EngineReport(engine, False, reason=f"it did not end within {timeout_s:g} s")
     if child.returncode < 0:
-        return EngineReport(engine, False, reason=f"it crashed with signal {-child.returncode}")
+        return EngineReport(engine, False, reason=f"it {ending(child.returncode)}")
     try:
         told: Any = json.loads(child.stdout.decode("utf-8"))
         told["providers"] = tuple(told["providers"])
@@ -84,7 +81,7 @@ def examine(engine: str, timeout_s: float = TIMEOUT_S) -> EngineReport:
     except (ValueError, TypeError, KeyError):
         last = child.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
         said = f", saying: {last[0]}" if last else ""
-        return EngineReport(engine, False, reason=f"it ended with status {child.returncode}{said}")
+        return EngineReport(engine, False, reason=f"it {ending(child.returncode)}{said}")
 
 
 def prove(engine: str) -> EngineReport:
@@ -130,14 +127,11 @@ def _compute(engine: Any) -> None:
         )
 
 
-def _main() -> int:
+def main() -> int:
+    """Prove the engine that the command line names, and print the report as JSON."""
     try:
         report = prove(sys.argv[1])
     except EdgepressError as error:
         report = EngineReport(sys.argv[1], False, reason=error.message, mend=error.mend)
     sys.stdout.write(json.dumps(report.to_dict()))
     return 0 if report.ok else 1
-
-
-if __name__ == "__main__":
-    sys.exit(_main())

@@ -70,6 +70,8 @@ class Engine(ABC):
     name: ClassVar[str]
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
+    builds: ClassVar[bool] = False
+    """Whether it builds something for this device first, which takes minutes."""
     largest_batch: int | None = None
     """Most samples in one run, of an engine that was built for no more."""
 

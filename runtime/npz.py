@@ -14,6 +14,7 @@ from .tensors import Array, Arrays
 from .unzip import read_zip
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+_TOO_MUCH = (RecursionError, MemoryError, OverflowError)  # of a header that says no plain shape
 _DATE = (1980, 1, 1, 0, 0, 0)
 
 
@@ -62,7 +63,7 @@ def _array(content: bytes, where: str) -> Array:
     stream = io.BytesIO(content)
     try:
         shape, fortran, dtype = _HEADERS[npy.read_magic(stream)](stream)
-    except (ValueError, KeyError, EOFError, SyntaxError, TypeError) as error:
+    except (ValueError, KeyError, EOFError, SyntaxError, TypeError, *_TOO_MUCH) as error:
         raise _damaged(where, f"no .npy header: {error}") from error
     if dtype.hasobject or dtype.kind not in "fiub":
         raise _damaged(where, f"it holds {dtype}, where numbers or booleans were expected")
@@ -70,7 +71,10 @@ def _array(content: bytes, where: str) -> Array:
     if min(shape, default=0) < 0 or count * dtype.itemsize != len(content) - stream.tell():
         raise _damaged(where, f"its header says {dtype} {shape}, its size does not")
     flat = np.frombuffer(content, dtype, count=count, offset=stream.tell())
-    return flat.reshape(shape, order="F" if fortran else "C")
+    try:
+        return flat.reshape(shape, order="F" if fortran else "C")
+    except (ValueError, OverflowError) as error:  # more axes, or longer ones, than numpy has
+        raise _damaged(where, f"its header says {dtype} {str(shape)[:60]}: {error}") from error
 
 
 def _damaged(where: str, reason: str) -> BundleError:

@@ -165,7 +165,8 @@ class Preprocessing:
             uint8 ``(H, W, C)``.
 
         Raises:
-            InputError: ``E_PICTURE`` where resizing would pass the limit of 178 million pixels.
+            InputError: ``E_PICTURE`` where resizing or cropping would pass the limit of 178 million
+                pixels.
         """
         height, width = picture.shape[:2]
         if self.resize is not None:
@@ -239,13 +240,7 @@ class Preprocessing:
 
 def _resized(picture: Picture, size: tuple[int, int], interpolation: str) -> Picture:
     height, width = size
-    if height * width > MAX_PIXELS:
-        raise InputError(
-            "E_PICTURE",
-            f"a picture of {picture.shape[1]} x {picture.shape[0]} would become "
-            f"{width} x {height}, over the limit of {MAX_PIXELS:,} pixels.",
-            mend="Crop it first, or set resize instead of resize_shorter.",
-        )
+    _check_size(picture, size, "Crop it first, or set resize instead of resize_shorter.")
     if picture.shape[:2] == size:
         return picture
     how = _FILTERS[interpolation]
@@ -259,7 +254,19 @@ def _resized(picture: Picture, size: tuple[int, int], interpolation: str) -> Pic
     return np.stack([np.asarray(plane) for plane in planes], axis=2)
 
 
+def _check_size(picture: Picture, size: tuple[int, int], mend: str) -> None:
+    height, width = size
+    if height * width > MAX_PIXELS:
+        raise InputError(
+            "E_PICTURE",
+            f"a picture of {picture.shape[1]} x {picture.shape[0]} would become "
+            f"{width} x {height}, over the limit of {MAX_PIXELS:,} pixels.",
+            mend=mend,
+        )
+
+
 def _cropped(picture: Picture, size: tuple[int, int]) -> Picture:
+    _check_size(picture, size, "Set a smaller center_crop.")
     missing = [max(0, wanted - have) for wanted, have in zip(size, picture.shape, strict=False)]
     if any(missing):
         around = [(gap // 2, (gap + 1) // 2) for gap in missing]

@@ -66,12 +66,15 @@ def self_test(bundle: Bundle, variant: Variant, engine: Engine) -> tuple[SelfTes
 
     Raises:
         BundleError: ``E_SELFTEST`` where it does not run or an output is outside its tolerance.
+        InputError: ``E_INPUT`` where the engine was built for other sizes than the golden inputs'.
     """
     inputs, golden = bundle.golden(variant)
     tolerance = (variant.golden or bundle.manifest.golden).tolerance
     try:
         outputs = engine.run(inputs)
-    except (InputError, EngineError) as error:
+    except InputError as error:
+        if engine.builds and not isinstance(error, EngineError):
+            raise  # it was built for other sizes, and says for which
         raise BundleError(
             "E_SELFTEST",
             f"'{variant.file}' does not run on the golden inputs: {error.message}",

@@ -9,7 +9,7 @@ from types import TracebackType
 import numpy as np
 
 from .bundle import Bundle
-from .choosing import Choice, choose, lesser
+from .choosing import Choice, choose, in_engine, lesser
 from .choosing import fastest as find_fastest
 from .engine import Engine, EngineOptions, computed_in
 from .engines import open_engine
@@ -78,7 +78,8 @@ class Session:
         Args:
             source: A bundle's folder or zip, or one that is open already.
             threads: Threads for one inference; 0 leaves the choice to the engine.
-            engine: The engine to run on; by default that of the variant.
+            engine: The engine to run on; by default that of the variant. One in plain ONNX runs on
+                any.
             variant: Name of the variant; by default the first whose engine is here and whose
                 dialect suits this processor (`facts` tells which, and what was passed over).
             fastest: Time the variants that suit, a second or two, and take the quickest.
@@ -105,14 +106,6 @@ class Session:
         bundle = source if isinstance(source, Bundle) else Bundle.open(source)
         choice = _choice(bundle, variant, engine, fastest, threads, cache, build)
         chosen = choice.variant
-        name = engine or chosen.engine
-        if name != chosen.engine:
-            raise EngineError(
-                "E_DIALECT",
-                f"the variant '{chosen.name}' is {chosen.dialect} for the engine {chosen.engine}, "
-                f"the engine {name} was asked for.",
-                mend="Choose a variant for that engine, or leave the engine to the bundle.",
-            )
         options = EngineOptions(
             threads=threads,
             allow_fallback=allow_fallback,
@@ -120,7 +113,7 @@ class Session:
             cache=None if cache is None else os.fspath(cache),
             build=build,
         )
-        running = open_engine(name)(bundle.model(chosen), options)
+        running = open_engine(chosen.engine)(bundle.model(chosen), options)
         try:
             running.__enter__()
         except EngineError as error:
@@ -271,7 +264,16 @@ def _choice(
             mend="Ask for one of the two.",
         )
     if variant is not None:
-        return Choice(bundle.variant(variant), "asked for")
+        held = bundle.variant(variant)
+        chosen = in_engine(held, engine)
+        if chosen is None:
+            raise EngineError(
+                "E_DIALECT",
+                f"the variant '{held.name}' is {held.dialect} for the engine {held.engine}, "
+                f"the engine {engine} was asked for.",
+                mend="Choose a variant for that engine, or leave the engine to the bundle.",
+            )
+        return Choice(chosen, "asked for")
     if not measured:
         return choose(bundle, engine)
     return find_fastest(bundle, threads=threads, engine=engine, cache=cache, build=build)

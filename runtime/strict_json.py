@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable
-from typing import NoReturn, cast
+from typing import Any, NoReturn, cast
 
 from .errors import BundleError
 
 _MAX_BYTES = 64 * 1024**2
 _MAX_DEPTH = 32
 _MAX_DIGITS = 18
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
 def parse_json(data: bytes) -> dict[str, object]:
@@ -27,12 +25,6 @@ def parse_json(data: bytes) -> dict[str, object]:
     """
     if len(data) > _MAX_BYTES:
         raise wrong(f"it has {len(data)} bytes, {_MAX_BYTES} are allowed")
-    depth = deepest = 0
-    for bracket in re.findall(rb"[\[\]{}]", _STRING.sub(b"", data)):
-        depth += 1 if bracket in b"[{" else -1
-        deepest = max(deepest, depth)
-    if deepest > _MAX_DEPTH:
-        raise wrong(f"it is nested {deepest} deep, {_MAX_DEPTH} are allowed")
     try:
         text = data.decode("utf-8")
         parsed: object = json.loads(
@@ -45,7 +37,25 @@ def parse_json(data: bytes) -> dict[str, object]:
         json.dumps(parsed, ensure_ascii=False).encode("utf-8")  # lone surrogates have no UTF-8
     except (ValueError, RecursionError) as error:
         raise wrong(f"it is not strict JSON: {error}") from error
+    deepest = _depth(parsed)
+    if deepest > _MAX_DEPTH:
+        raise wrong(f"it is nested {deepest} deep, {_MAX_DEPTH} are allowed")
     return mapping(parsed, "manifest.json")
+
+
+def _depth(parsed: object) -> int:
+    """Objects and lists within each other, at most."""
+    deepest, within = 0, [iter([parsed])]
+    while within:
+        for value in within[-1]:
+            if isinstance(value, (dict, list)):
+                held: Iterable[Any] = value.values() if isinstance(value, dict) else value
+                deepest = max(deepest, len(within))
+                within.append(iter(held))
+                break
+        else:
+            within.pop()
+    return deepest
 
 
 def _object(pairs: Iterable[tuple[str, object]]) -> dict[str, object]:

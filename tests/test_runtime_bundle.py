@@ -8,6 +8,7 @@ import json
 import os
 import stat
 import struct
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -434,6 +435,34 @@ def test_what_the_manifest_uses_must_be_listed(path: str, tmp_path: Path) -> Non
 )  # fmt: skip
 def test_lenient_json_is_refused(text: str, tmp_path: Path) -> None:
     assert refusal(unpack(resealed(text), tmp_path / "b")).code == "E_MANIFEST"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a POSIX system")
+def test_a_bundle_is_opened_in_little_memory(tmp_path: Path) -> None:
+    """And not only where the largest that is allowed would fit."""
+    write_files(seal(manifest(), FILES), tmp_path / "b")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (2 * 2**30,) * 2)\n"
+        "from edgepress.runtime import Bundle\n"
+        f"Bundle.open({str(tmp_path / 'b')!r})"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, env=env)
+    assert found.returncode == 0, found.stderr.decode()[-400:]
+
+
+def test_a_text_of_quotes_takes_no_time() -> None:
+    """Half a million of them, and the text does not end: what is quadratic would take hours."""
+    with pytest.raises(BundleError) as caught:
+        parse_manifest(b'"' + b'\\"' * 500_000)
+    assert caught.value.code == "E_MANIFEST"
+
+
+def test_nesting_is_counted() -> None:
+    for depth, said in ((32, "expected"), (33, "nested 33 deep")):
+        with pytest.raises(BundleError) as caught:
+            parse_manifest(b'{"a": ' + b"[" * (depth - 1) + b"]" * (depth - 1) + b"}")
+        assert said in caught.value.message or depth == 32
 
 
 def test_brackets_in_texts_are_not_nesting() -> None:

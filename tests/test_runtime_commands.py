@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from edgepress.__main__ import main
-from edgepress.runtime import Bundle, Preprocessing, open_engine
+from edgepress.runtime import Bundle, Prediction, Preprocessing, Session, open_engine
 from edgepress.runtime.manifest import Golden, Manifest, Tolerance, Variant
 from edgepress.runtime.npz import write_npz
 from edgepress.runtime.seal import seal, write_files
@@ -113,6 +113,35 @@ def test_predict_without_classes_shows_outputs(folder: Path, edgepress: Run) -> 
     assert "logits: float32 (1, 4)" in done.stdout
     (found,) = told(edgepress("predict", "plain", "a.png", "--json"))["predictions"]
     assert np.shape(found["outputs"]["logits"]["values"]) == (1, 4)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes there")
+def test_names_that_the_terminal_cannot_show_are_shown_escaped(folder: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9.png")
+    (folder / "a.png").rename(folder / odd)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    env["PYTHONIOENCODING"] = "latin-1:strict"
+    for words in ((), ("--json",)):
+        done = subprocess.run(
+            [sys.executable, "-m", "edgepress", "predict", "bundle", odd, *words],
+            cwd=folder,
+            capture_output=True,
+            env=env,
+        )
+        assert done.returncode == 0, done.stderr
+        assert b"\\udce9.png" in done.stdout
+        assert b"\\u732b" in done.stdout, "a label"
+    assert done.stdout.isascii()
+    assert json.loads(done.stdout)["predictions"][0]["picture"] == odd
+
+
+def test_an_output_without_rows_is_shown(edgepress: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A detector that found nothing."""
+    none = Prediction({"boxes": np.zeros((0, 6), np.float32)}, "agreement", None)
+    monkeypatch.setattr(Session, "predict_many", lambda *_: iter([none]))
+    assert "boxes: float32 (0, 6), empty" in edgepress("predict", "bundle", "a.png").stdout
+    shown = told(edgepress("predict", "bundle", "a.png", "--json"))
+    assert shown["predictions"][0]["outputs"]["boxes"]["min"] is None
 
 
 def test_verify_whole_and_damaged(folder: Path, edgepress: Run) -> None:

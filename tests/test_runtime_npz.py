@@ -61,3 +61,17 @@ def test_pickles_and_lying_headers_are_refused() -> None:
         with pytest.raises(BundleError) as caught:
             read_npz(data, "test")
         assert caught.value.code == "E_ARCHIVE"
+
+
+@pytest.mark.parametrize(
+    "shape",
+    ["(0, 1" + "0" * 30 + ")", "(" + "1, " * 100 + ")", "(" + "+".join("1" * 4000) + ",)"],
+    ids=["long", "deep", "a sum"],
+)
+def test_shapes_that_numpy_cannot_make_are_refused(shape: str) -> None:
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    content = b"\x93NUMPY\x02\x00" + len(header).to_bytes(4, "little") + header
+    data = content + (bytes(4) if shape.startswith("(1, ") else b"")
+    with pytest.raises(BundleError) as caught:
+        read_npz(zipped({"a.npy": data}), "test")
+    assert caught.value.code == "E_ARCHIVE"

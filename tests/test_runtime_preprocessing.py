@@ -201,3 +201,10 @@ def test_mean_must_fit_the_pictures() -> None:
     with pytest.raises(InputError) as caught:
         Preprocessing(channel_order=None, mean=(1.0, 2.0))(picture(4, 4, 6))
     assert caught.value.code == "E_PREPROCESSING"
+
+
+def test_a_crop_as_large_as_memory_is_refused() -> None:
+    how = Preprocessing(center_crop=(32768, 32768))
+    with pytest.raises(InputError) as caught:
+        how.pixels(np.zeros((8, 8, 3), np.uint8))
+    assert caught.value.code == "E_PICTURE"

@@ -31,6 +31,7 @@ from edgepress.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from edgepress.runtime.manifest import Golden, Manifest, Tolerance, Variant
 from edgepress.runtime.npz import write_npz
 from edgepress.runtime.seal import seal, write_files
+from edgepress.runtime.selftest import self_test
 
 RNG = np.random.default_rng(0)
 Make = Callable[..., Path]
@@ -322,6 +323,22 @@ def test_many_pictures_give_what_each_gives(
         together = [one.outputs["logits"] for one in session.predict_many(iter(several))]
     assert [one.shape for one in together] == [(1, 4)] * 20
     np.testing.assert_allclose(np.concatenate(together), np.concatenate(alone), rtol=1e-5)
+
+
+class ForEight(OnnxRuntimeEngine):
+    """As an engine that was built for eight samples at once, no fewer."""
+
+    builds = True
+
+    def _run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        raise InputError("E_INPUT", "the engine was built for 8.", mend="Build it for 1.")
+
+
+def test_an_engine_built_for_other_sizes_does_not_make_the_bundle_a_bad_one(make: Make) -> None:
+    bundle = Bundle.open(make())
+    with ForEight(bundle.model()) as engine, pytest.raises(InputError) as caught:
+        self_test(bundle, bundle.variants[0], engine)
+    assert (caught.value.code, caught.value.mend) == ("E_INPUT", "Build it for 1.")
 
 
 class AtMostThree(OnnxRuntimeEngine):

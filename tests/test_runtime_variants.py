@@ -63,6 +63,7 @@ def make(tmp_path: Path, tiny_classifier: Callable[..., bytes]) -> Make:
         engine: str = "onnxruntime",
         dialect: str = "onnx",
         precision: str = "float32",
+        shift: float = 0,
         **change: Any,
     ) -> Bundle:
         model = tiny_classifier()
@@ -71,7 +72,7 @@ def make(tmp_path: Path, tiny_classifier: Callable[..., bytes]) -> Make:
             shape = [size if isinstance(size, int) else 1 for size in spec.shape]
             feeds = {spec.name: np.linspace(-1, 1, int(np.prod(shape))).reshape(shape)}
             feeds = {name: array.astype(np.float32) for name, array in feeds.items()}
-            golden = running.run(feeds)
+            golden = {name: array + shift for name, array in running.run(feeds).items()}
         tolerance = Tolerance(1e-4, 0.9999) if precision == "float32" else Tolerance(0.1, 0.99)
         manifest = Manifest(
             inputs=running.inputs,
@@ -349,3 +350,37 @@ def test_a_bfloat16_variant_is_computed_in_bfloat16(make: Make) -> None:
         pytest.skip("this processor has no bfloat16")
     with Session.open(bundle) as session:
         assert session.facts()["precision"] == "bf16"
+
+
+def test_golden_outputs_stay_with_their_variant_when_names_change(
+    make: Make, joined: Callable[..., Bundle]
+) -> None:
+    """What was named by its engine is named by its dialect, and its old name is another's."""
+    both = joined(make("one", dialect="onnx"), make("two", engine="openvino", dialect=ELSEWHERE))
+    assert both.variants[1].name == "openvino-float32"
+    third = make("three", engine="openvino", dialect="openvino", shift=1.0)
+    three = joined_again(both, third)
+    assert [one.name for one in three.variants[1:]] == [
+        f"{ELSEWHERE}-float32",
+        "openvino-float32",
+    ]
+    for name, came in ((f"{ELSEWHERE}-float32", both), ("openvino-float32", third)):
+        held = came.golden(came.variants[-1])[1]
+        for output, array in three.golden(name)[1].items():
+            np.testing.assert_array_equal(array, held[output])
+
+
+@OPENVINO
+def test_plain_onnx_runs_in_any_engine(make: Make) -> None:
+    plain = make("one", dialect="onnx")
+    for words in ({}, {"variant": "float32"}):
+        with Session.open(plain, engine="openvino", **words) as session:
+            assert session.facts()["engine"] == "openvino"
+            assert session.variant.engine == "openvino"
+    for engine in ("null", "abacus"):
+        with pytest.raises(EngineError) as caught:
+            Session.open(plain, engine=engine, variant="float32")
+        assert caught.value.code == "E_DIALECT"
+    with pytest.raises(EngineError) as caught:
+        Session.open(make("two", dialect=HERE), engine="openvino")
+    assert caught.value.code == "E_DIALECT"

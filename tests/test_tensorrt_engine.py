@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 from edgepress.__main__ import main
 from edgepress.runtime import (
@@ -32,7 +34,7 @@ from edgepress.runtime import (
     TensorSpec,
     open_engine,
 )
-from edgepress.runtime.cache import cache_folder
+from edgepress.runtime.cache import cache_folder, make_folder
 from edgepress.runtime.doctor import examine
 from edgepress.runtime.engines import import_backend, load_backend
 from edgepress.runtime.nvidia import BuildOptions
@@ -41,6 +43,7 @@ from edgepress.runtime.nvidia.building import DTYPES, build
 from edgepress.runtime.nvidia.cache import EngineCache, key_of
 from edgepress.runtime.nvidia.driver import Cuda, cuda
 from edgepress.runtime.nvidia.engine import NvidiaEngine
+from edgepress.runtime.nvidia.fitting import fitting
 from edgepress.runtime.nvidia.inspection import layers_of
 from edgepress.runtime.nvidia.trtexec import trtexec_line
 from edgepress.runtime.seal import seal, write_files
@@ -799,3 +802,39 @@ class TestOnGpu:
         usable(name)
         report = examine(name)
         assert report.ok, report
+
+
+def test_the_cache_is_for_this_user_whatever_new_folders_are(tmp_path: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        for number, name in enumerate(("", "choices")):
+            folder = make_folder(tmp_path / f"new-{number}" / "cache", name)
+            EngineCache(folder.parent if name else folder)
+    finally:
+        os.umask(before)
+
+
+def test_a_folder_that_cannot_be_locked_still_gives_what_it_has(
+    cache: EngineCache, tmp_path: Path
+) -> None:
+    cache.put(MADE_OF, b"plan")
+    (cache.folder / "engines" / f"{key_of(MADE_OF)}.lock").mkdir()
+    with pytest.raises(InputError) as caught, cache.lock(MADE_OF):
+        pass
+    assert caught.value.code == "E_WRITE"
+    assert cache.find(MADE_OF) == b"plan"
+
+
+def test_what_is_measured_is_built_for_what_is_measured() -> None:
+    model = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("Relu", ["x"], ["y"])],
+            "free",
+            [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 3, "H", "W"])],
+            [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", 3, "H", "W"])],
+        )
+    )
+    found = fitting(model.SerializeToString(), 4, {"x": (1, 3, 16, 24)})
+    assert found == BuildOptions(batch=(4, 4, 4), sizes={"H": (16, 16, 16), "W": (24, 24, 24)})
+    made = build_engine("tensorrt-rtx", model.SerializeToString(), found)
+    assert made.plan

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
-import sys
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import EdgepressError, EngineError, InputError, MissingExtraError
+from ..children import as_told, command, ending
+from ..errors import EdgepressError, EngineError, MissingExtraError
+from ..files import disk_room, temporary_folder
 from .building import Built, check_model
 from .child import ANSWER, MODEL, PLAN, REQUEST, TIMING
 from .options import BuildOptions
-
-_START = "import sys; sys.path[:] = sys.argv[2:]; from {module} import main; sys.exit(main())"
-_KINDS: dict[str, type[EdgepressError]] = {"EngineError": EngineError, "InputError": InputError}
 
 
 def build_engine(
@@ -43,12 +37,11 @@ def build_engine(
             or built, or the builder crashed or took longer than ``options.time_limit_s``.
         MissingExtraError: Where the engine is not installed.
         InputError: ``E_MODEL`` for what is no ONNX file, ``E_SHAPE`` for a free size of which
-            nothing is known.
+            nothing is known, ``E_WRITE`` where there is no room for temporary files.
     """
     check_model(model)
     request = {"engine": engine, "gpu": gpu, "options": options.to_dict()}
-    with tempfile.TemporaryDirectory(prefix="edgepress-") as name:
-        folder = Path(name)
+    with disk_room(), temporary_folder() as folder:
         (folder / REQUEST).write_text(json.dumps(request), encoding="utf-8")
         (folder / MODEL).write_bytes(model)
         if timing_cache is not None:
@@ -63,14 +56,12 @@ def build_engine(
 
 
 def _run(engine: str, folder: Path, time_limit_s: float) -> None:
-    command = [sys.executable, "-c", _START.format(module=f"{__package__}.child"), str(folder)]
     try:
         child = subprocess.run(
-            [*command, *sys.path],
+            command(f"{__package__}.child", str(folder)),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=time_limit_s,
-            env={**os.environ, "PYTHONSAFEPATH": "1"},
             check=False,
         )
     except subprocess.TimeoutExpired as error:
@@ -81,15 +72,11 @@ def _run(engine: str, folder: Path, time_limit_s: float) -> None:
         ) from error
     if child.returncode == 0 and (folder / ANSWER).is_file():
         return
-    how = f"ended with status {child.returncode}"
-    if child.returncode < 0:
-        how = f"crashed with signal {-child.returncode}"
-        with suppress(ValueError):
-            how = f"crashed with {signal.Signals(-child.returncode).name}"
     last = child.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
     raise EngineError(
         "E_BACKEND",
-        f"the builder of {engine} {how} on this model" + (f": {last[0]}" if last else "."),
+        f"the builder of {engine} {ending(child.returncode)} on this model"
+        + (f": {last[0]}" if last else "."),
         mend="The file may be damaged, or the machine out of memory.",
     )
 
@@ -97,5 +84,4 @@ def _run(engine: str, folder: Path, time_limit_s: float) -> None:
 def _error(told: Any, engine: str) -> EdgepressError:
     if told["kind"] == "MissingExtraError":
         return MissingExtraError(engine, engine, f"the engine {engine}")
-    kind = _KINDS.get(told["kind"], EngineError)
-    return kind(told["code"], told["message"], mend=told["mend"], path=told["path"])
+    return as_told(told)

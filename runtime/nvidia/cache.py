@@ -12,15 +12,18 @@ mode are as they were when it was written; anything else is built again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import stat
 import sys
 from collections.abc import Generator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from ..cache import make_folder
 from ..errors import InputError
 from ..files import write_file
 from .options import BuildOptions
@@ -53,16 +56,8 @@ class EngineCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        try:
-            for name in _FOLDERS:
-                (folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                "E_WRITE",
-                f"the cache folder '{folder}' cannot be made: {error.strerror or error}.",
-                mend="Name another with --cache or $EDGEPRESS_CACHE.",
-                path=str(folder),
-            ) from error
+        for name in _FOLDERS:
+            make_folder(folder, name)
         for path in (folder, *(folder / name for name in _FOLDERS)):
             if not _is_ours(path):
                 raise InputError(
@@ -133,10 +128,24 @@ class EngineCache:
 
     @contextlib.contextmanager
     def lock(self, made_of: Mapping[str, object]) -> Generator[None, None, None]:
-        """Let one process at a time build what is made of these; the others find its result."""
+        """Let one process at a time build what is made of these; the others find its result.
+
+        Raises:
+            InputError: ``E_WRITE`` where the folder may not be written, or its disk has no locks.
+        """
         path = self.folder / "engines" / f"{key_of(made_of)}.lock"
-        with path.open("a+b") as file:
-            _lock(file)
+        with ExitStack() as stack:
+            try:
+                file = stack.enter_context(path.open("a+b"))
+                _lock(file)
+            except OSError as error:
+                raise InputError(
+                    "E_WRITE",
+                    f"'{path}' cannot be locked: {error.strerror or error}.",
+                    mend="Name a cache folder on a disk of this machine that may be written: "
+                    "--cache or $EDGEPRESS_CACHE.",
+                    path=str(path),
+                ) from error
             yield  # closing the file gives the lock back, also where this process dies
 
     def _build(self, model: Mapping[str, object]) -> Path:
@@ -172,7 +181,13 @@ def _lock(file: Any) -> None:
     if sys.platform == "win32":
         import msvcrt
 
-        msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+        while True:
+            try:
+                msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+                return
+            except OSError as error:  # it tries for ten seconds; building takes minutes
+                if error.errno != errno.EDEADLOCK:
+                    raise
     else:
         import fcntl
 

@@ -1,4 +1,4 @@
-"""The process that builds engines: ``python -m edgepress.runtime.nvidia.child FOLDER``.
+"""The process that builds engines, started with a folder as its argument.
 
 A builder is native code that may crash on a model, or never end; what asks for an engine must live
 on. FOLDER holds ``request.json`` and ``model.onnx``; the answer is ``answer.json``, and beside it
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..children import told_by
 from ..engines import load_backend
 from ..errors import EdgepressError
 from .building import build
@@ -31,9 +32,7 @@ def main() -> int:
     try:
         answer = _build(folder, request)
     except EdgepressError as error:
-        fields = ("code", "message", "mend", "path")
-        told = {name: getattr(error, name) for name in fields}
-        answer = {"error": {"kind": type(error).__name__, **told}}
+        answer = {"error": told_by(error)}
     (folder / ANSWER).write_text(json.dumps(answer), encoding="utf-8")
     return 0
 
@@ -51,7 +50,3 @@ def _build(folder: Path, request: Any) -> dict[str, object]:
     if measured is not None:
         timing.write_bytes(made.timing_cache)
     return {"facts": made.facts}
-
-
-if __name__ == "__main__":
-    sys.exit(main())

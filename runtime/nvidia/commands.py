@@ -8,6 +8,7 @@ import click
 
 from ..bundle import Bundle
 from ..cache import cache_folder
+from ..choosing import in_engine
 from ..console import Console, report_errors
 from ..engine import EngineOptions
 from ..engines import open_engine
@@ -131,10 +132,8 @@ def engine(
 
 def _build(name: str, model: bytes, options: BuildOptions, folder: Path) -> dict[str, object]:
     """Build, keep and load an engine; what it says of itself."""
-    from .engine import NvidiaEngine
-
     made = open_engine(name)
-    if not issubclass(made, NvidiaEngine):
+    if not made.builds:
         raise EngineError(
             "E_ENGINE",
             f"the engine '{name}' builds nothing.",
@@ -168,7 +167,7 @@ def _model(
             mend="Compress it for the target tensorrt, or give --engine for its plain float32.",
             path=path,
         )
-    if name is not None and chosen.engine != name and chosen.dialect != "onnx":
+    if in_engine(chosen, name) is None:
         raise EngineError(
             "E_DIALECT",
             f"the variant '{chosen.name}' is {chosen.dialect} for the engine {chosen.engine}, "

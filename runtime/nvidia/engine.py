@@ -43,6 +43,7 @@ class NvidiaEngine(Engine):
         options: How to run it, and in ``options.build`` how to build it.
     """
 
+    builds = True
     timing_caches = False
     """Whether this engine times kernels while it is built, and can remember what it measured."""
 
@@ -90,19 +91,11 @@ class NvidiaEngine(Engine):
         trt = self.backend()
         plan, facts = self._plan(str(trt.__version__), gpu, build)
         self._running = _start(trt, driver, index, plan, build.cuda_graph)
-        symbols = free_names(self.model)
-        tensors = self._running.tensors()
-        for is_input in (True, False):
-            specs = tuple(
-                spec_of(one.name, one.dtype, one.shape, symbols.get(one.name, ()))
-                for one in tensors
-                if one.is_input is is_input
-            )
-            if is_input:
-                self.inputs = specs
-                self.largest_batch = _largest_batch(tensors)
-            else:
-                self.outputs = specs
+        try:
+            self._learn(self._running.tensors())
+        except BaseException:  # a type that is none of ours: give the GPU's memory back
+            self._unload()
+            raise
         served = "GPU" if build.dla_core is None else f"DLA:{build.dla_core}"
         self._facts = {
             "version": str(trt.__version__),
@@ -116,6 +109,21 @@ class NvidiaEngine(Engine):
             "build": build.of_engine(),
             **facts,
         }
+
+    def _learn(self, tensors: Sequence[Tensor]) -> None:
+        """What goes in and comes out."""
+        symbols = free_names(self.model)
+        for is_input in (True, False):
+            specs = tuple(
+                spec_of(one.name, one.dtype, one.shape, symbols.get(one.name, ()))
+                for one in tensors
+                if one.is_input is is_input
+            )
+            if is_input:
+                self.inputs = specs
+                self.largest_batch = _largest_batch(tensors)
+            else:
+                self.outputs = specs
 
     def _unload(self) -> None:
         if self._running is not None:
@@ -202,6 +210,9 @@ class NvidiaEngine(Engine):
         build: BuildOptions,
         index: int,
     ) -> tuple[bytes, dict[str, object]]:
+        found = cache.find(made_of)  # before the lock: a folder that may not be written has it too
+        if found is not None:
+            return found, {"from_cache": True}
         with cache.lock(made_of):
             found = cache.find(made_of)
             if found is not None:
