@@ -262,6 +262,9 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 from distil_nets import Distil, trained, weights
+from edgepress.compress.training import keeping
+if {often}:
+    keeping._BETWEEN_S, keeping._WRITING = 0.0, 0
 settings = Distil(epochs={epochs}, batch=32, lr=0.1, precision="float32", layout="contiguous")
 def report(stage, done, total):
     if (stage, done) == ("training", {stop}):
@@ -276,12 +279,14 @@ if os.environ.get("RANK", "0") == "0":
 """
 
 
-def script(tmp_path: Path, name: str, epochs: int, stop: int = 0) -> Path:
+def script(
+    tmp_path: Path, name: str, epochs: int, stop: int = 0, often: bool = False
+) -> Path:
     file = tmp_path / f"{name}.py"
     file.write_text(
         SCRIPT.format(
             tests=str(Path(__file__).parent), folder=str(tmp_path / f"{name}.training"),
-            out=str(tmp_path / f"{name}.json"), epochs=epochs, stop=stop,
+            out=str(tmp_path / f"{name}.json"), epochs=epochs, stop=stop, often=often,
         )
     )  # fmt: skip
     return file
@@ -310,8 +315,8 @@ def test_a_training_that_was_killed_ends_like_an_unbroken_one(tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo of POSIX")
 def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
-    """Stopped in the third epoch, and taken up again by both."""
-    file = script(tmp_path, "two", 4, stop=10)
+    """Stopped in mid-epoch, a checkpoint after every step, and taken up again by both."""
+    file = script(tmp_path, "two", 4, stop=10, often=True)
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
              "--master-addr=127.0.0.1", "--master-port=0", "--rdzv-backend=c10d",
              "--rdzv-endpoint=127.0.0.1:0", str(file)]  # fmt: skip

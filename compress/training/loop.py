@@ -197,8 +197,8 @@ class Training:
             state.step += 1
             self._clock.stepped(left)
             self._report("training", self._clock.done, self._clock.done + left - 1)
-            if self._keeper.due and state.step < self._steps:
-                self._check_weights()
+            due = self._keeper.due and state.step < self._steps  # in the first process alone
+            if due and not_finite(self._networks.student) is None:
                 self._keeper.write(state)
         self._check_weights()
         if self._processes.first:
@@ -208,7 +208,7 @@ class Training:
         self._keeper.write(state)
 
     def _check_weights(self) -> None:
-        """See that what is kept now can be gone on from.
+        """See that what is kept now can be gone on from; every process calls it.
 
         A finite loss may have a gradient that is not; the loss of the next step would show it.
         """
