@@ -15,6 +15,7 @@ import torch
 
 from ..runtime.errors import InputError
 from ..runtime.files import check_file, read_file, write_file
+from .finite import not_finite
 from .history import METADATA_KEY, History
 
 _INSIDE = ("state_dict", "model_state_dict", "model", "ema", "net", "weights")
@@ -50,14 +51,14 @@ def load_weights(module: torch.nn.Module, path: str) -> tuple[str, History]:
     own = module.state_dict()
     state = _unwrapped(read_state(data, path), own)
     _check_same_network(state, own, path)
-    for key, value in state.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise InputError(
-                "E_NAN",
-                f"the weight '{key}' in '{path}' has values that are NaN or infinite.",
-                mend="Such a network computes nothing useful; take an earlier checkpoint.",
-                path=path,
-            )
+    key = not_finite(module, state)
+    if key is not None:
+        raise InputError(
+            "E_NAN",
+            f"the weight '{key}' in '{path}' has values that are NaN or infinite.",
+            mend="Such a network computes nothing useful; take an earlier checkpoint.",
+            path=path,
+        )
     try:
         module.load_state_dict(state, strict=False)
     except RuntimeError as error:

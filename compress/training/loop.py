@@ -18,11 +18,12 @@ from ...benchmarks.tasks import Task
 from ...export.capture import input_names
 from ...export.memory import kept
 from ...runtime.preprocessing import Preprocessing
+from ..finite import not_finite
 from ..settings import Distil
 from . import compiled
 from .augment import Draws
 from .checkpoint import Folder, digest, lay_out
-from .faults import diverged, not_finite, spoilt
+from .faults import diverged, spoilt
 from .keeping import Keeper, State
 from .objective import Seen, Tensors, Watched
 from .pool import Pool, Report, Step
