@@ -23,7 +23,7 @@ from .fake_places import begin, learned, places
 from .finetuning import Finetune, student_graph
 from .history import Pruned
 from .material import Material
-from .mixing import mix
+from .mixing import Drop, mix
 from .passes import Context, Outcome, finish, prepare
 from .places import Place
 from .placing import check_installed, plain_weights, with_quantizers
@@ -38,9 +38,6 @@ from .training.processes import several
 _PLACING_PICTURES = 16
 _MATCHING_PICTURES = 2
 _AS_FAST = 0.95  # what times taken some minutes apart differ by
-
-Drop = Callable[[bytes], float]
-"""How many points of the score a model's bytes lose on pictures that choose."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +83,8 @@ class Tuner(Teaching):
 
         Raises:
             InputError: ``E_USAGE`` in several processes, or for a student where the recipe has
-                none; ``E_EXISTS`` where there is a training that did not end, and nobody asked to
-                go on with it.
+                none; ``E_EXISTS`` as
+                :meth:`~edgepress.compress.teaching.Teaching.check_begun`.
             MissingExtraError: Where NNCF is not installed.
         """
         settings = next((one for one in recipe.passes if isinstance(one, Qat)), None)
@@ -108,14 +105,9 @@ class Tuner(Teaching):
                 mend="Start it without torchrun; recipes without qat train in several.",
             )
         folder = out.with_name(f"{out.name}.training") / "qat"
-        if folder.exists() and not resume:
-            raise InputError(
-                "E_EXISTS",
-                f"there is a training in '{folder}' that did not end.",
-                mend="Go on with --resume, or remove that folder to start anew.",
-                path=str(folder),
-            )
-        return Tuner(settings, finetune, folder, resume, seed, settings.tolerated, original)
+        tuner = Tuner(settings, finetune, folder, resume, seed, settings.tolerated, original)
+        tuner.check_begun()
+        return tuner
 
     def check_places(self, places: Sequence[Place]) -> None:
         """See that it is asked for one target: what is trained is that target's own rounding.
@@ -242,6 +234,8 @@ class Tuner(Teaching):
 
     def finish(self) -> None:
         """The bundle is written: the checkpoints go, and their folder where nothing else is."""
+        if self.finetune is not None:
+            return
         shutil.rmtree(self.folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             self.folder.parent.rmdir()

@@ -17,11 +17,11 @@ from .backbone import Backbone
 from .computing import floats_beside_int8, int8_ways, note_of, untouched, ways
 from .judge import Judge
 from .material import Material
-from .mixing import mix, notes_of
+from .mixing import Drop, mix, notes_of
 from .passes import Context, Outcome, Progress, RangesOnce, finish, float32, prepare, run_pass
 from .prove import Trial, best_rival, forgotten, is_faster, outrun, try_out
 from .pruning_pass import Cut, precision_after, prune_pass
-from .qat import Drop, Tuned, Tuner, as_fast, held_against
+from .qat import Tuned, Tuner, as_fast, held_against
 from .recipe import Recipe
 from .result import Result
 from .settings import Distil, Fp16, Int8, Prune, Qat
