@@ -19,11 +19,12 @@ from ..export.measuring import Whole
 from ..runtime.errors import InputError
 from ..runtime.tensors import Arrays
 from .backbone import Backbone
+from .drops import Drop
 from .fake_places import begin, learned, places
 from .finetuning import Finetune, student_graph
 from .history import Pruned
 from .material import Material
-from .mixing import Drop, mix
+from .mixing import mix
 from .passes import Context, Outcome, finish, prepare
 from .places import Place
 from .placing import check_installed, plain_weights, with_quantizers
@@ -143,21 +144,24 @@ class Tuner(Teaching):
             network = torch_network(opened)
             with_quantizers(network.module, [tensors(example)], dialect(to), network.name)
 
-    def not_needed(self, plain: Trial, drop: Drop, max_drop: float | None) -> str | None:
+    def not_needed(
+        self, plain: Trial, drop: Drop, max_drop: float | None, before: float = 0.0
+    ) -> str | None:
         """Why nothing is to be trained, or ``None``.
 
         Args:
             plain: Post-training INT8 of the same network.
             drop: What a model's bytes lose.
             max_drop: Largest drop of the score; ``None`` for any.
+            before: What the network loses in float32, which is not the loss of INT8.
         """
         if not plain.outcome.changed:
             return "no layer of this network can run in INT8 on this target"
         if plain.comparison is not None and plain.comparison.faster != "a":
             return "INT8 is not faster than float32 on this machine, which no training changes"
-        bound = self.tolerated
-        bound = bound if max_drop is None else min(bound, max_drop)
-        lost = drop(_scored(plain.outcome))
+        bound, lost = self.tolerated, drop(_scored(plain.outcome)) - before
+        if max_drop is not None:
+            bound = min(bound, max_drop - before if 0 < before <= max_drop else max_drop)
         if lost > bound:
             return None
         return (
