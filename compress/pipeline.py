@@ -144,7 +144,8 @@ def compress(
         keep: Names of modules that pruning leaves whole.
         cache: Folder in which the latencies of layers are kept; ``None`` to keep none.
         weights_out: A ``.safetensors`` file for the pruned or trained torch network's weights and
-            history, which goes wherever weights of its factory go; written where it ships.
+            history, which goes wherever weights of its factory go; written where it ships, and
+            where it does not a note says so.
         force: Replace what is at ``out`` and ``weights_out``.
         progress: Told how far the work is.
 
@@ -169,6 +170,7 @@ def compress(
     tuner = Tuner.of(steps, finetune, out, resume, seed, student=student is not None)
     if weights_out is not None:
         check_weights_out(weights_out, force=force)
+        steps.check_makes_weights()
     if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
         raise InputError("E_USAGE", f"max_drop is {max_drop}.", mend="Give 0 or more points.")
     places = places_of(target, allowed=unproven)
@@ -234,20 +236,26 @@ def compress(
                 score = partial(quietly.score, graph.model, what="one picture")
                 check_labels(material, score)
             original = judge.score(graph.model, material.test, "float32 on the test pictures")
+            if not (school is None and tuner is None) and not material.own_score:
+                what = "float32 on the selection"  # too few pictures for the task are told now
+                judge.score(graph.model, split.selection, what)
             if loader is not None and not results:
                 check_loader(subject, material, judge, Images.of(loader), original)
             found = follow(work, judge, place.target, place.here, networks, original)
             if strict:
                 check_strict(found, several=len(places) > 1)
             results.append(replace(found, notes=[*suspicions(material, original), *found.notes]))
+        made = next((one.pruned for one in results if one.pruned is not None), None)
+        if weights_out is not None and made is None:
+            note = "no pruned or trained network ships, so that no weights were written."
+            results = [replace(one, notes=[*one.notes, note]) for one in results]
         bundles = [one.bundle(example, shipped, real_golden=golden_pictures) for one in results]
         files = combine(bundles) if len(bundles) > 1 else bundles[0].files
         write_files(files, out, force=force)
+        if weights_out is not None and made is not None:
+            save_weights(made.module, weights_out, history=made.history, force=force)
         if tuner is not None:
             tuner.finish()
         if pupil is not None:
             pupil.finish(ships=any(one.outcome.trained for one in results))
-    pruned = next((one.pruned for one in results if one.pruned is not None), None)
-    if weights_out is not None and pruned is not None:
-        save_weights(pruned.module, weights_out, history=pruned.history, force=force)
     return Bundle.open(out)

@@ -85,12 +85,9 @@ def save_weights(
     Raises:
         InputError: ``E_USAGE`` for another ending; as :func:`~edgepress.runtime.files.write_file`.
     """
-    import safetensors.torch
-
     check_weights_out(out, force=force)
     metadata = {} if history is None else {METADATA_KEY: history.to_json()}
-    state = {key: value.detach().cpu().clone() for key, value in module.state_dict().items()}
-    write_file(safetensors.torch.save(state, metadata), Path(out), force=force)
+    write_file(pack_tensors(module.state_dict(), metadata), Path(out), force=force)
 
 
 def check_weights_out(out: str | Path, *, force: bool) -> None:

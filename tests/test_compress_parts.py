@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,7 @@ from edgepress.benchmarks.measurement import Preset
 from edgepress.benchmarks.tasks import Score
 from edgepress.compress import Backbone, Int8, Recipe
 from edgepress.compress.judge import Judge
+from edgepress.compress.judging import open_judged
 from edgepress.compress.material import gather
 from edgepress.compress.passes import Context, Outcome, quantize
 from edgepress.compress.prove import (
@@ -41,6 +43,7 @@ from edgepress.compress.prove import (
 )
 from edgepress.compress.settings import Fp16
 from edgepress.compress.subject import batch_size, first_rows, make_subject, torch_run
+from edgepress.compress.weights import save_weights
 from edgepress.compress.zoo import preprocessing_of_timm, preprocessing_of_torchvision
 from edgepress.export.bundling import Shipped
 from edgepress.export.capture import evaluating
@@ -321,6 +324,22 @@ def test_a_module_runs_by_names_and_by_position() -> None:
     two, one = np.full((1, 2), 2, np.float32), np.ones((1, 2), np.float32)
     assert run({"right": one, "left": two})["output"].tolist() == [[1.0, 1.0]]
     assert run({"a": two, "b": one})["output"].tolist() == [[1.0, 1.0]]
+
+
+def test_a_factory_is_scored_on_as_many_threads_as_are_asked_for(files: Path) -> None:
+    images, before = Images.from_arrays(np.zeros((4, 8, 8, 3), np.uint8)), torch.get_num_threads()
+    for threads in (0, before + 1):
+        with ExitStack() as stack:
+            open_judged(stack, "some_nets.py:net", None, threads, images)
+            assert torch.get_num_threads() == (threads or before)
+        assert torch.get_num_threads() == before
+
+
+def test_channels_may_lie_last_in_what_is_saved(files: Path) -> None:
+    net = _net()
+    save_weights(net.to(memory_format=torch.channels_last), "w.safetensors")  # type: ignore[call-overload]
+    found = Backbone.open("some_nets.py:net", "w.safetensors").module.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in net.state_dict().items())
 
 
 def test_a_batch_takes_no_more_than_32_mib() -> None:

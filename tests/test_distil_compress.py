@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from edgepress.__main__ import main
-from edgepress.benchmarks import Images
+from edgepress.benchmarks import Images, Verification
 from edgepress.benchmarks.tasks import Score
 from edgepress.compress import Backbone, LogitLoss, Prune, Recipe, compress
 from edgepress.compress.cutting import Cut
@@ -249,7 +249,7 @@ def test_what_the_original_knows_by_heart_is_not_held_against_a_student() -> Non
 
 @pytest.mark.slow
 def test_a_pruned_network_is_trained_back_and_goes_on_with_the_same_cut(
-    home: Path, tmp_path: Path
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in its second epoch; the cut is kept with the checkpoint."""
     recipe = Recipe("mine", (Prune(max_macs_ratio=0.4), QUICK))
@@ -284,6 +284,13 @@ def test_a_pruned_network_is_trained_back_and_goes_on_with_the_same_cut(
     assert refused.value.code == "E_WEIGHTS"
     (kept / "held.json").replace(kept / "pruned.json")
     seen.clear()
+    finish = Pupil.finish
+
+    def finished(pupil: Pupil, *, ships: bool) -> None:
+        assert (tmp_path / "w.safetensors").exists(), "before the checkpoints go"
+        finish(pupil, ships=ships)
+
+    monkeypatch.setattr(Pupil, "finish", finished)
     bundle = made(
         tmp_path, resume=True, weights_out=tmp_path / "w.safetensors", **options,
         progress=lambda stage, done, total: seen.append(stage),
@@ -406,7 +413,16 @@ def spoilt(student: nn.Module, teacher: nn.Module) -> Any:
     [
         ({"student": None}, "E_USAGE", "there is none"),
         ({"recipe": "prune-distil", "max_macs_ratio": 0.5}, "E_USAGE", "cuts its student out of"),
+        (
+            {"recipe": "prune-distil", "max_macs_ratio": 0.5, "student": None,
+             "student_weights": "w.pt"},
+            "E_USAGE", "and weights for another one were given",
+        ),
         ({"recipe": "int8"}, "E_USAGE", "trains nothing, and student was given"),
+        (
+            {"recipe": "int8", "student": None, "weights_out": "w.safetensors"},
+            "E_USAGE", "neither prunes nor trains",
+        ),
         ({"recipe": "float32", "student": None, "resume": True}, "E_USAGE", "resume"),
         ({"finetune": no_module}, "E_FINETUNE", "gave None"),
         ({"student": "other"}, "E_STUDENT", "the student's outputs"),
@@ -426,6 +442,19 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(
     with pytest.raises(InputError, match=told) as refused:
         made(tmp_path, given.pop("images", None), **given)
     assert refused.value.code == code
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_few_pictures_to_choose_by_are_told_before_the_training(tmp_path: Path) -> None:
+    """Those of the test are enough; the selection's share is not."""
+    seen: list[str] = []
+    with pytest.raises(InputError, match="36 pictures give") as refused:
+        made(
+            tmp_path, task=Verification(far=0.01), test_data=data(),
+            progress=lambda stage, *_: seen.append(stage),
+        )  # fmt: skip
+    assert refused.value.code == "E_DATA"
+    assert "training" not in seen
     assert not list(tmp_path.iterdir())
 
 

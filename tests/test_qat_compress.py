@@ -190,11 +190,12 @@ def test_where_int8_is_good_enough_nothing_is_trained(tmp_path: Path) -> None:
     recipe = Recipe("mine", (PTQ, replace(QUICK, tolerated=100.0)))
     bundle = made(
         tmp_path, recipe=recipe, target="tensorrt", unproven=True,
-        progress=lambda stage, *_: seen.append(stage),
+        progress=lambda stage, *_: seen.append(stage), weights_out=tmp_path / "w.safetensors",
     )  # fmt: skip
     reports: Any = bundle.recipe["reports"]
     assert set(reports[1]) == {"left_out"}
     assert any(note.startswith("qat was left out: ") for note in bundle.manifest.notes)
+    assert any("no weights were written" in note for note in bundle.manifest.notes)
     assert "training" not in seen
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
