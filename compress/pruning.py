@@ -100,8 +100,8 @@ def prune(
         progress: Told how far the work is.
 
     Returns:
-        The network, cut and not trained since: train it with :func:`edgepress.compress.distil`, or
-        in any loop of one's own, and save it with
+        The network, cut and not trained since: train it with
+        :func:`~edgepress.compress.training.distil`, or in any loop of one's own, and save it with
         :func:`~edgepress.compress.weights.save_weights` and its history.
 
     Raises:

@@ -319,11 +319,12 @@ def enrol(
         if student is not None or student_weights is not None:
             raise _trains_nothing("that was asked for", "student")
         return None
-    if school.prunes and student is not None:
+    if school.prunes and (student is not None or student_weights is not None):
+        given = "another one was" if student is not None else "weights for another one were"
         raise InputError(
             "E_USAGE",
-            "the recipe cuts its student out of the original, and another one was given.",
-            mend="Leave the student out, or take the recipe distil.",
+            f"the recipe cuts its student out of the original, and {given} given.",
+            mend="Leave the student and its weights out, or take the recipe distil.",
         )
     if not school.prunes and student is None:
         raise InputError(
