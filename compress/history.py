@@ -211,6 +211,10 @@ class Pruned:
     history: History
     report: Mapping[str, object] = field(default_factory=dict[str, object])
 
+    def told(self) -> dict[str, object]:
+        """The report and the history, JSON values only."""
+        return {**self.report, "history": self.history.to_dict()}
+
 
 def _step(held: Mapping[str, Any]) -> Step:
     cuts = tuple(

@@ -29,8 +29,9 @@ from .material import (
     shipped_preprocessing,
     suspicions,
 )
-from .passes import Progress, RangesOnce
+from .passes import RangesOnce
 from .places import check_latency, places_of
+from .progress import Progress, silent
 from .prove import DEFAULT_MAX_DROP
 from .pruning_pass import with_limits
 from .qat import Tuner
@@ -49,10 +50,6 @@ from .subject import (
 from .weights import check_weights_out, save_weights
 
 CALIBRATION_SIZE = 300
-
-
-def _silent(stage: str, done: int, total: int | None) -> None:
-    del stage, done, total
 
 
 def compress(
@@ -85,7 +82,7 @@ def compress(
     cache: str | Path | None = None,
     weights_out: str | Path | None = None,
     force: bool = False,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Bundle:
     """Compress a trained network for a target and write the bundle that ships.
 
@@ -232,7 +229,7 @@ def compress(
                 folder,
             )
             if not results:
-                quietly = replace(judge, progress=_silent)
+                quietly = replace(judge, progress=silent)
                 score = partial(quietly.score, graph.model, what="one picture")
                 check_labels(material, score)
             original = judge.score(graph.model, material.test, "float32 on the test pictures")

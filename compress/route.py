@@ -18,7 +18,8 @@ from .drops import Drop, Drops, drop_in
 from .judge import Judge
 from .material import Material
 from .mixing import mix, notes_of
-from .passes import Context, Outcome, Progress, RangesOnce, finish, float32, prepare, run_pass
+from .passes import Context, Outcome, RangesOnce, finish, float32, prepare, run_pass
+from .progress import Progress
 from .prove import Trial, best_rival, forgotten, is_faster, outrun, try_out
 from .pruning_pass import Cut, precision_after, prune_pass
 from .qat import Tuned, Tuner, as_fast, held_against

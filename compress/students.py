@@ -21,7 +21,8 @@ from .backbone import Backbone
 from .finetuning import Finetune, student_graph
 from .history import History, Pruned
 from .material import Material
-from .passes import Context, Outcome, Progress
+from .passes import Context, Outcome
+from .progress import Progress
 from .pruning_pass import pruned_outcome
 from .recipe import Recipe
 from .settings import Distil, Prune, Qat
@@ -192,7 +193,6 @@ class Pupil:
         """
         name = f"{self._teacher.name}, pruned"
         self._student = Backbone(cut.module, name, history=cut.history)
-        report = {**cut.report, "history": cut.history.to_dict()}
         added = cut.history.since(self._teacher.history)  # the teacher has the steps before
         if self._school.finetune is None:
             folder = self._school.folder
@@ -201,7 +201,7 @@ class Pupil:
             told = {"asked": self._asked(asked), "report": dict(cut.report)}
             write_file(json.dumps(told).encode(), folder / _CUT_REPORT, force=True)
         self._processes.share(added.to_json())
-        return report
+        return cut.told()
 
     def learn(self, original: Subject, opset: int, progress: Progress) -> Lesson:
         """Train the student to its teacher, here or in the user's own loop, and capture it.

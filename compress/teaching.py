@@ -11,7 +11,7 @@ from ..runtime.errors import InputError
 from ..runtime.preprocessing import Preprocessing
 from .finetuning import Finetune, tuned
 from .material import Material
-from .passes import Progress
+from .progress import Progress
 from .settings import Distil
 from .training import Trained, distil
 from .training.checkpoint import FILE

@@ -19,6 +19,7 @@ from ...export.capture import input_names
 from ...export.memory import kept
 from ...runtime.preprocessing import Preprocessing
 from ..finite import not_finite
+from ..progress import Progress
 from ..settings import Distil
 from . import compiled
 from .augment import Draws
@@ -26,7 +27,7 @@ from .checkpoint import Folder, digest, lay_out
 from .faults import diverged, spoilt
 from .keeping import Keeper, State
 from .objective import Seen, Tensors, Watched
-from .pool import Pool, Report, Step
+from .pool import Pool, Step
 from .preparing import check_count, check_frozen, mixed, prepare
 from .processes import Processes
 from .referee import Referee
@@ -68,7 +69,7 @@ class Training:
         seed: int,
         folder: Path | None,
         processes: Processes,
-        report: Report,
+        report: Progress,
     ) -> None:
         self._settings, self._seed, self._report = settings, seed, report
         self._processes, self._device = processes, processes.device
