@@ -128,7 +128,7 @@ class OutputAgreement:
         if batched and judged.ndim == 2 and judged.shape[1] > 1:
             same = (a.argmax(axis=1) == b.argmax(axis=1)) & (whole | equal)
             self.same_class = (self.same_class or 0) + int(same.sum())
-            self.shares = self.shares and _are_shares(b)
+            self.shares = self.shares and are_shares(b)
             self.divergences.extend(_divergences(a[whole], b[whole]).tolist())
 
 
@@ -175,7 +175,8 @@ def _cosines(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
     return np.where(both_zero, 1.0, (dots / np.where(norms == 0, 1.0, norms)).clip(-1.0, 1.0))
 
 
-def _are_shares(b: NDArray[Any]) -> bool:
+def are_shares(b: NDArray[Any]) -> bool:
+    """Whether every row ``(N, C)`` is a probability distribution: no entry below 0, their sum 1."""
     sums = b.sum(axis=1)
     return bool((b >= 0).all() and (np.abs(sums - 1) < _SUMS_TO_ONE).all())
 

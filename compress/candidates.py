@@ -20,7 +20,7 @@ from .groups import Structure, step_of
 from .history import Step, apply_step
 from .importance import Scores
 from .latency_table import time_models
-from .passes import Progress
+from .progress import Progress
 
 
 def cut_by(structure: Structure, scores: Scores | None, choice: Choice) -> Step:

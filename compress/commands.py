@@ -77,12 +77,17 @@ _keep = click.option(
     "--student", default=None, help="A smaller network to train, as MODEL, for the recipe distil."
 )
 @click.option("--student-weights", type=click.Path(), default=None, help="What it begins with.")
-@click.option("--epochs", type=click.IntRange(1), default=None, help="Of training; recipe's else.")
+@click.option(
+    "--epochs",
+    type=click.IntRange(1),
+    default=None,
+    help="Of each training, distil's and qat's; by default the recipe's.",
+)
 @click.option(
     "--max-train-minutes",
     type=click.FloatRange(0, min_open=True),
     default=None,
-    help="Time for training; its schedule is fitted to it.",
+    help="Time for each training, distil's and qat's; its schedule is fitted to it.",
 )
 @click.option("--resume", is_flag=True, help="Go on with a training that was interrupted.")
 @click.option(
@@ -97,7 +102,8 @@ _keep = click.option(
     "--weights-out",
     type=click.Path(),
     default=None,
-    help="A .safetensors for the pruned or trained torch network: weights of its factory.",
+    help="A .safetensors for the pruned or trained torch network, weights of its factory; none "
+    "where that is declined.",
 )
 @click.option(
     "--cache",
@@ -355,11 +361,11 @@ def inspect(
     Inputs, outputs, receipt, scores, how it was made. With --prunable, PATH is a network as
     compress takes it: which channels and residual blocks can leave, and why the others stay.
     """
-    if prunable and why_slow:
+    if prunable and (why_slow or nodes):
         raise InputError(
             "E_USAGE",
-            "--prunable is of networks, --why-slow of INT8 files.",
-            mend="Ask for one of the two.",
+            "--prunable is of networks, --nodes and --why-slow are of files that an engine runs.",
+            mend="Ask for one of them.",
             path=path,
         )
     if not prunable:

@@ -20,8 +20,8 @@ from ..export.node_times import kernels_ms
 from ..export.receipt import Receipt, bf16_receipt, int8_receipt
 from ..runtime.engine import PRECISIONS, WORDS, Precision, computed_in
 from ..runtime.tensors import Arrays
+from .drops import Drop
 from .judge import Judge
-from .mixing import Drop
 from .passes import Context, Outcome
 from .prove import Rival, Trial, Verdict
 

@@ -20,7 +20,7 @@ from ..export.capture import flatten_outputs
 from .gates import Outputs, Tensors, divergence, gates
 from .groups import Group, Structure
 from .importance import Scores
-from .passes import Progress
+from .progress import Progress
 
 _WORK_MACS = 1e12
 _SAMPLED = (0.75, 0.5, 0.25)

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeAlias, cast
 
-import torch
 from torch import nn
 
 from ..benchmarks.images import Images
 from ..export.graph import Graph
 from ..runtime.errors import InputError
 from .backbone import Backbone
+from .finite import not_finite
 from .subject import Subject, make_subject
 
 Finetune: TypeAlias = Callable[[nn.Module, nn.Module], nn.Module]
@@ -61,14 +61,14 @@ def tuned(finetune: Finetune, student: nn.Module, teacher: nn.Module) -> nn.Modu
             mend="Train the module that it is given, and return that one. To ship another "
             "network, name it as the student.",
         )
-    for key, value in module.state_dict().items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise InputError(
-                "E_NAN",
-                f"your finetune gave a student whose weight '{key}' is not finite.",
-                mend="Its training diverged: take a smaller learning rate.",
-                path=key,
-            )
+    key = not_finite(module)
+    if key is not None:
+        raise InputError(
+            "E_NAN",
+            f"your finetune gave a student whose weight '{key}' is not finite.",
+            mend="Its training diverged: take a smaller learning rate.",
+            path=key,
+        )
     return module.cpu().eval()
 
 

@@ -15,11 +15,12 @@ from torch import nn
 
 from .cutting import modules_of
 from .groups import Group, Member
+from .losses import is_distribution, logits_of
 
 Tensors: TypeAlias = Mapping[str, torch.Tensor]
 
 Outputs: TypeAlias = Literal["logits", "features"]
-"""What a network gives: class scores before a softmax, or numbers whose distances matter."""
+"""What a network gives: class scores, softmaxed or not, or numbers whose distances matter."""
 
 TEMPERATURE = 8.0
 """Class scores are divided by it before they become probabilities (Hinton et al. 2015, section 2).
@@ -94,9 +95,15 @@ def channel_axis(part: nn.Module, tensor: torch.Tensor) -> int:
     return tensor.ndim - 1 if isinstance(part, nn.Linear) else 1
 
 
-def log_shares(scores: torch.Tensor) -> torch.Tensor:
-    """Logarithms of the classes' probabilities ``(N, classes)``, softened."""
-    return (scores.float() / TEMPERATURE).log_softmax(1)
+def log_shares(scores: torch.Tensor, *, softmaxed: bool) -> torch.Tensor:
+    """Logarithms of the classes' probabilities ``(N, classes)``, softened.
+
+    Args:
+        scores: Class scores.
+        softmaxed: Whether they are probabilities already, not softened yet.
+    """
+    logits = logits_of(scores) if softmaxed else scores.float()
+    return (logits / TEMPERATURE).log_softmax(1)
 
 
 def divergence(wanted: Tensors, found: Tensors, outputs: Outputs) -> float:
@@ -114,7 +121,8 @@ def divergence(wanted: Tensors, found: Tensors, outputs: Outputs) -> float:
             continue
         other = found[key].float()
         if outputs == "logits" and one.ndim == 2:
-            before, after = log_shares(one), log_shares(other)
+            softmaxed = is_distribution(one)
+            before, after = (log_shares(each, softmaxed=softmaxed) for each in (one, other))
             total += float((before.exp() * (before - after)).sum())
         else:
             flat = one.float().flatten(1)

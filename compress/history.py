@@ -119,6 +119,14 @@ class History:
         """This history with one more step behind it."""
         return History((*self.steps, step), self.factory)
 
+    def since(self, before: History) -> History:
+        """Only the steps that came after those of another history, with which this one begins."""
+        return History(self.steps[len(before.steps) :], self.factory)
+
+    def after(self, before: History) -> History:
+        """These steps behind those of another history."""
+        return History((*before.steps, *self.steps), self.factory)
+
     def to_json(self) -> str:
         """One line of JSON; :meth:`from_json` reads it."""
         return json.dumps(self.to_dict(), separators=(",", ":"))
@@ -202,6 +210,10 @@ class Pruned:
     module: nn.Module
     history: History
     report: Mapping[str, object] = field(default_factory=dict[str, object])
+
+    def told(self) -> dict[str, object]:
+        """The report and the history, JSON values only."""
+        return {**self.report, "history": self.history.to_dict()}
 
 
 def _step(held: Mapping[str, Any]) -> Step:

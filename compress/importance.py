@@ -29,6 +29,7 @@ from ..runtime.errors import InputError
 from .cutting import modules_of
 from .gates import Outputs, Tensors, channel_axis, gates, log_shares, readers
 from .groups import Group, Member
+from .losses import is_distribution
 
 Scores: TypeAlias = "list[NDArray[np.float64]]"
 """For each group, one number for each of its atoms; those that cost least go first."""
@@ -205,7 +206,7 @@ def _likelihood(given: Tensors, outputs: Outputs, draw: torch.Generator) -> torc
         if not value.is_floating_point():
             continue
         if outputs == "logits" and value.ndim == 2:
-            logs = log_shares(value)
+            logs = log_shares(value, softmaxed=is_distribution(value))
             drawn = torch.multinomial(logs.detach().exp(), 1, generator=draw)
             total = total + logs.gather(1, drawn).sum()
         else:

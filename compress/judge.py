@@ -17,7 +17,7 @@ from ..runtime.engine import WORDS, EngineOptions, Precision
 from ..runtime.engines import computes_in, open_engine
 from ..runtime.preprocessing import Preprocessing
 from ..runtime.tensors import Arrays
-from .passes import Progress
+from .progress import Progress
 from .subject import batch_size, with_batch
 
 _LONGER = Preset("longer", 10.0, 662, 40.0, 4, 40.0)

@@ -53,14 +53,15 @@ def open_judged(
         stack: Closes the engines.
         model: A bundle, an ``.onnx`` file, or a factory as ``compress`` takes it.
         weights: A factory's weights.
-        threads: Threads of the engine; 0 leaves the choice to it.
+        threads: Threads of what runs it; 0 leaves the choice to it. Torch has its own back when
+            ``stack`` closes.
         images: What it will be run on; they tell a factory's inputs.
 
     Raises:
         InputError: What opening it raises; ``E_USAGE`` for weights beside anything but a factory.
     """
     if _names_factory(model):
-        return _factory(model, weights, images)
+        return _factory(stack, model, weights, threads, images)
     if weights is not None:
         raise InputError(
             "E_USAGE",
@@ -125,12 +126,19 @@ def _names_factory(model: str) -> bool:
     return model.endswith(".py") or (":" in Path(model).name and not Path(model).exists())
 
 
-def _factory(model: str, weights: str | None, images: Images) -> Judged:
+def _factory(
+    stack: ExitStack, model: str, weights: str | None, threads: int, images: Images
+) -> Judged:
+    import torch
+
     from ..export.capture import input_names
     from .backbone import Backbone
     from .subject import torch_run
 
     backbone = Backbone.open(model, weights)
+    if threads:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(threads)
     inputs = images.specs(input_names(backbone.module))
     run = torch_run(backbone.module)
     return Judged(run, inputs, None, backbone.preprocessing, None, "torch")

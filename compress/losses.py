@@ -16,9 +16,22 @@ import torch
 import torch.nn.functional as F  # noqa: N812, the name that everyone reads
 from torch import nn
 
+from ..benchmarks.agreement import are_shares
 from ..runtime.errors import InputError
 
 _EPSILON = 1e-6
+_LEAST = 1e-30  # a probability whose logarithm still has a finite derivative
+
+
+def is_distribution(given: torch.Tensor) -> bool:
+    """Whether class scores ``(N, C)`` or ``(N, C, 1, 1)`` are probabilities already."""
+    rows = given.detach().float().flatten(1)
+    return given.ndim > 1 and rows.shape[1] > 1 and are_shares(rows.cpu().numpy())
+
+
+def logits_of(probabilities: torch.Tensor) -> torch.Tensor:
+    """The logits, up to a constant a row, that a softmax makes probabilities of."""
+    return probabilities.float().clamp_min(_LEAST).log()
 
 
 class LogitLoss(nn.Module):

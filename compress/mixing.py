@@ -14,7 +14,7 @@ Source: see :mod:`edgepress.compress.trade` and :mod:`edgepress.export.damage`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from ..export.measuring import Whole, measure_times, with_damage
 from ..export.node_times import ROUNDS, TIMED, kernels_ms
 from ..export.plan import Choice, PrecisionPlan, plan_int8
 from ..runtime.tensors import Arrays
+from .drops import Drop
 from .passes import Context, Count, Outcome, finish
 from .settings import Int8
 from .trade import (
@@ -45,9 +46,6 @@ _STEP = (0.1, 0.7)  # what the bound on the noise is multiplied by, from one att
 _VALUES = 120_000_000  # activations that a graph of the damage may compute
 _PICTURES = (4, 32)
 _PROFILES = 3 * ROUNDS
-
-Drop = Callable[[bytes], float]
-"""How many points of the score a model's bytes lose on pictures that choose."""
 
 
 @dataclass

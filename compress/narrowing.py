@@ -22,7 +22,7 @@ from .damage import Damage
 from .latency_model import RANDOM_NETWORKS, LatencyModel, random_choices
 from .latency_table import LatencyTable
 from .layers import Layer
-from .passes import Progress
+from .progress import Progress
 from .selection import Bound, choose, smallest_of
 
 _BYTES = {"float32": 4, "int8": 1}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,12 +26,10 @@ from ..runtime.engine import EngineOptions, Precision
 from ..runtime.engines import open_engine
 from ..runtime.target import Target
 from ..runtime.tensors import Arrays
+from .progress import Progress
 from .settings import Fp16, Int8
 from .subject import batch_size
 from .unproven import STAND_IN, written
-
-Progress = Callable[[str, int, "int | None"], None]
-"""Called with the name of a stage, how much is done, and of how much."""
 
 _FEW, _STEP, _WORK = 32, 16, 1.3e11
 """At least so many pictures, in steps, for about so many multiply-adds."""

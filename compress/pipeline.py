@@ -29,8 +29,9 @@ from .material import (
     shipped_preprocessing,
     suspicions,
 )
-from .passes import Progress, RangesOnce
+from .passes import RangesOnce
 from .places import check_latency, places_of
+from .progress import Progress, silent
 from .prove import DEFAULT_MAX_DROP
 from .pruning_pass import with_limits
 from .qat import Tuner
@@ -49,10 +50,6 @@ from .subject import (
 from .weights import check_weights_out, save_weights
 
 CALIBRATION_SIZE = 300
-
-
-def _silent(stage: str, done: int, total: int | None) -> None:
-    del stage, done, total
 
 
 def compress(
@@ -85,7 +82,7 @@ def compress(
     cache: str | Path | None = None,
     weights_out: str | Path | None = None,
     force: bool = False,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Bundle:
     """Compress a trained network for a target and write the bundle that ships.
 
@@ -144,7 +141,8 @@ def compress(
         keep: Names of modules that pruning leaves whole.
         cache: Folder in which the latencies of layers are kept; ``None`` to keep none.
         weights_out: A ``.safetensors`` file for the pruned or trained torch network's weights and
-            history, which goes wherever weights of its factory go; written where it ships.
+            history, which goes wherever weights of its factory go; written where it ships, and
+            where it does not a note says so.
         force: Replace what is at ``out`` and ``weights_out``.
         progress: Told how far the work is.
 
@@ -169,6 +167,7 @@ def compress(
     tuner = Tuner.of(steps, finetune, out, resume, seed, student=student is not None)
     if weights_out is not None:
         check_weights_out(weights_out, force=force)
+        steps.check_makes_weights()
     if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
         raise InputError("E_USAGE", f"max_drop is {max_drop}.", mend="Give 0 or more points.")
     places = places_of(target, allowed=unproven)
@@ -230,24 +229,30 @@ def compress(
                 folder,
             )
             if not results:
-                quietly = replace(judge, progress=_silent)
+                quietly = replace(judge, progress=silent)
                 score = partial(quietly.score, graph.model, what="one picture")
                 check_labels(material, score)
             original = judge.score(graph.model, material.test, "float32 on the test pictures")
+            if not (school is None and tuner is None) and not material.own_score:
+                what = "float32 on the selection"  # too few pictures for the task are told now
+                judge.score(graph.model, split.selection, what)
             if loader is not None and not results:
                 check_loader(subject, material, judge, Images.of(loader), original)
             found = follow(work, judge, place.target, place.here, networks, original)
             if strict:
                 check_strict(found, several=len(places) > 1)
             results.append(replace(found, notes=[*suspicions(material, original), *found.notes]))
+        made = next((one.pruned for one in results if one.pruned is not None), None)
+        if weights_out is not None and made is None:
+            note = "no pruned or trained network ships, so that no weights were written."
+            results = [replace(one, notes=[*one.notes, note]) for one in results]
         bundles = [one.bundle(example, shipped, real_golden=golden_pictures) for one in results]
         files = combine(bundles) if len(bundles) > 1 else bundles[0].files
         write_files(files, out, force=force)
+        if weights_out is not None and made is not None:
+            save_weights(made.module, weights_out, history=made.history, force=force)
         if tuner is not None:
             tuner.finish()
         if pupil is not None:
             pupil.finish(ships=any(one.outcome.trained for one in results))
-    pruned = next((one.pruned for one in results if one.pruned is not None), None)
-    if weights_out is not None and pruned is not None:
-        save_weights(pruned.module, weights_out, history=pruned.history, force=force)
     return Bundle.open(out)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..runtime.errors import InputError
 from ..runtime.target import TARGET_NAMES, Target
 from ..runtime.target import target as target_of
-from .passes import Progress
+from .progress import Progress
 from .recipe import Recipe
 from .settings import Prune
 from .unproven import STAND_IN, check_device

@@ -277,21 +277,47 @@ def forgotten(trial: Trial, original: Score) -> list[str]:
     ]
 
 
-def is_faster(trial: Trial, before: Trial | None) -> bool:
-    """Whether a candidate's measured speed over the original is higher than another's."""
+def is_faster(trial: Trial, before: Trial | None, judge: Judge) -> bool:
+    """Whether a candidate that passed takes the place of one that passed before it.
+
+    Its speed over the original is higher, and where the two are timed in turns it is measurably
+    faster: each pass costs something of the score, which a gain within the noise does not pay for.
+
+    Args:
+        trial: Of the candidate.
+        before: Of what would ship so far; ``None`` for nothing.
+        judge: Times them; nothing is timed for a device that is not here.
+    """
     if before is None or before.comparison is None:
         return True
-    return trial.comparison is not None and trial.comparison.ratio > before.comparison.ratio
+    return _leads(trial, before) and _in_turns(trial, before, judge).faster == "a"
 
 
-def outrun(trial: Trial, best: Trial) -> list[str]:
-    """In words, why a candidate that passed does not ship: another one is faster still."""
+def outrun(trial: Trial, best: Trial, judge: Judge) -> list[str]:
+    """In words, why a candidate that passed does not ship: it is not faster than another one."""
     if trial.comparison is None or best.comparison is None:
         return []
-    return [
-        f"{trial.outcome.name} would do, at {trial.comparison.ratio:.2f}x the speed of the "
-        f"original; {best.outcome.name} ships, at {best.comparison.ratio:.2f}x."
-    ]
+    ours, theirs = trial.outcome.name, best.outcome.name
+    told = (
+        f"{ours} would do, at {trial.comparison.ratio:.2f}x the speed of the original; {theirs} "
+        f"ships, at {best.comparison.ratio:.2f}x."
+    )
+    if _leads(trial, best):
+        told = f"{told[:-1]}: {_slower(ours, theirs, _in_turns(trial, best, judge))}."
+    return [told]
+
+
+def _leads(trial: Trial, other: Trial) -> bool:
+    if trial.comparison is None or other.comparison is None:
+        return False
+    return trial.comparison.ratio > other.comparison.ratio
+
+
+def _in_turns(trial: Trial, other: Trial, judge: Judge) -> Comparison:
+    """A candidate (``a``) against another one (``b``)."""
+    ours, theirs = trial.outcome.shipped, other.outcome.shipped
+    precisions = computed_in(ours.precision), computed_in(theirs.precision)
+    return judge.compare(ours.model, *precisions, other=theirs.model)
 
 
 def best_rival(trials: Sequence[Trial]) -> Rival | None:

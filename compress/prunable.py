@@ -9,7 +9,7 @@ from ..runtime.console import Console
 from ..runtime.preprocessing import Preprocessing
 from .exporting import random_example
 from .groups import Structure
-from .passes import Progress
+from .progress import Progress
 from .structure import structure_of
 from .subject import open_model, torch_network
 

@@ -37,7 +37,7 @@ from .history import History, Pruned, apply_step
 from .importance import Scores, method
 from .material import Data
 from .narrowing import Limits, latency_model, narrow, sum_bounds
-from .passes import Progress
+from .progress import Progress, silent
 from .recalibration import recalibrate
 from .structure import TIME_LIMIT_S, structure_of
 from .subject import Model, first_rows, open_model, torch_network
@@ -100,8 +100,8 @@ def prune(
         progress: Told how far the work is.
 
     Returns:
-        The network, cut and not trained since: train it with :func:`edgepress.compress.distil`, or
-        in any loop of one's own, and save it with
+        The network, cut and not trained since: train it with
+        :func:`~edgepress.compress.training.distil`, or in any loop of one's own, and save it with
         :func:`~edgepress.compress.weights.save_weights` and its history.
 
     Raises:
@@ -122,7 +122,7 @@ def prune(
     )
     batches = sample(backbone.module, images, given or backbone.preprocessing, pictures, seed)
     kind: Outputs = outputs or ("logits" if images.labelled else "features")
-    return prune_backbone(backbone, batches, kind, settings, progress or _silent)
+    return prune_backbone(backbone, batches, kind, settings, progress or silent)
 
 
 @dataclass(frozen=True)
@@ -359,10 +359,6 @@ def _expected(
 def _reasons(structure: Structure) -> str:
     told = [f"'{one.name}': {one.reason}" for one in structure.refused[:4]]
     return "; ".join(told) or "it has no convolutions or matrix products"
-
-
-def _silent(stage: str, done: int, total: int | None) -> None:
-    del stage, done, total
 
 
 def widths_in(report: Mapping[str, object]) -> dict[str, tuple[int, int]]:

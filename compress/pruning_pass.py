@@ -41,7 +41,7 @@ class Cut:
     @property
     def report(self) -> dict[str, object]:
         """What pruning did and saw, JSON values only."""
-        return {**self.pruned.report, "history": self.pruned.history.to_dict()}
+        return self.pruned.told()
 
     def outcome(self, context: Context) -> Outcome:
         """The pruned network in float32 as what might ship.
@@ -167,5 +167,4 @@ def pruned_outcome(graph: Graph, pruned: Pruned, context: Context, example: Arra
     row = {name: array[:1] for name, array in example.items()}
     macs = count_macs(graph, with_batch(row, graph))
     made = float32(graph, replace(context, macs=macs))
-    report = {**pruned.report, "history": pruned.history.to_dict()}
-    return replace(made, changed=True, report=report, name="the pruned network")
+    return replace(made, changed=True, report=pruned.told(), name="the pruned network")

@@ -19,6 +19,7 @@ from ..export.measuring import Whole
 from ..runtime.errors import InputError
 from ..runtime.tensors import Arrays
 from .backbone import Backbone
+from .drops import Drop
 from .fake_places import begin, learned, places
 from .finetuning import Finetune, student_graph
 from .history import Pruned
@@ -38,9 +39,6 @@ from .training.processes import several
 _PLACING_PICTURES = 16
 _MATCHING_PICTURES = 2
 _AS_FAST = 0.95  # what times taken some minutes apart differ by
-
-Drop = Callable[[bytes], float]
-"""How many points of the score a model's bytes lose on pictures that choose."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +84,8 @@ class Tuner(Teaching):
 
         Raises:
             InputError: ``E_USAGE`` in several processes, or for a student where the recipe has
-                none; ``E_EXISTS`` where there is a training that did not end, and nobody asked to
-                go on with it.
+                none; ``E_EXISTS`` as
+                :meth:`~edgepress.compress.teaching.Teaching.check_begun`.
             MissingExtraError: Where NNCF is not installed.
         """
         settings = next((one for one in recipe.passes if isinstance(one, Qat)), None)
@@ -108,14 +106,9 @@ class Tuner(Teaching):
                 mend="Start it without torchrun; recipes without qat train in several.",
             )
         folder = out.with_name(f"{out.name}.training") / "qat"
-        if folder.exists() and not resume:
-            raise InputError(
-                "E_EXISTS",
-                f"there is a training in '{folder}' that did not end.",
-                mend="Go on with --resume, or remove that folder to start anew.",
-                path=str(folder),
-            )
-        return Tuner(settings, finetune, folder, resume, seed, settings.tolerated, original)
+        tuner = Tuner(settings, finetune, folder, resume, seed, settings.tolerated, original)
+        tuner.check_begun()
+        return tuner
 
     def check_places(self, places: Sequence[Place]) -> None:
         """See that it is asked for one target: what is trained is that target's own rounding.
@@ -151,21 +144,24 @@ class Tuner(Teaching):
             network = torch_network(opened)
             with_quantizers(network.module, [tensors(example)], dialect(to), network.name)
 
-    def not_needed(self, plain: Trial, drop: Drop, max_drop: float | None) -> str | None:
+    def not_needed(
+        self, plain: Trial, drop: Drop, max_drop: float | None, before: float = 0.0
+    ) -> str | None:
         """Why nothing is to be trained, or ``None``.
 
         Args:
             plain: Post-training INT8 of the same network.
             drop: What a model's bytes lose.
             max_drop: Largest drop of the score; ``None`` for any.
+            before: What the network loses in float32, which is not the loss of INT8.
         """
         if not plain.outcome.changed:
             return "no layer of this network can run in INT8 on this target"
         if plain.comparison is not None and plain.comparison.faster != "a":
             return "INT8 is not faster than float32 on this machine, which no training changes"
-        bound = self.tolerated
-        bound = bound if max_drop is None else min(bound, max_drop)
-        lost = drop(_scored(plain.outcome))
+        bound, lost = self.tolerated, drop(_scored(plain.outcome)) - before
+        if max_drop is not None:
+            bound = min(bound, max_drop - before if 0 < before <= max_drop else max_drop)
         if lost > bound:
             return None
         return (
@@ -242,6 +238,8 @@ class Tuner(Teaching):
 
     def finish(self) -> None:
         """The bundle is written: the checkpoints go, and their folder where nothing else is."""
+        if self.finetune is not None:
+            return
         shutil.rmtree(self.folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             self.folder.parent.rmdir()

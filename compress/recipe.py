@@ -44,7 +44,9 @@ class Recipe:
             )
 
     def trained_for(self, epochs: int | None, max_minutes: float | None) -> Recipe:
-        """The same recipe with another length of its training; ``None`` leaves it.
+        """The same recipe with another length of each training; ``None`` leaves it.
+
+        What is given goes to ``distil`` and to ``qat``, each: a recipe with both takes twice that.
 
         Raises:
             InputError: ``E_USAGE`` where it has no training; ``E_RECIPE`` for values that cannot
@@ -66,6 +68,20 @@ class Recipe:
                 replace(one, **values) if isinstance(one, Distil) else one for one in self.passes
             ),
         )
+
+    def check_makes_weights(self) -> None:
+        """See that it has a pass after which a network has weights of its own.
+
+        Raises:
+            InputError: ``E_USAGE`` where it has none.
+        """
+        if not any(isinstance(one, (Prune, Distil)) for one in self.passes):
+            raise InputError(
+                "E_USAGE",
+                f"the recipe '{self.name}' neither prunes nor trains: there are no new weights.",
+                mend="Leave out --weights-out (weights_out in Python), or take a recipe with "
+                "prune, distil or qat.",
+            )
 
     def blamed(self) -> Recipe:
         """The same recipe, its pass ``int8`` measuring what each node costs the score.

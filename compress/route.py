@@ -10,18 +10,19 @@ from pathlib import Path
 from ..benchmarks.tasks import Score
 from ..export.graph import Graph
 from ..export.receipt import count_macs
-from ..runtime.engine import Precision
 from ..runtime.target import Target
 from ..runtime.tensors import Arrays
 from .backbone import Backbone
 from .computing import floats_beside_int8, int8_ways, note_of, untouched, ways
+from .drops import Drop, Drops, drop_in
 from .judge import Judge
 from .material import Material
 from .mixing import mix, notes_of
-from .passes import Context, Outcome, Progress, RangesOnce, finish, float32, prepare, run_pass
+from .passes import Context, Outcome, RangesOnce, finish, float32, prepare, run_pass
+from .progress import Progress
 from .prove import Trial, best_rival, forgotten, is_faster, outrun, try_out
 from .pruning_pass import Cut, precision_after, prune_pass
-from .qat import Drop, Tuned, Tuner, as_fast, held_against
+from .qat import Tuned, Tuner, as_fast, held_against
 from .recipe import Recipe
 from .result import Result
 from .settings import Distil, Fp16, Int8, Prune, Qat
@@ -181,14 +182,17 @@ def follow(
     best: Trial | None = None
     notes, trials, reports = list[str](), list[Trial](), list[dict[str, object]]()
     smaller: Cut | Lesson | Tuned | None = None
-    drop_in = partial(_drop, judge, material, original)
+    dropping = partial(drop_in, judge, material, original)
     tried: list[Trial] = []
     for number, settings in enumerate(passes):
         made: Cut | Lesson | Tuned | None = None
         without: Trial | None = None
         if isinstance(settings, Qat):
             without = next((one for one in tried if one is best), tried[0])
-            tuned = _tuned(work, number, smaller, now, without, at, judge, drop_in(at.floats))
+            drops = Drops.of(dropping, now, best, at.floats)
+            tuned = _in_vain(without, best) or _tuned(
+                work, number, smaller, now, without, at, judge, drops
+            )
             if isinstance(tuned, str):
                 reports.append({"left_out": tuned})
                 notes.append(f"qat was left out: {tuned}.")
@@ -205,9 +209,10 @@ def follow(
                 continue
             candidates = ways(made.outcome(context), made.graph, judge)
         else:
-            floats = floats_beside_int8(now, judge, drop_in, work.max_drop)
+            floats = floats_beside_int8(now, judge, dropping, work.max_drop)
             at = replace(at, floats=floats)
-            candidate = _candidate(now, settings, at, drop_in(floats), work.max_drop)
+            drops = Drops.of(dropping, now, best, floats)
+            candidate = _candidate(now, settings, at, drops.judged, work.max_drop)
             candidates = int8_ways(replace(candidate, trained=outcome.trained), judge, at)
             reports.append(candidates[0].report)
         tried = [try_out(one, judge, material, original, work.max_drop) for one in candidates]
@@ -219,9 +224,11 @@ def follow(
         if not any(trial.verdict.accepted for trial in tried):
             notes += [f"{settings.kind} was declined: {reason}." for reason in _why(tried)]
         for trial in tried:
-            if trial.verdict.accepted and best is not None and not _better(trial, best, without):
-                notes += outrun(trial, best)
-            elif trial.verdict.accepted:
+            if not trial.verdict.accepted:
+                continue
+            if best is not None and not _better(trial, best, without, judge):
+                notes += outrun(trial, best, judge)
+            else:
                 best, outcome = trial, trial.outcome
                 if made is not None:
                     smaller, now = made, made.graph
@@ -274,13 +281,13 @@ def _tuned(
     without: Trial,
     context: Context,
     judge: Judge,
-    drop: Drop,
+    drops: Drops,
 ) -> Tuned | str:
     """The network trained for INT8, or why that is not needed."""
     tuner, whole, int8 = work.tuner, torch_network(work.opened), work.recipe.passes[number - 1]
     assert tuner is not None
     assert isinstance(int8, Int8)
-    reason = tuner.not_needed(without, drop, work.max_drop)
+    reason = tuner.not_needed(without, drops.judged, work.max_drop, drops.before)
     if reason is not None:
         return reason
     start = whole
@@ -298,15 +305,27 @@ def _tuned(
             work.context(context.target, made, judge.progress, context.device_here),
             floats=context.floats,
         ),
-        drop,
+        drops.judged,
         work.max_drop,
         work.opset,
     )
 
 
-def _better(trial: Trial, best: Trial, without: Trial | None) -> bool:
+def _in_vain(without: Trial, best: Trial | None) -> str | None:
+    """Why training for INT8 could not make it ship, or ``None``."""
+    if best is None or best is without or not without.verdict.accepted:
+        return None
+    return (
+        f"{without.outcome.name} keeps the score and is not faster than {best.outcome.name}, which "
+        "no training changes"
+    )
+
+
+def _better(trial: Trial, best: Trial, without: Trial | None, judge: Judge) -> bool:
     """Whether a trial takes the best one's place; ``without`` is that of INT8 without training."""
-    return is_faster(trial, best) or (without is not None and as_fast(trial, without, best))
+    if without is not None and as_fast(trial, without, best):
+        return True
+    return is_faster(trial, best, judge)
 
 
 def _candidate(
@@ -319,24 +338,6 @@ def _candidate(
     if not settings.mixed or settings.int8_nodes:
         return finish(whole, settings, context)
     return mix(whole, settings, context, drop, max_drop)
-
-
-def _drop(judge: Judge, material: Material, original: Score, floats: Precision) -> Drop:
-    """How many points of the score a model's bytes lose on the pictures that choose.
-
-    Its floats are computed in ``floats``, those of the original in float32.
-    """
-
-    def drop(model: bytes) -> float:
-        part = material.split.selection
-        if material.own_score:  # it brings its own samples: nothing else can choose
-            before, part = original, material.test
-        else:
-            before = judge.score(judge.graph.model, part, "float32 on the selection")
-        found = judge.score(model, part, "a candidate on the selection", floats)
-        return before.value - found.value
-
-    return drop
 
 
 def _fallen(candidate: Outcome) -> list[str]:

@@ -30,7 +30,7 @@ from .cutting import modules_of, own_parameters, why_not
 from .dependencies import Chain, chains
 from .groups import Block, Count, Group, Member, Refused, Structure
 from .layers import Layer, layers_of
-from .passes import Progress
+from .progress import Progress, silent
 from .trials import Trials, blocks_of, tried
 
 TIME_LIMIT_S = 180.0
@@ -41,17 +41,13 @@ _ALL = (("qkv",), ("to_qkv",), ("q", "k", "v"), ("query", "key", "value"))
 _ALL_READ = ("proj", "out_proj", "to_out", "out")
 
 
-def _silent(stage: str, done: int, total: int | None) -> None:
-    del stage, done, total
-
-
 def structure_of(
     module: nn.Module,
     example: Mapping[str, Array],
     *,
     keep: Sequence[str] = (),
     time_limit_s: float = TIME_LIMIT_S,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Structure:
     """Find what can be pruned in a network, and try it.
 

@@ -21,7 +21,8 @@ from .backbone import Backbone
 from .finetuning import Finetune, student_graph
 from .history import History, Pruned
 from .material import Material
-from .passes import Context, Outcome, Progress
+from .passes import Context, Outcome
+from .progress import Progress
 from .pruning_pass import pruned_outcome
 from .recipe import Recipe
 from .settings import Distil, Prune, Qat
@@ -55,7 +56,8 @@ class School(Teaching):
 
         Raises:
             InputError: ``E_USAGE`` for a training of the user's own or a resumption where nothing
-                is trained, and for a training of the user's own in several processes.
+                is trained, and for a training of the user's own in several processes;
+                ``E_EXISTS`` as :meth:`~edgepress.compress.teaching.Teaching.check_begun`.
         """
         training = [one for one in recipe.passes if isinstance(one, Distil)]
         settings = next((one for one in training if not isinstance(one, Qat)), None)
@@ -75,7 +77,9 @@ class School(Teaching):
             )
         prunes = any(isinstance(one, Prune) for one in recipe.passes)
         folder = out.with_name(f"{out.name}.training")
-        return School(settings, finetune, folder, resume, seed, prunes)
+        school = School(settings, finetune, folder, resume, seed, prunes)
+        school.check_begun(_CUT)
+        return school
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,7 @@ class Pupil:
             )
         module = copy.deepcopy(self._teacher.module)
         _, history = load_weights(module, str(file))
-        return Pruned(module.eval(), history, report)
+        return Pruned(module.eval(), history.after(self._teacher.history), report)
 
     def _asked(self, asked: Mapping[str, object]) -> dict[str, object]:
         """With the network that is cut, and as it is read back."""
@@ -189,15 +193,15 @@ class Pupil:
         """
         name = f"{self._teacher.name}, pruned"
         self._student = Backbone(cut.module, name, history=cut.history)
-        report = {**cut.report, "history": cut.history.to_dict()}
+        added = cut.history.since(self._teacher.history)  # the teacher has the steps before
         if self._school.finetune is None:
             folder = self._school.folder
             folder.mkdir(parents=True, exist_ok=True)
-            save_weights(cut.module, folder / _CUT, history=cut.history, force=True)
+            save_weights(cut.module, folder / _CUT, history=added, force=True)
             told = {"asked": self._asked(asked), "report": dict(cut.report)}
             write_file(json.dumps(told).encode(), folder / _CUT_REPORT, force=True)
-        self._processes.share(cut.history.to_json())
-        return report
+        self._processes.share(added.to_json())
+        return cut.told()
 
     def learn(self, original: Subject, opset: int, progress: Progress) -> Lesson:
         """Train the student to its teacher, here or in the user's own loop, and capture it.
@@ -237,8 +241,9 @@ class Pupil:
         """
         try:
             if self._school.prunes:
-                history = History.from_json(str(self._processes.share(None)))
-                module = history.apply(copy.deepcopy(self._teacher.module))
+                added = History.from_json(str(self._processes.share(None)))
+                module = added.apply(copy.deepcopy(self._teacher.module))
+                history = added.after(self._teacher.history)
                 self._student = Backbone(module.eval(), self._teacher.name, history=history)
             self._train(progress)
             self._processes.share(None)
@@ -255,7 +260,7 @@ class Pupil:
         Args:
             ships: Whether the trained student does; else its training may go on another time.
         """
-        if ships:
+        if ships and self._school.finetune is None:
             for name in (FILE, LOG, _CUT, _CUT_REPORT):
                 (self._school.folder / name).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # it is not there, or the user keeps something in it
@@ -314,11 +319,12 @@ def enrol(
         if student is not None or student_weights is not None:
             raise _trains_nothing("that was asked for", "student")
         return None
-    if school.prunes and student is not None:
+    if school.prunes and (student is not None or student_weights is not None):
+        given = "another one was" if student is not None else "weights for another one were"
         raise InputError(
             "E_USAGE",
-            "the recipe cuts its student out of the original, and another one was given.",
-            mend="Leave the student out, or take the recipe distil.",
+            f"the recipe cuts its student out of the original, and {given} given.",
+            mend="Leave the student and its weights out, or take the recipe distil.",
         )
     if not school.prunes and student is None:
         raise InputError(

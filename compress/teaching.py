@@ -7,12 +7,14 @@ from pathlib import Path
 
 from torch import nn
 
+from ..runtime.errors import InputError
 from ..runtime.preprocessing import Preprocessing
 from .finetuning import Finetune, tuned
 from .material import Material
-from .passes import Progress
+from .progress import Progress
 from .settings import Distil
 from .training import Trained, distil
+from .training.checkpoint import FILE
 from .training.processes import Processes
 
 
@@ -33,6 +35,25 @@ class Teaching:
     folder: Path
     resume: bool
     seed: int
+
+    def check_begun(self, *others: str) -> None:
+        """See, before any work, that no training that did not end would be overwritten.
+
+        Args:
+            others: Names of what its folder holds, beside the checkpoint, that tells of one.
+
+        Raises:
+            InputError: ``E_EXISTS`` where there is one, and nobody asked to go on with it.
+        """
+        if self.resume or self.finetune is not None:
+            return
+        if any((self.folder / name).exists() for name in (FILE, *others)):
+            raise InputError(
+                "E_EXISTS",
+                f"there is a training in '{self.folder}' that did not end.",
+                mend="Go on with --resume, or remove that folder to start anew.",
+                path=str(self.folder),
+            )
 
     def train(
         self,

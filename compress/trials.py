@@ -53,7 +53,10 @@ class Trials:
 
     def fault(self, tests: Sequence[Test]) -> str | None:
         """What goes wrong when all these atoms leave at once, in words, or ``None``."""
-        step = step_of({test.group: test.atoms for test in tests})
+        removed: dict[Group, set[int]] = defaultdict(set)
+        for test in tests:  # one for each kind of atom: a group may have several
+            removed[test.group].update(test.atoms)
+        step = step_of(removed)
         trial = copy.deepcopy(self._module)
         try:
             zero_cuts(trial, step.cuts)
@@ -184,7 +187,7 @@ def blocks_of(module: nn.Module, example: Tensors) -> list[Block]:
     """Residual blocks: modules that give what they take once all their parameters are zero.
 
     The innermost of them: a stage of blocks is none itself. Blocks that a forward runs more than
-    once are left out.
+    once, or with anything but one tensor, are left out.
 
     Args:
         module: The network in evaluation mode; it is not changed.
@@ -195,7 +198,7 @@ def blocks_of(module: nn.Module, example: Tensors) -> list[Block]:
     for name, part in modules_of(module):
         if name and len(modules_of(part)) > 1 and len(list(part.parameters())) > 0:
             held: Any = part
-            hooks.append(held.register_forward_pre_hook(_recorder(seen[name])))
+            hooks.append(held.register_forward_pre_hook(_recorder(seen[name]), with_kwargs=True))
     try:
         with torch.inference_mode():
             module(**example)
@@ -217,8 +220,8 @@ def blocks_of(module: nn.Module, example: Tensors) -> list[Block]:
 def _recorder(into: list[torch.Tensor | None]) -> Callable[..., None]:
     """Keeps what a module reads, as it is before anything is computed in place."""
 
-    def record(_: nn.Module, given: tuple[Any, ...]) -> None:
-        one = given[0] if len(given) == 1 else None
+    def record(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        one = given[0] if len(given) == 1 and not named else None
         into.append(one.clone() if isinstance(one, torch.Tensor) else None)
 
     return record

@@ -15,6 +15,7 @@ import torch
 
 from ..runtime.errors import InputError
 from ..runtime.files import check_file, read_file, write_file
+from .finite import not_finite
 from .history import METADATA_KEY, History
 
 _INSIDE = ("state_dict", "model_state_dict", "model", "ema", "net", "weights")
@@ -50,14 +51,14 @@ def load_weights(module: torch.nn.Module, path: str) -> tuple[str, History]:
     own = module.state_dict()
     state = _unwrapped(read_state(data, path), own)
     _check_same_network(state, own, path)
-    for key, value in state.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise InputError(
-                "E_NAN",
-                f"the weight '{key}' in '{path}' has values that are NaN or infinite.",
-                mend="Such a network computes nothing useful; take an earlier checkpoint.",
-                path=path,
-            )
+    key = not_finite(module, state)
+    if key is not None:
+        raise InputError(
+            "E_NAN",
+            f"the weight '{key}' in '{path}' has values that are NaN or infinite.",
+            mend="Such a network computes nothing useful; take an earlier checkpoint.",
+            path=path,
+        )
     try:
         module.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -84,12 +85,9 @@ def save_weights(
     Raises:
         InputError: ``E_USAGE`` for another ending; as :func:`~edgepress.runtime.files.write_file`.
     """
-    import safetensors.torch
-
     check_weights_out(out, force=force)
     metadata = {} if history is None else {METADATA_KEY: history.to_json()}
-    state = {key: value.detach().cpu().clone() for key, value in module.state_dict().items()}
-    write_file(safetensors.torch.save(state, metadata), Path(out), force=force)
+    write_file(pack_tensors(module.state_dict(), metadata), Path(out), force=force)
 
 
 def check_weights_out(out: str | Path, *, force: bool) -> None:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,13 +26,24 @@ from torch import nn
 from edgepress.benchmarks import Images
 from edgepress.benchmarks.comparison import Comparison, compare
 from edgepress.benchmarks.measurement import Preset
+from edgepress.benchmarks.tasks import Score
 from edgepress.compress import Backbone, Int8, Recipe
 from edgepress.compress.judge import Judge
+from edgepress.compress.judging import open_judged
 from edgepress.compress.material import gather
 from edgepress.compress.passes import Context, Outcome, quantize
-from edgepress.compress.prove import decide, not_taken, try_out
+from edgepress.compress.prove import (
+    Trial,
+    Verdict,
+    decide,
+    is_faster,
+    not_taken,
+    outrun,
+    try_out,
+)
 from edgepress.compress.settings import Fp16
 from edgepress.compress.subject import batch_size, first_rows, make_subject, torch_run
+from edgepress.compress.weights import save_weights
 from edgepress.compress.zoo import preprocessing_of_timm, preprocessing_of_torchvision
 from edgepress.export.bundling import Shipped
 from edgepress.export.capture import evaluating
@@ -93,6 +105,45 @@ def test_a_candidate_that_changed_nothing_is_declined() -> None:
     assert decide(None, {"test": 0.0}, 1.0).reasons == (
         "no layer of this network can run in INT8 on this target",
     )
+
+
+def test_a_later_pass_takes_the_place_of_an_earlier_one_only_where_it_is_measurably_faster(
+    equal: Comparison,
+) -> None:
+    """Each was proved against the original; the score of the earlier one is the better."""
+
+    def trial(name: str, ratio: float, precision: str) -> Trial:
+        shipped = SimpleNamespace(model=name.encode(), precision=precision)
+        outcome: Any = SimpleNamespace(name=name, shipped=shipped)
+        timed = dataclasses.replace(equal, faster="a", ratio=ratio)
+        score = Score("classification", 90.0, "percent", 100)
+        return Trial(outcome, timed, score, score, Verdict(True, ()))
+
+    asked: list[Any] = []
+
+    def judge(faster: Any) -> Any:
+        def compare(*given: Any, other: bytes) -> Comparison:
+            asked.append((*given, other))
+            return dataclasses.replace(
+                equal, faster=faster, ratio=1.02, ratio_low=0.98, ratio_high=1.06, settled=True
+            )
+
+        return SimpleNamespace(compare=compare)
+
+    student, int8 = trial("the student", 2.0, "float32"), trial("INT8", 2.04, "int8-bfloat16")
+    assert is_faster(int8, None, judge("neither"))
+    assert is_faster(int8, student, judge("a"))
+    assert not is_faster(int8, student, judge("neither"))
+    assert set(asked) == {(b"INT8", "bf16", "f32", b"the student")}
+    assert outrun(int8, student, judge("neither")) == [
+        "INT8 would do, at 2.04x the speed of the original; the student ships, at 2.00x: INT8 is "
+        "not measurably faster on this machine: 1.02x the speed of the student (95 % interval 0.98 "
+        "to 1.06)."
+    ]
+    asked.clear()
+    assert not is_faster(student, int8, judge("a"))
+    assert outrun(student, int8, judge("a"))[0].endswith("INT8 ships, at 2.04x.")
+    assert not asked, "what looks no faster is not timed again"
 
 
 @pytest.mark.parametrize("speech", ["tensorrt", "onnxruntime-x86-vnni"])
@@ -273,6 +324,22 @@ def test_a_module_runs_by_names_and_by_position() -> None:
     two, one = np.full((1, 2), 2, np.float32), np.ones((1, 2), np.float32)
     assert run({"right": one, "left": two})["output"].tolist() == [[1.0, 1.0]]
     assert run({"a": two, "b": one})["output"].tolist() == [[1.0, 1.0]]
+
+
+def test_a_factory_is_scored_on_as_many_threads_as_are_asked_for(files: Path) -> None:
+    images, before = Images.from_arrays(np.zeros((4, 8, 8, 3), np.uint8)), torch.get_num_threads()
+    for threads in (0, before + 1):
+        with ExitStack() as stack:
+            open_judged(stack, "some_nets.py:net", None, threads, images)
+            assert torch.get_num_threads() == (threads or before)
+        assert torch.get_num_threads() == before
+
+
+def test_channels_may_lie_last_in_what_is_saved(files: Path) -> None:
+    net = _net()
+    save_weights(net.to(memory_format=torch.channels_last), "w.safetensors")  # type: ignore[call-overload]
+    found = Backbone.open("some_nets.py:net", "w.safetensors").module.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in net.state_dict().items())
 
 
 def test_a_batch_takes_no_more_than_32_mib() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,16 @@ import torch
 from torch import nn
 
 from edgepress.__main__ import main
-from edgepress.benchmarks import Images
+from edgepress.benchmarks import Images, Verification
 from edgepress.benchmarks.tasks import Score
 from edgepress.compress import Backbone, LogitLoss, Prune, Recipe, compress
+from edgepress.compress.cutting import Cut
 from edgepress.compress.finetuning import tuned
+from edgepress.compress.history import History, Pruned, Step, apply_step
 from edgepress.compress.prove import has_seen
 from edgepress.compress.settings import Distil, Int8
+from edgepress.compress.students import Pupil, School
+from edgepress.compress.training.processes import Processes
 from edgepress.runtime import BoundError, Bundle, InputError, Preprocessing, Session
 
 NETS = """
@@ -243,7 +249,7 @@ def test_what_the_original_knows_by_heart_is_not_held_against_a_student() -> Non
 
 @pytest.mark.slow
 def test_a_pruned_network_is_trained_back_and_goes_on_with_the_same_cut(
-    home: Path, tmp_path: Path
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in its second epoch; the cut is kept with the checkpoint."""
     recipe = Recipe("mine", (Prune(max_macs_ratio=0.4), QUICK))
@@ -278,6 +284,13 @@ def test_a_pruned_network_is_trained_back_and_goes_on_with_the_same_cut(
     assert refused.value.code == "E_WEIGHTS"
     (kept / "held.json").replace(kept / "pruned.json")
     seen.clear()
+    finish = Pupil.finish
+
+    def finished(pupil: Pupil, *, ships: bool) -> None:
+        assert (tmp_path / "w.safetensors").exists(), "before the checkpoints go"
+        finish(pupil, ships=ships)
+
+    monkeypatch.setattr(Pupil, "finish", finished)
     bundle = made(
         tmp_path, resume=True, weights_out=tmp_path / "w.safetensors", **options,
         progress=lambda stage, done, total: seen.append(stage),
@@ -295,6 +308,48 @@ def test_a_pruned_network_is_trained_back_and_goes_on_with_the_same_cut(
     with Session.open(bundle) as session, torch.no_grad():
         wanted = again.module(torch.from_numpy(feeds["x"])).numpy()
         assert np.allclose(session.run(feeds)["output"], wanted, atol=1e-3)
+
+
+@dataclass(frozen=True)
+class Told(Processes):
+    """Keeps what is shared, or gives it to one that is not the first."""
+
+    held: list[Any] = field(default_factory=list[Any])
+
+    def share(self, value: object) -> Any:
+        if self.first:
+            self.held.append(value)
+        return self.held[0]
+
+
+def test_a_network_that_was_pruned_before_is_cut_again_from_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken up again, and in another process: the steps before are the teacher's own."""
+    steps = [Step((Cut("first", "out", width, (2, 5)), Cut("norm", "out", width, (2, 5)),
+                   Cut("second", "in", width, (2, 5)))) for width in (8, 6)]  # fmt: skip
+    history = History((steps[0],), "nets.py:student")
+    teacher = Backbone(history.apply(nets()["student"]()), "net", history=history)
+    cut = Pruned(copy.deepcopy(teacher.module), history.then(steps[1]), {"said": 1})
+    apply_step(cut.module, steps[1])
+    school = School.of(Recipe("mine", (Prune(), QUICK)), None, tmp_path / "out", True, 0)
+    assert school is not None
+    nothing: Any = None
+    told = Told()
+    first = Pupil(None, teacher, None, nothing, school, told)
+    first.take(cut, {"seed": 0})
+    again = first.cut_before({"seed": 0})
+    assert again is not None
+    assert (again.history, again.report) == (cut.history, cut.report)
+    wanted = cut.module.state_dict()
+    assert all(torch.equal(wanted[key], one) for key, one in again.module.state_dict().items())
+    monkeypatch.setattr(Pupil, "_train", lambda *_: None)
+    other = Pupil(None, teacher, None, nothing, school, Told(1, 2, held=told.held))
+    other.go_along(lambda *_: None)
+    student = other._student
+    assert student is not None
+    assert student.history == cut.history
+    assert student.module.get_parameter("first.weight").shape[0] == 4
 
 
 @pytest.mark.slow
@@ -358,7 +413,16 @@ def spoilt(student: nn.Module, teacher: nn.Module) -> Any:
     [
         ({"student": None}, "E_USAGE", "there is none"),
         ({"recipe": "prune-distil", "max_macs_ratio": 0.5}, "E_USAGE", "cuts its student out of"),
+        (
+            {"recipe": "prune-distil", "max_macs_ratio": 0.5, "student": None,
+             "student_weights": "w.pt"},
+            "E_USAGE", "and weights for another one were given",
+        ),
         ({"recipe": "int8"}, "E_USAGE", "trains nothing, and student was given"),
+        (
+            {"recipe": "int8", "student": None, "weights_out": "w.safetensors"},
+            "E_USAGE", "neither prunes nor trains",
+        ),
         ({"recipe": "float32", "student": None, "resume": True}, "E_USAGE", "resume"),
         ({"finetune": no_module}, "E_FINETUNE", "gave None"),
         ({"student": "other"}, "E_STUDENT", "the student's outputs"),
@@ -381,6 +445,19 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(
     assert not list(tmp_path.iterdir())
 
 
+def test_too_few_pictures_to_choose_by_are_told_before_the_training(tmp_path: Path) -> None:
+    """Those of the test are enough; the selection's share is not."""
+    seen: list[str] = []
+    with pytest.raises(InputError, match="36 pictures give") as refused:
+        made(
+            tmp_path, task=Verification(far=0.01), test_data=data(),
+            progress=lambda stage, *_: seen.append(stage),
+        )  # fmt: skip
+    assert refused.value.code == "E_DATA"
+    assert "training" not in seen
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_a_training_of_the_users_own_may_not_give() -> None:
     cases: list[tuple[Any, str, str]] = [
         (another, "E_FINETUNE", r"first.bias is \(96,\), was \(8,\)"),
@@ -397,6 +474,23 @@ def test_what_a_training_of_the_users_own_may_not_give() -> None:
     assert not wrapped.training
     with pytest.raises(ZeroDivisionError):
         tuned(lambda ours, theirs: 1 / 0, student, teacher)
+
+
+@pytest.mark.parametrize("name", ["pruned.safetensors", "training.safetensors"])
+def test_a_training_that_did_not_end_is_never_begun_over(tmp_path: Path, name: str) -> None:
+    """A new cut would leave the checkpoint without its network."""
+    recipe = Recipe("mine", (Prune(max_macs_ratio=0.4), QUICK))
+    folder = tmp_path / "out.training"
+    folder.mkdir()
+    (folder / name).write_bytes(b"kept")
+    seen: list[str] = []
+    with pytest.raises(InputError, match="did not end") as refused:
+        made(tmp_path, recipe=recipe, student=None, progress=lambda stage, *_: seen.append(stage))
+    assert refused.value.code == "E_EXISTS"
+    assert not seen, "no work was done"
+    assert (folder / name).read_bytes() == b"kept"
+    for finetune, resume in ((another, False), (None, True)):
+        assert School.of(recipe, finetune, tmp_path / "out", resume, 0) is not None
 
 
 def test_an_onnx_file_is_no_teacher_and_no_student(tmp_path: Path, tiny_classifier: Any) -> None:

@@ -11,7 +11,12 @@ pytest.importorskip("torch")
 import torch
 from torch import nn
 
+from edgepress.benchmarks import task
 from edgepress.compress import EmbeddingLoss, FeatureLoss, LogitLoss, OutputLoss, Taps
+from edgepress.compress.losses import is_distribution, logits_of
+from edgepress.compress.settings import Distil
+from edgepress.compress.training.augment import Draws
+from edgepress.compress.training.objective import Objective, Seen
 from edgepress.runtime import InputError
 
 
@@ -24,6 +29,34 @@ def test_a_logit_loss_by_hand() -> None:
     with pytest.raises(InputError) as refused:
         LogitLoss(0.0)
     assert refused.value.code == "E_USAGE"
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_probabilities_are_compared_as_the_scores_behind_them(labelled: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    ours, theirs = (8 * torch.randn(6, 5, generator=draw) for _ in range(2))
+    assert is_distribution(theirs.softmax(1)[:, :, None, None])
+    assert not is_distribution(theirs)
+    assert not is_distribution(theirs.softmax(0))
+    labels = torch.arange(6) % 5
+    draws = Draws.of(Distil(), 6, draw)
+    found: list[dict[str, torch.Tensor]] = []
+    grads: list[torch.Tensor] = []
+    for form in (lambda x: x, lambda x: x.softmax(1)):
+        leaf = ours.clone().requires_grad_()
+        seen = Seen({"output": form(leaf)}, {}), Seen({"output": form(theirs)}, {})
+        loss = Objective(Distil(labels_weight=0.5), task("classification"), labelled, *seen)
+        found.append(loss(*seen, None, labels if labelled else None, draws))
+        torch.stack(list(found[-1].values())).sum().backward()
+        assert leaf.grad is not None
+        grads.append(leaf.grad)
+    assert torch.allclose(grads[0], grads[1], rtol=1e-3, atol=1e-5)
+    plain, softmaxed = found
+    assert set(plain) == set(softmaxed) == ({"outputs", "labels"} if labelled else {"outputs"})
+    for name, value in plain.items():
+        assert softmaxed[name].item() == pytest.approx(value.item(), rel=1e-3)
+    sure = torch.eye(5)  # where a logarithm alone would be infinite
+    assert bool(torch.isfinite(LogitLoss(1.0)(logits_of(sure), logits_of(sure.flip(1)))))
 
 
 def test_embeddings_are_compared_by_direction_and_outputs_by_the_teachers_size() -> None:

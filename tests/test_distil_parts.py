@@ -19,12 +19,13 @@ import torch
 from distil_nets import QUICK, net, pictures, trained, weights
 from torch import nn
 
-from edgepress.benchmarks import Images
+from edgepress.benchmarks import Images, task
 from edgepress.compress.settings import Distil
 from edgepress.compress.training.augment import Draws, blended, changed, kept_share, moved
 from edgepress.compress.training.averaging import Average
 from edgepress.compress.training.compiled import at_hand
 from edgepress.compress.training.pool import Pool
+from edgepress.compress.training.referee import Referee
 from edgepress.compress.training.schedule import Clock, learning_rate
 from edgepress.compress.training.ways import Way, candidates, choose
 from edgepress.runtime import InputError, Preprocessing
@@ -190,6 +191,30 @@ def test_the_average_follows_its_network() -> None:
         assert early.network.weight.item() == pytest.approx(share * start + (1 - share) * 10)
 
 
+def test_what_the_teacher_gives_is_held_as_far_as_there_is_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+
+    class Teacher(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            asked.append(len(x))
+            return super().forward(x)
+
+    x = np.random.default_rng(0).standard_normal((150, 4)).astype(np.float32)
+    images, original = Images.of([{"input": x}]), Teacher(4, 3)
+    specs = [TensorSpec("input", "float32", ("N", 4))]
+    student, scores = nn.Linear(4, 3), set[float]()
+    for room, again in ((64 * 3 * 4, [64, 22]), (2**20, [])):
+        monkeypatch.setattr("edgepress.compress.training.referee._HELD_BYTES", room)
+        referee = Referee(task("agreement"), images, specs, None, original)
+        scores.add(referee.score(student))
+        asked.clear()
+        scores.add(referee.score(student))
+        assert asked == again
+    assert len(scores) == 1
+
+
 def test_ways_that_fail_or_do_not_pay_are_left() -> None:
     module = nn.Conv2d(3, 4, 3)
     assert [str(one) for one in candidates(Distil(), module)] == [
@@ -212,6 +237,23 @@ def test_ways_that_fail_or_do_not_pay_are_left() -> None:
     assert settled[3:] == [Way(), way] * 3, "in turns"
     with pytest.raises(InputError, match="no such kernel") as refused:
         choose([Way(True, True)], module, settled.append, step)
+    assert refused.value.code == "E_TRAINING"
+
+
+def test_a_network_that_cannot_have_channels_last_is_trained_without() -> None:
+    """Where a tensor of five dimensions lies beside two-dimensional convolutions."""
+    module = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.Conv3d(3, 4, 3)])
+    given: list[Way] = []
+
+    def settle(way: Way) -> None:
+        way.placed(module)
+
+    fixed = Distil(precision="float32")
+    way, took = choose(candidates(fixed, module), module, settle, lambda _, one: given.append(one))
+    assert (way, list(took)) == (Way(), ["float32"])
+    assert set(given) == {Way()}
+    with pytest.raises(InputError, match="rank 4") as refused:
+        choose([Way(channels_last=True)], module, settle, lambda *_: None)
     assert refused.value.code == "E_TRAINING"
 
 

@@ -19,14 +19,15 @@ import pytest
 
 pytest.importorskip("torch")
 import torch
-from distil_nets import Net, data, net, teacher, trained, weights
+from distil_nets import QUICK, Net, data, net, teacher, trained, weights
 from torch import nn
 
 from edgepress.benchmarks import Images, UserTask, task
+from edgepress.compress.finetuning import tuned
 from edgepress.compress.settings import Distil
 from edgepress.compress.training import distil
 from edgepress.compress.training.checkpoint import FILE, LOG
-from edgepress.compress.weights import pack_tensors, unpack_tensors
+from edgepress.compress.weights import load_weights, pack_tensors, save_weights, unpack_tensors
 from edgepress.runtime import InputError
 
 # ---------------------------------------------------------------- what it learns
@@ -262,6 +263,9 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 from distil_nets import Distil, trained, weights
+from edgepress.compress.training import keeping
+if {often}:
+    keeping._BETWEEN_S, keeping._WRITING = 0.0, 0
 settings = Distil(epochs={epochs}, batch=32, lr=0.1, precision="float32", layout="contiguous")
 def report(stage, done, total):
     if (stage, done) == ("training", {stop}):
@@ -276,12 +280,12 @@ if os.environ.get("RANK", "0") == "0":
 """
 
 
-def script(tmp_path: Path, name: str, epochs: int, stop: int = 0) -> Path:
+def script(tmp_path: Path, name: str, epochs: int, stop: int = 0, often: bool = False) -> Path:
     file = tmp_path / f"{name}.py"
     file.write_text(
         SCRIPT.format(
             tests=str(Path(__file__).parent), folder=str(tmp_path / f"{name}.training"),
-            out=str(tmp_path / f"{name}.json"), epochs=epochs, stop=stop,
+            out=str(tmp_path / f"{name}.json"), epochs=epochs, stop=stop, often=often,
         )
     )  # fmt: skip
     return file
@@ -310,8 +314,8 @@ def test_a_training_that_was_killed_ends_like_an_unbroken_one(tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo of POSIX")
 def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
-    """Stopped in the third epoch, and taken up again by both."""
-    file = script(tmp_path, "two", 4, stop=10)
+    """Stopped in mid-epoch, a checkpoint after every step, and taken up again by both."""
+    file = script(tmp_path, "two", 4, stop=10, often=True)
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
              "--master-addr=127.0.0.1", "--master-port=0", "--rdzv-backend=c10d",
              "--rdzv-endpoint=127.0.0.1:0", str(file)]  # fmt: skip
@@ -379,6 +383,35 @@ def test_weights_that_a_finite_loss_spoils_are_never_kept(tmp_path: Path) -> Non
     limit = 0
     with pytest.raises(InputError, match="epoch 1, step 1"):
         trained(student=student, images=data()[0].take(range(32)))
+
+
+def test_an_infinite_mask_is_no_weight_that_is_spoilt(tmp_path: Path) -> None:
+    class Masked(Net):
+        """Each class sees those before it, as a causal attention does."""
+
+        def __init__(self, width: int) -> None:
+            super().__init__(width)
+            self.register_buffer("mask", torch.full((4, 4), -math.inf).triu(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            given = super().forward(x)
+            seen = (given[:, :, None] * given[:, None] + self.mask).softmax(-1)
+            return given + (seen @ given[:, :, None])[..., 0]
+
+    torch.manual_seed(0)
+    student, file = Masked(6), tmp_path / "w.safetensors"
+    found = trained(student=student, settings=replace(QUICK, epochs=2)).module
+    assert torch.equal(found.get_buffer("mask"), student.get_buffer("mask"))
+    assert all(bool(torch.isfinite(one).all()) for one in found.parameters())
+    assert tuned(lambda ours, _: ours, found, teacher()) is not found
+    save_weights(found, file)
+    load_weights(student, str(file))
+    assert torch.equal(weights(student), weights(found))
+    found.get_buffer("mask")[0, 0] = math.nan
+    save_weights(found, file, force=True)
+    with pytest.raises(InputError, match="'mask' in") as refused:
+        load_weights(student, str(file))
+    assert refused.value.code == "E_NAN"
 
 
 def test_where_it_diverged_is_told(tmp_path: Path) -> None:

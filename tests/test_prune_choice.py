@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,32 @@ def test_fisher_foretells_the_divergence_of_silent_channels() -> None:
     assert np.corrcoef(said, seen)[0, 1] > 0.9
     alive = np.array(seen) > 1e-9
     assert 0.5 < said[alive].sum() / np.array(seen)[alive].sum() < 2, "in the same unit"
+
+
+def test_a_network_that_ends_in_a_softmax_is_weighed_as_one_without() -> None:
+    class Shares(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = net()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x).softmax(1)
+
+    module, feeds, softmaxed = net(), batch(8), Shares()
+    groups = framed(module).structure.groups
+    inner = [
+        replace(group, members=tuple(replace(m, module=f"inner.{m.module}") for m in group.members))
+        for group in groups
+    ]
+    wanted = fisher(module, groups, [feeds], "logits", 0)
+    found = fisher(softmaxed, inner, [feeds], "logits", 0)
+    for one, other in zip(wanted, found, strict=True):
+        assert np.allclose(one, other, rtol=1e-3, atol=1e-9)
+    with torch.inference_mode():
+        one, other = module(**feeds), module(feeds["x"].flip(0))
+    plain = divergence({"output": one}, {"output": other}, "logits")
+    shares = divergence({"output": one.softmax(1)}, {"output": other.softmax(1)}, "logits")
+    assert shares == pytest.approx(plain, rel=1e-3)
 
 
 def test_damage_grows_with_the_cut() -> None:

@@ -192,6 +192,7 @@ def test_what_can_be_pruned_is_shown(cli: Cli, capsys: pytest.CaptureFixture[str
         (("--prunable", *SHAPE, "--keep", "blok"), "E_KEEP"),
         (("--prunable", "--static-shape", "1,7,24,24"), "E_FORWARD"),
         (("--prunable", *SHAPE, "--time-limit", "0.000001"), "E_TIME"),
+        (("--prunable", *SHAPE, "--nodes"), "E_USAGE"),
         (SHAPE, "E_USAGE"),
     ],
 )

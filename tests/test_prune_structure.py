@@ -38,9 +38,11 @@ from torch import nn
 
 from edgepress.compress.backbone import Backbone
 from edgepress.compress.cutting import Cut, zero_cuts
-from edgepress.compress.groups import Structure, step_of
+from edgepress.compress.groups import Group, Member, Structure, step_of
 from edgepress.compress.history import Attribute, History, Step, apply_step
 from edgepress.compress.structure import structure_of
+from edgepress.compress.trials import Test as Attempt  # pytest takes classes of that name
+from edgepress.compress.trials import Trials, blocks_of
 from edgepress.compress.weights import save_weights
 from edgepress.export.capture import flatten_outputs
 from edgepress.runtime.errors import InputError
@@ -213,6 +215,43 @@ def test_a_head_that_levels_share_costs_what_each_of_them_costs() -> None:
     assert sides[0] == 2 * sides[1]
     assert [one.parameters(8, 12) for one in shared] == [8 * 12 * 9 + 12, 0]
     assert shared[0].macs(8, 12) == 4 * shared[1].macs(8, 12)
+
+
+@pytest.mark.parametrize("named", [{}, {"scale": 1.0}])
+def test_a_block_that_is_called_with_names_stays(named: dict[str, float]) -> None:
+    """What would take its place has no such parameters."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+            return x + scale * self.inner(x)
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Scaled()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.block(x, **named)
+
+    found = blocks_of(built(Whole), {"x": torch.from_numpy(pictures()["x"])})
+    assert [one.name for one in found] == ([] if named else ["block"])
+
+
+def test_kinds_of_atoms_of_one_group_are_tried_together() -> None:
+    """One of them is wrong, whichever comes last."""
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)).eval()
+    right, wrong = ((0,), (1,), (2,), (3,)), ((1,), (0,), (2,), (3,))
+    group = Group("0", (Member("0", "out", 4, right), Member("1", "in", 4, wrong)), (0, 1, 2, 3),
+                  (0, 0, 0, 0))  # fmt: skip
+    trials = Trials(module, {"input": torch.from_numpy(pictures()["x"])})
+    tests = [Attempt(group, (0,)), Attempt(group, (2,))]
+    assert trials.fault(tests[1:]) is None
+    assert trials.fault(tests) is not None
+    assert set(trials.faults(tests)) == {0}
 
 
 def test_residual_blocks_are_found_and_leave() -> None:

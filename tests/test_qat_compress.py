@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,9 +22,11 @@ from edgepress.__main__ import main
 from edgepress.benchmarks import Images
 from edgepress.benchmarks.tasks import Score
 from edgepress.compress import Backbone, Prune, Recipe, compress
+from edgepress.compress.drops import Drops
 from edgepress.compress.fakes import fakes
 from edgepress.compress.prove import Trial, Verdict
 from edgepress.compress.qat import Tuner, as_fast, held_against
+from edgepress.compress.route import _in_vain
 from edgepress.compress.settings import Distil, Int8, Qat
 from edgepress.compress.training.checkpoint import FILE
 from edgepress.runtime import Bundle, InputError, Preprocessing
@@ -186,11 +190,12 @@ def test_where_int8_is_good_enough_nothing_is_trained(tmp_path: Path) -> None:
     recipe = Recipe("mine", (PTQ, replace(QUICK, tolerated=100.0)))
     bundle = made(
         tmp_path, recipe=recipe, target="tensorrt", unproven=True,
-        progress=lambda stage, *_: seen.append(stage),
+        progress=lambda stage, *_: seen.append(stage), weights_out=tmp_path / "w.safetensors",
     )  # fmt: skip
     reports: Any = bundle.recipe["reports"]
     assert set(reports[1]) == {"left_out"}
     assert any(note.startswith("qat was left out: ") for note in bundle.manifest.notes)
+    assert any("no weights were written" in note for note in bundle.manifest.notes)
     assert "training" not in seen
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -235,7 +240,7 @@ def trial(selection: float | None, test: float, ratios: tuple[float, float] | No
         faster = "a"
 
     class Made:
-        changed = True
+        changed, name = True, "INT8"
 
         class shipped:  # noqa: N801, an attribute
             model, emulated = b"", None
@@ -275,7 +280,32 @@ def test_the_bound_is_the_narrower_of_what_is_tolerated_and_allowed(tmp_path: Pa
     told = tuner.not_needed(plain, lambda _: 0.3, 1.0)
     assert told is not None
     assert "loses 0.30 points" in told
+    assert tuner.not_needed(plain, lambda _: 2.3, 1.0, 2.0) == told, "the student lost 2 before"
+    assert tuner.not_needed(plain, lambda _: 1.1, 1.0, 0.9) is None, "together more than allowed"
     assert Tuner.of(Recipe.open("int8"), None, tmp_path / "out", False, 0) is None
+
+
+def test_what_a_student_lost_is_not_the_loss_of_int8() -> None:
+    """Nor is it held against INT8 on pictures that the original knows by heart."""
+    lost = {("f32", b"student"): 3.0, ("bf16", b"student"): 3.1, ("bf16", b"int8"): 3.4}
+    graph: Any = SimpleNamespace(model=b"student")
+
+    def dropping(floats: str) -> Callable[[bytes], float]:
+        return lambda model: lost[floats, model]
+
+    best = trial(90, 90, (1.8, 1.9))
+    for seen in (None, replace(best, seen=Score("classification", 100, "percent", 100))):
+        found = Drops.of(dropping, graph, seen, "bf16")
+        assert found.judged(b"int8") - found.before == pytest.approx(0.4)
+        assert found.before == (0.0 if seen else 3.0)
+
+
+def test_what_is_not_faster_than_the_student_is_not_trained_for_int8() -> None:
+    student, plain = trial(90, 90, (1.8, 1.9)), trial(89, 89, (1.8, 1.95))
+    assert _in_vain(plain, plain) is None
+    assert _in_vain(plain, None) is None
+    assert _in_vain(replace(plain, verdict=Verdict(False, ("the score",))), student) is None
+    assert "which no training changes" in str(_in_vain(plain, student))
 
 
 # ---------------------------------------------------------------- refused

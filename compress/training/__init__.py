@@ -9,17 +9,13 @@ from torch import nn
 from ...benchmarks.images import Images
 from ...benchmarks.tasks import Task
 from ...runtime.preprocessing import Preprocessing
+from ..progress import Progress, silent
 from ..settings import Distil
 from .loop import Trained, Training
-from .pool import Report
 from .preparing import own_randomness
 from .processes import Processes
 
 __all__ = ["Trained", "distil"]
-
-
-def _silent(stage: str, done: int, total: int | None) -> None:
-    del stage, done, total
 
 
 def distil(
@@ -35,7 +31,7 @@ def distil(
     folder: Path | None = None,
     resume: bool = False,
     processes: Processes | None = None,
-    report: Report = _silent,
+    report: Progress = silent,
 ) -> Trained:
     """Train a student to give what its teacher gives.
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ...runtime.errors import InputError
+from ..finite import is_finite, not_finite
 from .objective import Watched
 
 
@@ -59,15 +60,10 @@ def spoilt(where: str, weight: str | None, kept: str) -> InputError:
     )
 
 
-def not_finite(network: nn.Module) -> str | None:
-    """The name of the first of its tensors with values that are not finite."""
-    return next((name for name, one in network.state_dict().items() if not _finite(one)), None)
-
-
 def _first(student: nn.Module, teacher: nn.Module, feeds: dict[str, torch.Tensor]) -> str:
     for name, value in feeds.items():
-        if not _finite(value):
-            rows = [at for at, row in enumerate(value) if not _finite(row)]
+        if not is_finite(value):
+            rows = [at for at, row in enumerate(value) if not is_finite(row)]
             return f"The input '{name}' is not finite in the samples {rows[:5]} of the batch."
     for what, network in (("teacher", teacher), ("student", student)):
         name = not_finite(network)
@@ -85,7 +81,7 @@ def _first_module(network: nn.Module, feeds: dict[str, torch.Tensor]) -> str:
     def hook(name: str) -> Callable[..., None]:
         def look(_module: nn.Module, _arguments: object, given: object) -> None:
             leaves: list[Any] = pytree.tree_leaves(given)
-            if any(isinstance(one, torch.Tensor) and not _finite(one) for one in leaves):
+            if any(isinstance(one, torch.Tensor) and not is_finite(one) for one in leaves):
                 seen.append(name)
 
         return look
@@ -98,7 +94,3 @@ def _first_module(network: nn.Module, feeds: dict[str, torch.Tensor]) -> str:
             stack.callback(handle.remove)
         Watched(network, (), ())(feeds)
     return seen[0] if seen else ""
-
-
-def _finite(value: torch.Tensor) -> bool:
-    return not value.is_floating_point() or bool(torch.isfinite(value).all())

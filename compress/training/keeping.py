@@ -66,7 +66,7 @@ class Keeper:
 
     @property
     def due(self) -> bool:
-        """Whether it is time for a checkpoint in the middle of an epoch."""
+        """Whether it is time for a checkpoint in mid-epoch; never but in the first process."""
         return self._folder is not None and time.monotonic() > self._next
 
     @property

@@ -18,14 +18,16 @@ from ...benchmarks.tasks import Task
 from ...export.capture import input_names
 from ...export.memory import kept
 from ...runtime.preprocessing import Preprocessing
+from ..finite import not_finite
+from ..progress import Progress
 from ..settings import Distil
 from . import compiled
 from .augment import Draws
 from .checkpoint import Folder, digest, lay_out
-from .faults import diverged, not_finite, spoilt
+from .faults import diverged, spoilt
 from .keeping import Keeper, State
 from .objective import Seen, Tensors, Watched
-from .pool import Pool, Report, Step
+from .pool import Pool, Step
 from .preparing import check_count, check_frozen, mixed, prepare
 from .processes import Processes
 from .referee import Referee
@@ -67,7 +69,7 @@ class Training:
         seed: int,
         folder: Path | None,
         processes: Processes,
-        report: Report,
+        report: Progress,
     ) -> None:
         self._settings, self._seed, self._report = settings, seed, report
         self._processes, self._device = processes, processes.device
@@ -197,8 +199,8 @@ class Training:
             state.step += 1
             self._clock.stepped(left)
             self._report("training", self._clock.done, self._clock.done + left - 1)
-            if self._keeper.due and state.step < self._steps:
-                self._check_weights()
+            due = self._keeper.due and state.step < self._steps  # in the first process alone
+            if due and not_finite(self._networks.student) is None:
                 self._keeper.write(state)
         self._check_weights()
         if self._processes.first:
@@ -208,7 +210,7 @@ class Training:
         self._keeper.write(state)
 
     def _check_weights(self) -> None:
-        """See that what is kept now can be gone on from.
+        """See that what is kept now can be gone on from; every process calls it.
 
         A finite loss may have a gradient that is not; the loss of the next step would show it.
         """

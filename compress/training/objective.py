@@ -12,7 +12,15 @@ from torch import nn
 from ...benchmarks.tasks import Task
 from ...export.capture import flatten_outputs, input_names
 from ...runtime.errors import InputError
-from ..losses import EmbeddingLoss, FeatureLoss, LogitLoss, OutputLoss, Taps
+from ..losses import (
+    EmbeddingLoss,
+    FeatureLoss,
+    LogitLoss,
+    OutputLoss,
+    Taps,
+    is_distribution,
+    logits_of,
+)
 from ..settings import Distil
 from .augment import Draws, kept_share
 
@@ -79,6 +87,8 @@ def watch(settings: Distil, student: nn.Module, teacher: nn.Module) -> tuple[Wat
 class Objective(nn.Module):
     """The loss of a step, term by term.
 
+    Where both networks give probabilities, their logarithms are what is compared as class scores.
+
     Args:
         settings: Weights of the terms.
         task: What the networks are for; it says how outputs are compared.
@@ -110,6 +120,13 @@ class Objective(nn.Module):
         vectors = [name for name in floats if _is_vector(teacher.outputs[name])]
         named = getattr(task, "output", None)
         main = named if named in vectors else vectors[0] if len(vectors) == 1 else None
+        self._shares = {
+            name
+            for name in vectors
+            if name in student.outputs
+            and is_distribution(teacher.outputs[name])
+            and bool((student.outputs[name] >= 0).all())
+        }
         self._losses = nn.ModuleDict()
         self._names: list[str] = floats if settings.outputs_weight else []
         for at, name in enumerate(self._names):
@@ -149,13 +166,18 @@ class Objective(nn.Module):
         """
         terms: Tensors = {}
         if self._names:
-            losses = [
-                self._losses[str(at)](student.outputs[name], teacher.outputs[name])
-                for at, name in enumerate(self._names)
-            ]
+            losses: list[torch.Tensor] = []
+            for at, name in enumerate(self._names):
+                loss = self._losses[str(at)]
+                ours, theirs = student.outputs[name], teacher.outputs[name]
+                if name in self._shares and isinstance(loss, LogitLoss):
+                    ours, theirs = logits_of(ours), logits_of(theirs)
+                losses.append(loss(ours, theirs))
             terms["outputs"] = self._settings.outputs_weight * torch.stack(losses).mean()
         if self._classes is not None and labels is not None:
             scores = student.outputs[self._classes].float().flatten(1)
+            if self._classes in self._shares:
+                scores = logits_of(scores)
             kept = kept_share(draws).to(scores.device)
             each = kept * self._entropy(scores, labels)
             if bool((kept < 1).any()):

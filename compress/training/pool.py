@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +14,7 @@ from ...benchmarks.images import Images
 from ...runtime.errors import InputError
 from ...runtime.preprocessing import Preprocessing
 from ...runtime.tensors import Arrays, TensorSpec
+from ..progress import Progress
 from ..settings import Distil
 from .augment import Draws, blended, changed, moved
 
@@ -23,7 +24,6 @@ KEPT_BYTES = 2 * 2**30
 _CHUNK = 64  # pictures that one thread decodes at a time
 _THREADS = 2
 
-Report = Callable[[str, int, "int | None"], None]
 _torch: Any = torch  # where torch's own annotations do not say what is given
 
 
@@ -62,7 +62,7 @@ class Pool:
         specs: Sequence[TensorSpec],
         preprocessing: Preprocessing | None,
         settings: Distil,
-        report: Report,
+        report: Progress,
     ) -> None:
         self._images, self._settings, self._preprocessing = images, settings, preprocessing
         self._names = [spec.name for spec in specs]
@@ -135,7 +135,7 @@ class Pool:
         assert self._preprocessing is not None
         return self._images.pixels(rows, self._preprocessing)
 
-    def _decode_all(self, preprocessing: Preprocessing, report: Report) -> np.ndarray[Any, Any]:
+    def _decode_all(self, preprocessing: Preprocessing, report: Progress) -> np.ndarray[Any, Any]:
         count = len(self)
         chunks = [range(at, min(at + _CHUNK, count)) for at in range(0, count, _CHUNK)]
         made: np.ndarray[Any, Any] | None = None

@@ -44,7 +44,8 @@ class Referee:
         self._images, self._specs, self._preprocessing = images, tuple(specs), preprocessing
         self._teacher = teacher
         self._held: list[Batch] | None = None
-        self._wanted: list[Arrays] = []
+        self._wanted: list[Arrays] = []  # of the first batches, as many as there is room for
+        self._room = _HELD_BYTES
 
     def score(self, network: nn.Module) -> float:
         """The task's value of a network in evaluation mode."""
@@ -55,9 +56,14 @@ class Referee:
 
         def wanted(feeds: Arrays) -> Arrays:
             number = next(at)
-            if number == len(self._wanted):
-                self._wanted.append(_run(self._teacher, feeds))
-            return self._wanted[number]
+            if number < len(self._wanted):
+                return self._wanted[number]
+            found = _run(self._teacher, feeds)
+            size = sum(array.nbytes for array in found.values())
+            if number == len(self._wanted) and size <= self._room:
+                self._wanted.append(found)
+                self._room -= size
+            return found
 
         needs = self.task.name == "agreement"
         return self.task.score(run, self._batches, wanted if needs else None).value

@@ -91,7 +91,8 @@ def choose(
     Args:
         ways: What is tried; one alone is tried as well, so that it fails here where it must.
         module: What is trained; each way gets a copy.
-        settle: Brings everything else into a way's layout; its time does not count.
+        settle: Brings everything else into a way's layout, or fails where it cannot be; its time
+            does not count.
         step: Makes one step on the copy, without changing its weights.
 
     Returns:
@@ -108,8 +109,8 @@ def choose(
         for way in ways:
             if turn and way not in tried:
                 continue
-            settle(way)
             try:
+                settle(way)
                 copied = tried.pop(way, None) or way.placed(copy.deepcopy(module))
                 start = time.perf_counter()
                 step(copied, way)
