@@ -223,8 +223,9 @@ def _near_depthwise(chain: Chain, nodes: Mapping[str, onnx.NodeProto], walk: Wal
 
 
 def _without_unread(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same model without constants that nothing reads any more."""
+    """The same model without constants that nothing reads and that it does not give out."""
     used = {name for node in model.graph.node for name in node.input}
+    used |= {value.name for value in model.graph.output}
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)

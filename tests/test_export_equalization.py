@@ -175,6 +175,19 @@ def test_outputs_of_the_network_are_left_alone() -> None:
     assert [chain.tensor for chain in chains_of(model)] == ["s"]
 
 
+def test_constants_that_the_network_gives_out_stay() -> None:
+    """As the anchors of a detector."""
+    model = network(RELU, DEPTHWISE, DENSE).proto()
+    model.graph.initializer.append(numpy_helper.from_array(WEIGHTS["half"], "anchors"))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("anchors", 1, [6, 4, 1, 1]))
+    found = equalize(tidy(model, source="a detector"), pictures())
+    assert found is not None
+    assert "anchors" in {tensor.name for tensor in found.graph.proto().graph.initializer}
+    with OnnxRuntimeEngine(found.graph.model, EngineOptions()) as engine:
+        given = engine.run(next(iter(pictures(1)(1))))
+    np.testing.assert_array_equal(given["anchors"], WEIGHTS["half"])
+
+
 def test_networks_without_depthwise_layers_or_need_cost_nothing() -> None:
     def never(size: int) -> Iterator[Arrays]:
         raise AssertionError("calibration pictures were asked for")
