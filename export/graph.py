@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import onnx
 from google.protobuf.message import Message
+from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
@@ -160,6 +161,22 @@ def channel_axis(node: onnx.NodeProto) -> int:
         node.op_type == "Gemm" and not attribute(node, "transB", 0)
     )
     return 1 if turned else 0
+
+
+def bias_of(node: onnx.NodeProto, walk: Walk, channels: int) -> NDArray[np.float32]:
+    """What a layer adds to each of its output channels, ``(channels,)``; zeros without a bias."""
+    bias = np.zeros(channels, np.float32)
+    if len(node.input) > 2 and node.input[2]:
+        bias += walk.constant(node.input[2]).reshape(-1)
+    return bias
+
+
+def read_with_bias(node: onnx.NodeProto, bias: str) -> None:
+    """Let a layer add the tensor ``bias`` as it is, in place of what it added before."""
+    kept = [item for item in node.attribute if item.name != "beta"]  # a Gemm's, of its bias
+    del node.input[2:], node.attribute[:]
+    node.input.append(bias)
+    node.attribute.extend(kept)
 
 
 def evaluate(

@@ -63,10 +63,10 @@ def operators(graph: Graph) -> list[str]:
 def test_a_norm_behind_a_fully_connected_layer_becomes_part_of_it(
     turned: int, bias: tuple[int, ...] | None
 ) -> None:
-    third = "" if bias is None else ", b"
+    third, beta = ("", 0.5) if bias is None else (", b", 1.0)  # without a bias it scales nothing
     text = (
         "(float[N,6] x) => (float[N,4] y) {"
-        f" g = Gemm <transB={turned}> (x, w{third})"
+        f" g = Gemm <transB={turned}, beta={beta}> (x, w{third})"
         " n = BatchNormalization <epsilon=0.01> (g, scale, shift, mean, variance)"
         " y = Relu (n) }"
     )
