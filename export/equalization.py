@@ -33,7 +33,7 @@ from ..runtime.engine import EngineOptions
 from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ..runtime.tensors import Array
 from .graph import Graph, Walk, all_names, attribute, clip_bounds, fresh, give_out, rows, serialize
-from .ranges import Batches
+from .ranges import Batches, some
 
 PICTURES = 256
 """At most so many calibration pictures are looked at."""
@@ -130,18 +130,14 @@ def channel_peaks(
     del model.graph.output[:]
     give_out(model, peaks.values())
     seen: dict[str, list[Array]] = {tensor: [] for tensor in peaks}
-    count = 0
     with OnnxRuntimeEngine(model.SerializeToString(), EngineOptions()) as engine:
-        for feeds in batches(_BATCH):
+        for feeds in some(batches, _BATCH, PICTURES):
             given = engine.run(feeds)
             for tensor, peak in peaks.items():
                 array = given[peak]
                 seen[tensor].append(array.reshape(array.shape[:2]).astype(np.float64))
-            count += rows(feeds)
             if on_progress:
                 on_progress(rows(feeds))
-            if count >= PICTURES:
-                break
     whole = {tensor: np.concatenate(parts) for tensor, parts in seen.items()}
     return {tensor: (one.mean(axis=0), one.max(axis=0)) for tensor, one in whole.items()}
 
