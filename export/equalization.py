@@ -73,10 +73,13 @@ class Equalized:
     Attributes:
         graph: It, its nodes and tensors named as before.
         factors: By tensor, what each of its channels was multiplied by, ``(C,)``.
+        changed: Names of all tensors that hold other values than before: those, and what their
+            layers give before an activation function.
     """
 
     graph: Graph
     factors: Mapping[str, NDArray[np.float64]]
+    changed: frozenset[str]
 
 
 def chains_of(model: onnx.ModelProto) -> list[Chain]:
@@ -191,7 +194,7 @@ def equalize(
     if not chains:
         return None
     peaks = channel_peaks(graph, chains, batches, on_progress)
-    factors: dict[str, NDArray[np.float64]] = {}
+    factors, changed = dict[str, NDArray[np.float64]](), set[str]()
     for chain in chains:
         mean, most = peaks[chain.tensor]
         if not np.isfinite(most).all():
@@ -208,9 +211,11 @@ def equalize(
             split = weight.reshape(groups, -1, *weight.shape[1:]).astype(np.float64)
             _replace(model, reader, 1, (split / by).reshape(weight.shape))
         factors[chain.tensor] = found
+        changed |= {chain.tensor, nodes[chain.maker].output[0]}
     if len(factors) < _LEAST_SHARE * len(chains):
         return None
-    return Equalized(replace(graph, model=serialize(_without_unread(model))), factors)
+    equal = replace(graph, model=serialize(_without_unread(model)))
+    return Equalized(equal, factors, frozenset(changed))
 
 
 def _near_depthwise(chain: Chain, nodes: Mapping[str, onnx.NodeProto], walk: Walk) -> bool:
