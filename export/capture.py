@@ -28,6 +28,9 @@ _COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _COSINE_FLOOR = 0.9999
 _RELATIVE_CEILING = 1e-2
 _OPSETS = range(13, 25)
+OPSET = 18
+"""What torch's exporter writes best, and every engine here reads."""
+
 _FIXED_BATCH = (
     "Write it for any size, or make a file of one size, which compress takes as well: "
     "edgepress export --static-shape N,C,H,W."
@@ -40,7 +43,7 @@ def capture(
     module: torch.nn.Module,
     example: Mapping[str, Array],
     *,
-    opset: int = 18,
+    opset: int = OPSET,
     dynamic_batch: bool = True,
     parity_on: Sequence[Mapping[str, Array]] = (),
     source: str = "the network",
@@ -69,7 +72,7 @@ def capture(
         raise InputError(
             "E_OPSET",
             f"opset {opset} is not supported.",
-            mend=f"Choose {_OPSETS[0]} to {_OPSETS[-1]}; 18 is the default.",
+            mend=f"Choose {_OPSETS[0]} to {_OPSETS[-1]}; {OPSET} is the default.",
         )
     _finite_weights(module)
     with evaluating(module):
@@ -273,7 +276,8 @@ def _other_function(name: str, how: str) -> InputError:
     return InputError(
         "E_PARITY",
         f"the exported graph differs from the network in '{name}': {how}.",
-        mend="The exporter changed what is computed; try another --opset, and report this network.",
+        mend="The exporter changed what is computed: report this network. Another opset may do, "
+        "edgepress export --opset N; compress takes that file as well.",
         path=name,
     )
 
