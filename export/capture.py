@@ -22,7 +22,7 @@ from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ..runtime.errors import InputError
 from ..runtime.tensors import Array, Arrays
 from .exact import tidy, with_opset
-from .graph import Graph, Parity, fresh, rows
+from .graph import Graph, Parity, fresh, rename, rows
 
 _COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _COSINE_FLOOR = 0.9999
@@ -76,7 +76,8 @@ def capture(
         )
     _finite_weights(module)
     with evaluating(module):
-        names = list(run_module(module, example))
+        names = [*example, *run_module(module, example)]
+        ours = {f"edgepress.{i}": name for i, name in enumerate(names)}  # nothing else is called so
         free = torch.export.Dim("N", min=1)
         arguments = tensors(example)
         shapes = {
@@ -90,8 +91,8 @@ def capture(
                     (),
                     kwargs={"feeds": arguments},
                     dynamic_shapes={"feeds": shapes},
-                    input_names=list(arguments),
-                    output_names=names,
+                    input_names=list(ours)[: len(arguments)],
+                    output_names=list(ours)[len(arguments) :],
                     opset_version=opset,
                     dynamo=True,
                     verbose=False,
@@ -99,7 +100,9 @@ def capture(
                 )
         except Exception as error:
             raise _refused(error, dynamic_batch=dynamic_batch, source=source) from error
-    graph = tidy(program.model_proto, source=source, example=example)
+    model = program.model_proto
+    rename(model, ours)
+    graph = tidy(model, source=source, example=example)
     if dynamic_batch:
         _batch_is_free(graph)
     graph = with_opset(graph, opset, example)  # the exporter itself writes none below 18

@@ -223,6 +223,25 @@ def all_names(model: onnx.ModelProto) -> set[str]:
     return names
 
 
+def rename(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
+    """Rename tensors of a model; where another one has such a name already, that one makes way.
+
+    Args:
+        model: Changed in place.
+        names: New names by the old ones, each once.
+    """
+    taken = all_names(model)
+    aside = taken.intersection(names.values()) - names.keys()
+    taken.update(names.values())
+    every = {**{name: fresh(taken, name) for name in sorted(aside)}, **names}
+    for node in model.graph.node:
+        for part in (node.input, node.output):
+            part[:] = [every.get(name, name) for name in part]
+    graph = model.graph
+    for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
+        value.name = every.get(value.name, value.name)
+
+
 def name_nodes(model: onnx.ModelProto) -> None:
     """Give every node a name of its own, by its operator and output where it has none."""
     taken: set[str] = set()
