@@ -25,7 +25,7 @@ import onnx
 from ..runtime.engine import EngineOptions
 from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ..runtime.tensors import Array, Arrays
-from .ends import Ends, apart
+from .ends import Ends, apart, of_no_fixed_size
 from .fp16_plan import FP16, Floats, half_nodes, plan_fp16
 from .fp16_write import Half, simulation, small_scales, write_fp16
 from .graph import Graph, Walk, give_out
@@ -241,10 +241,10 @@ def _blame(
 
 
 def _trace(model: onnx.ModelProto) -> list[_Traced]:
-    floats, found = Floats.of(model), list[_Traced]()
+    floats, found, loose = Floats.of(model), list[_Traced](), of_no_fixed_size(model)
     walk: Walk = floats.walk
     for node in model.graph.node:
-        gives = tuple(floats.outputs(node))
+        gives = tuple(name for name in floats.outputs(node) if name not in loose)
         if not gives or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             continue
         reads = tuple(name for name in node.input if floats.is_float(name))
