@@ -192,14 +192,11 @@ class _Probe:
             behind = [one for name in node.output for one in made.get(name, [])]
             for i, name in enumerate(node.output):
                 if name in renamed and name in outputs:  # the graph gives out what is rounded
-                    inner = fresh(taken, f"{name}_exact")
-                    node.output[i] = inner
-                    behind[0].input[0] = inner
-                    behind[-1].output[0] = name
+                    node.output[i] = fresh(taken, f"{name}_exact")
+                    made[name][0].input[0] = node.output[i]
+                    made[name][-1].output[0] = name
+                    del renamed[name]
             ordered += [node, *behind]
-            for name in node.output:
-                if name in outputs:
-                    renamed.pop(name, None)
         del model.graph.node[:]
         model.graph.node.extend(ordered)
         return model.SerializeToString()
