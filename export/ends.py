@@ -6,8 +6,8 @@ floats that it was made of are the end, as the node reads them that makes whole 
 are they for an output of as many values as the picture has objects (NonMaxSuppression, NonZero): a
 little noise makes one more, and nothing stands beside it to be compared with.
 
-When it is exact: always, it only looks. What it cannot tell to have one size for all pictures, such
-as a slice from here to there that both are computed, is taken for one that has not.
+When it is exact: always, it only looks. A size that it cannot tell to be one for all pictures, such
+as that of a slice between two places that are computed, is taken for one that is not.
 """
 
 from __future__ import annotations
@@ -19,11 +19,15 @@ import numpy as np
 import onnx
 
 from ..runtime.tensors import Array, Arrays
-from .graph import Graph, Walk, give_out
+from .dialects import DIALECTS
+from .graph import Graph, Walk, all_names, fresh, give_out
 from .ranges import element_types
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 _SIZES = ("Shape", "Size")  # they read floats, and none of their values
+_ON_CODES = frozenset({"Clip"}).union(*(one.moving for one in DIALECTS.values()))
+"""Operators that codes go through as codes."""
+
 _CHOOSING = ("NonMaxSuppression", "NonZero", "Compress", "Unique")
 """Operators that give as many values as they find."""
 
@@ -110,9 +114,25 @@ class Ends:
         nodes = {node.name: node for node in proto.graph.node}
         for name, (node, place) in self.reads.items():
             tensors[name] = nodes[node].input[place]
+        _dequantize(proto, tensors)
         inputs = {value.name for value in proto.graph.input}
         give_out(proto, [one for one in tensors.values() if one not in inputs])
         return Shown(proto.SerializeToString(), tensors)
+
+
+def _dequantize(model: onnx.ModelProto, tensors: dict[str, str]) -> None:
+    """Let a model make floats of tensors that are codes: what only moves values reads such."""
+    makers, taken = Walk(model).producer, all_names(model)
+    for end, name in tensors.items():
+        maker = makers.get(name)
+        while maker is not None and maker.op_type in _ON_CODES:
+            maker = makers.get(maker.input[0])
+        if maker is not None and maker.op_type == "QuantizeLinear":
+            tensors[end] = fresh(taken, f"{name}_shown")
+            inputs = [name, *maker.input[1:]]
+            model.graph.node.append(
+                onnx.helper.make_node("DequantizeLinear", inputs, [tensors[end]])
+            )
 
 
 def of_no_fixed_size(model: onnx.ModelProto) -> frozenset[str]:

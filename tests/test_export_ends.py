@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from edgepress.compress.passes import Context, finish, prepare
 from edgepress.compress.settings import Int8
-from edgepress.export import Shipped, bundling, calibrate
+from edgepress.export import Shipped, bundling, calibrate, dialect, plan_int8, write_qdq
 from edgepress.export.damage import measure_damage
 from edgepress.export.ends import Ends, of_no_fixed_size
 from edgepress.export.exact import tidy
@@ -52,6 +52,9 @@ def network(text: str) -> Graph:
         "zero": np.array([0]),
         "one": np.array([1]),
         "scalar": np.array(0),
+        "rows": np.array([-1, 8]),
+        "sight": rng.normal(0, 0.3, (8, 1)).astype(np.float32),
+        "head": rng.normal(0, 0.3, (8, 12)).astype(np.float32),
     }
     model = onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 18]> g ' + text)
     used = {name for node in model.graph.node for name in node.input}
@@ -129,6 +132,26 @@ def test_int8_of_a_detector_is_compared_with_float32() -> None:
     assert 0 < max(damage.whole) < 0.01
 
 
+def test_codes_that_are_chosen_from_are_shown_as_floats() -> None:
+    graph = network(
+        "(float[N,3,8,8] x) => (float[M,12] y) { a = Conv (x, stem)"
+        " t = Transpose <perm=[0,2,3,1]> (a) r = Reshape (t, rows) l = MatMul (r, sight)"
+        " g = Greater (l, least) n = NonZero (g) i = Gather (n, scalar) f = Gather (r, i)"
+        " y = MatMul (f, head) }"
+    )
+    ranges, its = calibrate(graph, pictures), dialect("onnxruntime-x86-vnni")
+    written = write_qdq(graph, ranges, plan_int8(graph, ranges, its), its)
+    assert "Gather_f" in written.moved
+    ends, feeds = Ends.of(graph), next(pictures(4))
+    exact, found = (
+        shown.pick(run(shown.model, feeds), feeds)
+        for shown in (ends.shown(graph.model), ends.shown(written.model))
+    )
+    assert sorted(exact) == ["l, which Greater_g reads", "r, which Gather_f reads"]
+    for name, value in exact.items():
+        np.testing.assert_allclose(found[name], value, atol=0.05 * np.abs(value).max())
+
+
 def test_fp16_of_a_detector_is_compared_and_blamed() -> None:
     close = network(DETECTOR.replace("s = Sigmoid (p)", "q = Mul (p, small) s = Sigmoid (q)"))
     ranges, feeds = calibrate(close, pictures, method="minmax"), next(pictures(16))
@@ -143,8 +166,8 @@ def test_a_golden_output_that_rounding_gives_another_size_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Rounded(OnnxRuntimeEngine):
-        def run(self, inputs: Any) -> dict[str, Array]:
-            return {name: array[1:] for name, array in super().run(inputs).items()}
+        def run(self, feeds: Mapping[str, Array]) -> Arrays:
+            return {name: array[1:] for name, array in super().run(feeds).items()}
 
     monkeypatch.setattr(bundling, "OnnxRuntimeEngine", Rounded)
     shipped = Shipped(detector().model, "float32", "onnx", "onnxruntime", {})
