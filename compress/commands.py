@@ -19,8 +19,6 @@ from ..runtime.target import TARGET_NAMES
 from .judging import aligned, open_judged
 from .report import show_bundle, show_graph, show_score, summary
 
-_OPSET = 18
-
 _weights = click.option(
     "--weights",
     type=click.Path(),
@@ -182,7 +180,7 @@ def compress(console: Console, model: str, **options: Any) -> None:
 @click.option(
     "--data", type=click.Path(), default=None, help="Pictures to compare torch and ONNX on."
 )
-@click.option("--opset", type=click.IntRange(13, 24), help=f"By default {_OPSET}.")
+@click.option("--opset", type=click.IntRange(13, 24), help="By default 18.")
 @click.option(
     "--static-shape", default=None, metavar="N,C,H,W", help="Fix the input's shape, batch included."
 )
@@ -212,10 +210,6 @@ def export(
     from .exporting import export_graph
 
     check_file(out, force=force)
-    if opset is not None and model.lower().endswith(".onnx"):
-        raise InputError(
-            "E_USAGE", "an ONNX file keeps its own opset.", mend="Leave out --opset.", path=model
-        )
     given = None if preprocessing is None else Preprocessing.from_toml(preprocessing)
     with console.progress() as progress, disk_room():
         progress("exporting", 0, None)
@@ -224,7 +218,7 @@ def export(
             weights=weights,
             preprocessing=given,
             data=data,
-            opset=opset or _OPSET,
+            opset=opset,
             static_shape=None if static_shape is None else _shape(static_shape),
         )
     write_file(graph.model, out, force=force)

@@ -32,7 +32,7 @@ def equalized(whole: Whole, settings: Int8, context: Context) -> Whole:
         found.graph,
         context.calibration,
         method=settings.ranges,
-        only=found.factors,
+        only=found.changed,
         on_progress=again.add,
     )
     tensors = {**whole.ranges.tensors, **changed.tensors}

@@ -14,7 +14,7 @@ from ..runtime.errors import InputError
 from ..runtime.preprocessing import Preprocessing
 from ..runtime.tensors import Array
 from .material import Data
-from .subject import Model, example_of, open_model
+from .subject import Model, example_of, open_model, opset_for
 
 _PICTURES = 16
 
@@ -26,7 +26,7 @@ def export_graph(
     preprocessing: Preprocessing | None = None,
     data: Data | None = None,
     example: Mapping[str, Array] | None = None,
-    opset: int = 18,
+    opset: int | None = None,
     static_shape: tuple[int, ...] | None = None,
 ) -> Graph:
     """Capture a network as a float32 Graph.
@@ -38,15 +38,17 @@ def export_graph(
             ``data``.
         data: Pictures to compare on; what :meth:`edgepress.benchmarks.Images.of` takes.
         example: Input arrays by name, in place of pictures.
-        opset: ONNX operator set.
+        opset: ONNX operator set, 18 by default; an ONNX file keeps its own.
         static_shape: ``(N, C, H, W)`` that every input shall have, batch included; free batch
             without it.
 
     Raises:
         InputError: ``E_SHAPE`` where nothing tells the input's shape, or the pictures have another;
-            what opening the network and capturing it raise.
+            ``E_USAGE`` for an opset or a shape beside an ONNX file; what opening the network and
+            capturing it raise.
     """
     opened = open_model(model, weights)
+    opset = opset_for(opened, opset)
     if isinstance(opened, Graph):
         if static_shape is None:
             return opened

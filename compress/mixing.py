@@ -24,6 +24,7 @@ from ..export.dialects.qdq import write_qdq
 from ..export.measuring import Whole, measure_times, with_damage
 from ..export.node_times import ROUNDS, TIMED, kernels_ms
 from ..export.plan import Choice, PrecisionPlan, plan_int8
+from ..export.ranges import some
 from ..runtime.tensors import Arrays
 from .drops import Drop
 from .passes import Context, Count, Outcome, finish
@@ -265,12 +266,8 @@ def notes_of(outcome: Outcome) -> list[str]:
 def _pictures(context: Context, whole: Whole) -> Iterator[Arrays]:
     values = sum(one.elements for one in whole.ranges.tensors.values())
     low, high = _PICTURES
-    limit, count = min(max(_VALUES // max(1, values), low), high), 0
-    for feeds in context.selection(min(limit, 8)):
-        yield feeds
-        count += len(next(iter(feeds.values())))
-        if count >= limit:
-            return
+    limit = min(max(_VALUES // max(1, values), low), high)
+    return some(context.selection, min(limit, 8), limit)
 
 
 def _report(search: Search, int8: frozenset[str]) -> dict[str, object]:

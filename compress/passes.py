@@ -15,11 +15,11 @@ from ..export.bundling import Shipped
 from ..export.dialects import dialect
 from ..export.dialects.qdq import Quantized, write_qdq
 from ..export.ends import Ends, apart
-from ..export.graph import Graph
+from ..export.graph import Graph, rows
 from ..export.measuring import Whole
 from ..export.memory import kept
 from ..export.plan import Choice, PrecisionPlan, plan_int8
-from ..export.ranges import Batches, Ranges, calibrate
+from ..export.ranges import Batches, Ranges, calibrate, some
 from ..export.receipt import Receipt, float_receipt, int8_receipt
 from ..export.rounding import Held, round_weights
 from ..runtime.engine import EngineOptions, Precision
@@ -311,11 +311,8 @@ def _decibels(signal: float, noise: float) -> float:
 
 def _some(context: Context) -> Iterator[Arrays]:
     limit = enough(context)
-    size = batch_size(next(iter(context.selection(1))))
-    size, count = (size if limit == PICTURES else min(size, _STEP)), 0
-    for feeds in context.selection(size):
+    size, count = batch_size(next(iter(context.selection(1)))), 0
+    for feeds in some(context.selection, size if limit == PICTURES else min(size, _STEP), limit):
         yield feeds
-        count += next(iter(feeds.values())).shape[0]
+        count += rows(feeds)
         context.progress("comparing candidates with float32", count, None)
-        if count >= limit:
-            return

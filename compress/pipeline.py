@@ -45,6 +45,7 @@ from .subject import (
     first_rows,
     make_subject,
     open_model,
+    opset_for,
     torch_network,
 )
 from .weights import check_weights_out, save_weights
@@ -67,7 +68,7 @@ def compress(
     strict: bool = False,
     calibration_size: int = CALIBRATION_SIZE,
     seed: int = 0,
-    opset: int = 18,
+    opset: int | None = None,
     loader: Iterable[object] | None = None,
     student: Model | None = None,
     student_weights: str | None = None,
@@ -120,7 +121,7 @@ def compress(
         strict: Raise instead of writing a bundle whose recipe was declined for any target.
         calibration_size: Pictures for calibration, at most.
         seed: Of the split and of everything else that is random.
-        opset: Of the exported graph.
+        opset: Of the exported graph, 18 by default; an ONNX file keeps its own.
         loader: The user's own loader over the *test* pictures, in their order: the original is
             scored through it as well, and a difference stops everything.
         student: A smaller network with the original's inputs and outputs, for the recipe
@@ -181,6 +182,7 @@ def compress(
     )
     with disk_room(), ExitStack() as stack:
         opened = open_model(model, weights)
+        opset = opset_for(opened, opset)
         if any(isinstance(one, (Prune, Qat)) for one in steps.passes):
             torch_network(opened)
         if isinstance(opened, Backbone):

@@ -43,7 +43,7 @@ class Work:
         example: One sample by input name.
         max_drop: Largest drop of the score, in points; ``None`` for any.
         seed: Of everything random.
-        opset: Of exported graphs.
+        opset: Of exported graphs; an ONNX file's own.
         cache: Folder in which latencies of layers are kept, or ``None``.
         pupil: Who is trained, or ``None``.
         tuner: Trains for INT8, or ``None``.

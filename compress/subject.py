@@ -14,9 +14,9 @@ import torch
 
 from ..benchmarks.images import Images
 from ..benchmarks.running import Run
-from ..export.capture import capture, input_names, run_module
+from ..export.capture import OPSET, capture, input_names, run_module
 from ..export.exact import tidy
-from ..export.graph import Graph
+from ..export.graph import Graph, opset_of
 from ..export.onnx_files import read_onnx
 from ..runtime.errors import InputError
 from ..runtime.files import read_file
@@ -99,6 +99,24 @@ def torch_network(opened: Backbone | Graph) -> Backbone:
         "E_USAGE",
         f"{opened.source} is an ONNX file; pruning and training need the torch network.",
         mend="Give path/to/file.py:factory with --weights, or a torch.nn.Module.",
+    )
+
+
+def opset_for(opened: Backbone | Graph, asked: int | None) -> int:
+    """The opset of what is exported: the one asked for, 18 without; an ONNX file keeps its own.
+
+    Raises:
+        InputError: ``E_USAGE`` for one that is asked for an ONNX file.
+    """
+    if isinstance(opened, Backbone):
+        return OPSET if asked is None else asked
+    if asked is None:
+        return opset_of(opened.proto())
+    raise InputError(
+        "E_USAGE",
+        "an ONNX file keeps its own opset.",
+        mend="Leave out the opset.",
+        path=opened.source,
     )
 
 

@@ -35,7 +35,7 @@ from .dialects.qdq import Quantized, Unit
 from .dialects.quantizers import BIAS_LIMIT
 from .graph import Graph, all_names, fresh, give_out, opset_of, rows, serialize
 from .memory import kept
-from .ranges import Batches
+from .ranges import Batches, some
 
 PICTURES = 256
 _CHUNK = 16
@@ -73,7 +73,7 @@ def correct_biases(
     if not units:
         return quantized, {}
     limit = int(np.clip(_MEMORY_BYTES // max(1, 4 * largest_tensor), 16, pictures))
-    chunks = _some(batches, limit)
+    chunks = list(some(batches, _CHUNK, limit))
     wanted = _float_moments(graph, chunks, units)
     model = onnx.load_model_from_string(quantized.model)
     run = _PieceRunner(model, chunks)
@@ -137,17 +137,6 @@ class _Scales:
 
     def _set(self, name: str, value: Array) -> None:
         self._constants[name].CopyFrom(numpy_helper.from_array(value, name))
-
-
-def _some(batches: Batches, limit: int) -> list[Arrays]:
-    chunks: list[Arrays] = []
-    count = 0
-    for feeds in batches(_CHUNK):
-        chunks.append(feeds)
-        count += rows(feeds)
-        if count >= limit:
-            break
-    return chunks
 
 
 def _give_moments(model: onnx.ModelProto, taken: set[str], raw: str, op_type: str) -> list[str]:

@@ -85,8 +85,8 @@ def assemble(
         declined: Whether the recipe was declined.
 
     Raises:
-        InputError: ``E_NAN`` where the golden outputs are not finite, ``E_LABELS`` for class names
-            with line breaks in them.
+        InputError: ``E_LABELS`` for class names with line breaks in them; what
+            :func:`golden_outputs` raises.
     """
     golden, tolerance = golden_outputs(shipped, golden_inputs)
     files = {
@@ -142,7 +142,8 @@ def golden_outputs(shipped: Shipped, inputs: Arrays) -> tuple[Arrays, dict[str, 
     0.1 % for float32; 5 % where the device that it is for is not here, and ONNX Runtime stands in).
 
     Raises:
-        InputError: ``E_NAN`` where an output is not finite.
+        InputError: ``E_NAN`` where an output is not finite, ``E_SHAPE`` where it has as many values
+            as rounding makes it have.
     """
     here = shipped.emulated is None
     model = shipped.model if shipped.emulated is None else shipped.emulated
@@ -156,6 +157,16 @@ def golden_outputs(shipped: Shipped, inputs: Arrays) -> tuple[Arrays, dict[str, 
     tolerance: dict[str, Tolerance] = {}
     for name, value in golden.items():
         one, other = value.astype(np.float64), plain[name].astype(np.float64)
+        if one.shape != other.shape:
+            raise InputError(
+                "E_SHAPE",
+                f"the output '{name}' has the shape {one.shape} on the golden input, and "
+                f"{other.shape} where the engine optimizes nothing: how many values it has hangs "
+                "on rounding, and no self-test could compare them.",
+                mend="Let the self-test show a real picture (--golden-pictures, or "
+                "golden_pictures=True), or give out what the network chooses from.",
+                path=name,
+            )
         if not np.isfinite(one).all():
             raise InputError(
                 "E_NAN",

@@ -22,12 +22,15 @@ from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ..runtime.errors import InputError
 from ..runtime.tensors import Array, Arrays
 from .exact import tidy, with_opset
-from .graph import Graph, Parity, fresh, rows
+from .graph import Graph, Parity, fresh, rename, rows
 
 _COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _COSINE_FLOOR = 0.9999
 _RELATIVE_CEILING = 1e-2
 _OPSETS = range(13, 25)
+OPSET = 18
+"""What torch's exporter writes best, and every engine here reads."""
+
 _FIXED_BATCH = (
     "Write it for any size, or make a file of one size, which compress takes as well: "
     "edgepress export --static-shape N,C,H,W."
@@ -40,7 +43,7 @@ def capture(
     module: torch.nn.Module,
     example: Mapping[str, Array],
     *,
-    opset: int = 18,
+    opset: int = OPSET,
     dynamic_batch: bool = True,
     parity_on: Sequence[Mapping[str, Array]] = (),
     source: str = "the network",
@@ -69,11 +72,12 @@ def capture(
         raise InputError(
             "E_OPSET",
             f"opset {opset} is not supported.",
-            mend=f"Choose {_OPSETS[0]} to {_OPSETS[-1]}; 18 is the default.",
+            mend=f"Choose {_OPSETS[0]} to {_OPSETS[-1]}; {OPSET} is the default.",
         )
     _finite_weights(module)
     with evaluating(module):
-        names = list(run_module(module, example))
+        names = [*example, *run_module(module, example)]
+        ours = {f"edgepress.{i}": name for i, name in enumerate(names)}  # nothing else is called so
         free = torch.export.Dim("N", min=1)
         arguments = tensors(example)
         shapes = {
@@ -87,8 +91,8 @@ def capture(
                     (),
                     kwargs={"feeds": arguments},
                     dynamic_shapes={"feeds": shapes},
-                    input_names=list(arguments),
-                    output_names=names,
+                    input_names=list(ours)[: len(arguments)],
+                    output_names=list(ours)[len(arguments) :],
                     opset_version=opset,
                     dynamo=True,
                     verbose=False,
@@ -96,7 +100,9 @@ def capture(
                 )
         except Exception as error:
             raise _refused(error, dynamic_batch=dynamic_batch, source=source) from error
-    graph = tidy(program.model_proto, source=source, example=example)
+    model = program.model_proto
+    rename(model, ours)
+    graph = tidy(model, source=source, example=example)
     if dynamic_batch:
         _batch_is_free(graph)
     graph = with_opset(graph, opset, example)  # the exporter itself writes none below 18
@@ -273,7 +279,8 @@ def _other_function(name: str, how: str) -> InputError:
     return InputError(
         "E_PARITY",
         f"the exported graph differs from the network in '{name}': {how}.",
-        mend="The exporter changed what is computed; try another --opset, and report this network.",
+        mend="The exporter changed what is computed: report this network. Another opset may do, "
+        "edgepress export --opset N; compress takes that file as well.",
         path=name,
     )
 

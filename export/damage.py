@@ -27,7 +27,7 @@ from .dialects import Dialect
 from .dialects.layout import Layout
 from .dialects.quantizers import PerTensor, weight_quantizer
 from .ends import Ends, apart
-from .graph import Graph, Walk, all_names, channel_axis, fresh
+from .graph import Graph, Walk, all_names, bias_of, channel_axis, fresh, rows
 
 SESSIONS = 64
 """Graphs that are opened at most."""
@@ -110,8 +110,8 @@ def measure_damage(
         return tuple(value / power for value, power in zip(lost, signal, strict=True))
 
     runs, found = 0, dict[Place, tuple[float, ...]]()
+    count = sum(map(rows, feeds))
     if not places or not names:
-        count = sum(len(next(iter(one.values()))) for one in feeds)
         return Damage(names, found, (0.0,) * len(names), runs, count)
     whole = noise(places)
     runs = 1
@@ -128,7 +128,6 @@ def measure_damage(
             part = noise(places[low:high])
             heapq.heappush(queue, (-max(part), low, high, part))
         runs += 2
-    count = sum(len(next(iter(one.values()))) for one in feeds)
     return Damage(names, found, whole, runs, count)
 
 
@@ -193,14 +192,11 @@ class _Probe:
             behind = [one for name in node.output for one in made.get(name, [])]
             for i, name in enumerate(node.output):
                 if name in renamed and name in outputs:  # the graph gives out what is rounded
-                    inner = fresh(taken, f"{name}_exact")
-                    node.output[i] = inner
-                    behind[0].input[0] = inner
-                    behind[-1].output[0] = name
+                    node.output[i] = fresh(taken, f"{name}_exact")
+                    made[name][0].input[0] = node.output[i]
+                    made[name][-1].output[0] = name
+                    del renamed[name]
             ordered += [node, *behind]
-            for name in node.output:
-                if name in outputs:
-                    renamed.pop(name, None)
         del model.graph.node[:]
         model.graph.node.extend(ordered)
         return model.SerializeToString()
@@ -233,15 +229,12 @@ class _Probe:
     ) -> tuple[str, Array]:
         name = node.input[1]
         weights, axis = walk.constant(name), channel_axis(node)
-        bias = np.zeros(weights.shape[axis], np.float32)
-        if len(node.input) > 2 and node.input[2]:
-            bias += walk.constant(node.input[2]).reshape(-1)
         packed = weight_quantizer(
             weights,
             axis,
             self._dialect.weight_limit,
             method=method,
-            bias=bias,
+            bias=bias_of(node, walk, weights.shape[axis]),
             input_scale=float(layout.quantizers[node.input[0]].scale),
         )
         shape = [1] * weights.ndim

@@ -2,9 +2,12 @@
 
 What it does: a float output is an end itself. An output of whole numbers (ArgMax, the indices of
 TopK or NonMaxSuppression) says nothing of noise, which it either survives or does not; there the
-floats that it was made of are the end, as the node reads them that makes whole numbers of them.
+floats that it was made of are the end, as the node reads them that makes whole numbers of them. So
+are they for an output of as many values as the picture has objects (NonMaxSuppression, NonZero): a
+little noise makes one more, and nothing stands beside it to be compared with.
 
-When it is exact: always, it only looks.
+When it is exact: always, it only looks. A size that it cannot tell to be one for all pictures, such
+as that of a slice between two places that are computed, is taken for one that is not.
 """
 
 from __future__ import annotations
@@ -16,11 +19,24 @@ import numpy as np
 import onnx
 
 from ..runtime.tensors import Array, Arrays
-from .graph import Graph, Walk, give_out
+from .dialects import DIALECTS
+from .graph import Graph, Walk, all_names, fresh, give_out
 from .ranges import element_types
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 _SIZES = ("Shape", "Size")  # they read floats, and none of their values
+_ON_CODES = frozenset({"Clip"}).union(*(one.moving for one in DIALECTS.values()))
+"""Operators that codes go through as codes."""
+
+_CHOOSING = ("NonMaxSuppression", "NonZero", "Compress", "Unique")
+"""Operators that give as many values as they find."""
+
+_SIZED_BY = {
+    **dict.fromkeys(("Range", "ConstantOfShape"), 0),
+    **dict.fromkeys(("Reshape", "Expand", "Slice", "Tile", "Pad", "Split", "TopK", "OneHot"), 1),
+    **dict.fromkeys(("Resize", "MaxUnpool"), 2),
+}
+"""Which inputs tell an operator the sizes of what it gives, the first of them."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +79,21 @@ class Ends:
     def of(graph: Graph) -> Ends:
         """Those of a float32 network."""
         model = graph.proto()
-        walk, kinds = Walk(model), element_types(model)
-        floats = tuple(spec.name for spec in graph.outputs if spec.dtype.startswith("float"))
+        walk, kinds, loose = Walk(model), element_types(model), of_no_fixed_size(model)
+        floats = tuple(
+            spec.name
+            for spec in graph.outputs
+            if spec.dtype.startswith("float") and spec.name not in loose
+        )
         reads: dict[str, tuple[str, int]] = {}
         waiting = [spec.name for spec in reversed(graph.outputs) if spec.name not in floats]
         seen = set(waiting)
         while waiting:
             node = walk.producer.get(waiting.pop())
-            if node is None or node.op_type in _SIZES:
+            if node is None or (node.op_type in _SIZES and node.input[0] not in loose):
                 continue
             for place, name in enumerate(node.input):
-                if kinds.get(name) in _FLOATS:
+                if kinds.get(name) in _FLOATS and name not in loose:
                     if name not in walk.constants:
                         reads[f"{name}, which {node.name} reads"] = (node.name, place)
                 elif name not in seen:
@@ -94,9 +114,40 @@ class Ends:
         nodes = {node.name: node for node in proto.graph.node}
         for name, (node, place) in self.reads.items():
             tensors[name] = nodes[node].input[place]
+        _dequantize(proto, tensors)
         inputs = {value.name for value in proto.graph.input}
         give_out(proto, [one for one in tensors.values() if one not in inputs])
         return Shown(proto.SerializeToString(), tensors)
+
+
+def _dequantize(model: onnx.ModelProto, tensors: dict[str, str]) -> None:
+    """Let a model make floats of tensors that are codes: what only moves values reads such."""
+    makers, taken = Walk(model).producer, all_names(model)
+    for end, name in tensors.items():
+        maker = makers.get(name)
+        while maker is not None and maker.op_type in _ON_CODES:
+            maker = makers.get(maker.input[0])
+        if maker is not None and maker.op_type == "QuantizeLinear":
+            tensors[end] = fresh(taken, f"{name}_shown")
+            inputs = [name, *maker.input[1:]]
+            model.graph.node.append(
+                onnx.helper.make_node("DequantizeLinear", inputs, [tensors[end]])
+            )
+
+
+def of_no_fixed_size(model: onnx.ModelProto) -> frozenset[str]:
+    """Names of the tensors whose sizes depend on values of the inputs, not on their sizes alone."""
+    told = {value.name for value in model.graph.input}  # what depends on those values
+    loose: set[str] = set()
+    for node in model.graph.node:
+        sizes = set(node.input[_SIZED_BY.get(node.op_type, len(node.input)) :])
+        counted = node.op_type in _SIZES
+        chosen = told.intersection(node.input if node.op_type in _CHOOSING else sizes)
+        if chosen or (not counted and loose.intersection(node.input)):
+            loose.update(node.output)
+        if (loose if counted else told).intersection(node.input):
+            told.update(node.output)
+    return frozenset(loose)
 
 
 def apart(exact: Array, found: Array) -> tuple[Array, Array]:

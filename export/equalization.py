@@ -33,7 +33,7 @@ from ..runtime.engine import EngineOptions
 from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ..runtime.tensors import Array
 from .graph import Graph, Walk, all_names, attribute, clip_bounds, fresh, give_out, rows, serialize
-from .ranges import Batches
+from .ranges import Batches, some
 
 PICTURES = 256
 """At most so many calibration pictures are looked at."""
@@ -73,10 +73,13 @@ class Equalized:
     Attributes:
         graph: It, its nodes and tensors named as before.
         factors: By tensor, what each of its channels was multiplied by, ``(C,)``.
+        changed: Names of all tensors that hold other values than before: those, and what their
+            layers give before an activation function.
     """
 
     graph: Graph
     factors: Mapping[str, NDArray[np.float64]]
+    changed: frozenset[str]
 
 
 def chains_of(model: onnx.ModelProto) -> list[Chain]:
@@ -130,18 +133,14 @@ def channel_peaks(
     del model.graph.output[:]
     give_out(model, peaks.values())
     seen: dict[str, list[Array]] = {tensor: [] for tensor in peaks}
-    count = 0
     with OnnxRuntimeEngine(model.SerializeToString(), EngineOptions()) as engine:
-        for feeds in batches(_BATCH):
+        for feeds in some(batches, _BATCH, PICTURES):
             given = engine.run(feeds)
             for tensor, peak in peaks.items():
                 array = given[peak]
                 seen[tensor].append(array.reshape(array.shape[:2]).astype(np.float64))
-            count += rows(feeds)
             if on_progress:
                 on_progress(rows(feeds))
-            if count >= PICTURES:
-                break
     whole = {tensor: np.concatenate(parts) for tensor, parts in seen.items()}
     return {tensor: (one.mean(axis=0), one.max(axis=0)) for tensor, one in whole.items()}
 
@@ -195,7 +194,7 @@ def equalize(
     if not chains:
         return None
     peaks = channel_peaks(graph, chains, batches, on_progress)
-    factors: dict[str, NDArray[np.float64]] = {}
+    factors, changed = dict[str, NDArray[np.float64]](), set[str]()
     for chain in chains:
         mean, most = peaks[chain.tensor]
         if not np.isfinite(most).all():
@@ -212,9 +211,11 @@ def equalize(
             split = weight.reshape(groups, -1, *weight.shape[1:]).astype(np.float64)
             _replace(model, reader, 1, (split / by).reshape(weight.shape))
         factors[chain.tensor] = found
+        changed |= {chain.tensor, nodes[chain.maker].output[0]}
     if len(factors) < _LEAST_SHARE * len(chains):
         return None
-    return Equalized(replace(graph, model=serialize(_without_unread(model))), factors)
+    equal = replace(graph, model=serialize(_without_unread(model)))
+    return Equalized(equal, factors, frozenset(changed))
 
 
 def _near_depthwise(chain: Chain, nodes: Mapping[str, onnx.NodeProto], walk: Walk) -> bool:
@@ -223,8 +224,9 @@ def _near_depthwise(chain: Chain, nodes: Mapping[str, onnx.NodeProto], walk: Wal
 
 
 def _without_unread(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same model without constants that nothing reads any more."""
+    """The same model without constants that nothing reads and that it does not give out."""
     used = {name for node in model.graph.node for name in node.input}
+    used |= {value.name for value in model.graph.output}
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)

@@ -44,7 +44,7 @@ from .graph import (
     specs,
     tensor_types,
 )
-from .onnx_files import check_float_network
+from .onnx_files import check_float_network, constant_tensors
 
 _OLDEST_OPSET = 13  # per-axis DequantizeLinear came with it
 _RAISED_OPSET = 18
@@ -123,9 +123,13 @@ def with_opset(graph: Graph, opset: int, feeds: Mapping[str, Array]) -> Graph:
         raise InputError(
             "E_OPSET",
             f"{graph.source} cannot be written in opset {opset}: {str(error).splitlines()[0]}",
-            mend="Choose opset 18, the exporter's own, or a later one.",
+            mend=f"Export the network in opset {max(opset, _RAISED_OPSET)} or later: edgepress "
+            "export --opset N; compress takes that file as well.",
             path=graph.source,
         ) from error
+    _constants_are_initializers(model)
+    _drop_unused(model)
+    name_nodes(model)
     return _proved(model, dict(feeds), wanted, graph.source)
 
 
@@ -135,6 +139,18 @@ def initializers_are_not_inputs(model: onnx.ModelProto) -> None:
     kept = [value for value in model.graph.input if value.name not in constants]
     del model.graph.input[:]
     model.graph.input.extend(kept)
+
+
+def _constants_are_initializers(model: onnx.ModelProto) -> None:
+    """Lift what Constant nodes hold; the converter writes such nodes."""
+    made = {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
+    lifted = {name: tensor for name, tensor in constant_tensors(model) if name in made}
+    for name, tensor in lifted.items():
+        model.graph.initializer.append(tensor)
+        model.graph.initializer[-1].name = name
+    kept = [node for node in model.graph.node if not lifted.keys() & set(node.output)]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
 
 
 def _convert(model: onnx.ModelProto, opset: int, source: str) -> onnx.ModelProto:

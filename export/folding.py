@@ -20,8 +20,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from ..runtime.tensors import Array
-from .graph import Walk, all_names, attribute, fresh
+from .graph import Walk, all_names, attribute, bias_of, fresh, read_with_bias
 
 
 def fold_norms(model: onnx.ModelProto) -> int:
@@ -39,7 +38,7 @@ def fold_norms(model: onnx.ModelProto) -> int:
         scale, bias, mean, variance = (walk.constant(name) for name in norm.input[1:5])
         epsilon = float(attribute(norm, "epsilon", 1e-5))
         gain = scale.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
-        weights, before = walk.constant(gemm.input[1]), _bias(gemm, walk, len(gain))
+        weights, before = walk.constant(gemm.input[1]), bias_of(gemm, walk, len(gain))
         columns = gain[:, None] if attribute(gemm, "transB", 0) else gain
         shifted = (before - mean.astype(np.float64)) * gain + bias.astype(np.float64)
         parts = {
@@ -50,9 +49,8 @@ def fold_norms(model: onnx.ModelProto) -> int:
         for name, value in zip(added, parts.values(), strict=True):
             tensor = numpy_helper.from_array(value.astype(np.float32), name)
             model.graph.initializer.append(tensor)
-        source = gemm.input[0]
-        del gemm.input[:]
-        gemm.input.extend([source, *added])
+        gemm.input[1] = added[0]
+        read_with_bias(gemm, added[1])
         gemm.output[0] = norm.output[0]
         folded.add(norm.output[0])
         del walk.producer[norm.input[0]]
@@ -87,11 +85,3 @@ def _a_column(bias: str, norm: onnx.NodeProto, walk: Walk) -> bool:
     shape = tuple(walk.constants[bias].dims)
     columns = tuple(walk.constants[norm.input[1]].dims)
     return shape in ((), (1,), (1, 1), columns, (1, *columns))
-
-
-def _bias(gemm: onnx.NodeProto, walk: Walk, columns: int) -> Array:
-    """What a Gemm adds to each column, float64 ``(columns,)``."""
-    bias = np.zeros(columns, np.float64)
-    if len(gemm.input) > 2 and gemm.input[2]:
-        bias += walk.constant(gemm.input[2]).astype(np.float64).reshape(-1)
-    return bias

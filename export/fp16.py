@@ -25,12 +25,12 @@ import onnx
 from ..runtime.engine import EngineOptions
 from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ..runtime.tensors import Array, Arrays
-from .ends import Ends, apart
+from .ends import Ends, apart, of_no_fixed_size
 from .fp16_plan import FP16, Floats, half_nodes, plan_fp16
 from .fp16_write import Half, simulation, small_scales, write_fp16
-from .graph import Graph, Walk, give_out, rows
+from .graph import Graph, Walk, give_out
 from .plan import PrecisionPlan
-from .ranges import Batches, Ranges
+from .ranges import Batches, Ranges, some
 
 BOUND_DB = 40.0
 """Signal over noise that every output keeps: noise of 1 % of it, a cosine of 0.99995."""
@@ -119,7 +119,7 @@ def settle_fp16(
     """
     source = graph.model if quantized is None else quantized
     measured = {} if quantized is None else small_scales(quantized)
-    chunks, ends = _some(batches), Ends.of(graph)
+    chunks, ends = list(some(batches, _CHUNK, _PICTURES)), Ends.of(graph)
     exact = _ends(graph.model, ends, chunks)
     floor = math.inf
     if quantized is not None:
@@ -192,17 +192,6 @@ def _ends(model: bytes, ends: Ends, chunks: Iterable[Arrays]) -> list[Arrays]:
         return [shown.pick(engine.run(feeds), feeds) for feeds in chunks]
 
 
-def _some(batches: Batches) -> list[Arrays]:
-    chunks: list[Arrays] = []
-    count = 0
-    for feeds in batches(_CHUNK):
-        chunks.append(feeds)
-        count += rows(feeds)
-        if count >= _PICTURES:
-            break
-    return chunks
-
-
 @dataclass(frozen=True)
 class _Traced:
     """One FP16 node and the float tensors around it."""
@@ -252,10 +241,10 @@ def _blame(
 
 
 def _trace(model: onnx.ModelProto) -> list[_Traced]:
-    floats, found = Floats.of(model), list[_Traced]()
+    floats, found, loose = Floats.of(model), list[_Traced](), of_no_fixed_size(model)
     walk: Walk = floats.walk
     for node in model.graph.node:
-        gives = tuple(floats.outputs(node))
+        gives = tuple(name for name in floats.outputs(node) if name not in loose)
         if not gives or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             continue
         reads = tuple(name for name in node.input if floats.is_float(name))

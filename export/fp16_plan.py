@@ -16,6 +16,7 @@ section 3, on what wants float32: sums, normalization, softmax.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -24,9 +25,9 @@ import numpy as np
 import onnx
 
 from ..runtime.tensors import Array
-from .graph import Graph, Walk, is_standard, opset_of
+from .graph import Graph, Walk, attribute, is_standard, opset_of, tensor_types
 from .plan import Choice, PrecisionPlan, check_names
-from .ranges import Ranges, TensorRange, element_types
+from .ranges import Ranges, TensorRange
 
 FP16, FLOAT32 = "fp16", "float32"
 LARGEST = 65504.0
@@ -42,9 +43,12 @@ _BOUNDS = frozenset({"Clip", "Min", "Max", "Where", "Pad"})
 _SQUARES = frozenset(
     {
         *("LayerNormalization", "InstanceNormalization", "GroupNormalization"),
-        *("RMSNormalization", "ReduceL2", "ReduceSumSquare", "LpNormalization", "LpPool"),
+        *("RMSNormalization", "ReduceSumSquare"),
     }
 )
+_ROOTS = frozenset({"ReduceL2", "LpPool", "GlobalLpPool"})
+"""Operators that give the root of a sum of powers, the second ones where no ``p`` says else."""
+
 _MEANS = frozenset({"ReduceMean", "GlobalAveragePool", "AveragePool"})
 _EXPONENTIALS = frozenset({"Softmax", "LogSoftmax", "Exp", "ReduceLogSumExp"})
 _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -58,17 +62,22 @@ class Floats:
     Attributes:
         walk: The model.
         kinds: ONNX element type by tensor name.
+        shapes: Sizes by tensor name, 0 for one that is free; only where they are known.
     """
 
     walk: Walk
     kinds: Mapping[str, int] = field(default_factory=dict[str, int])
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, "tuple[int, ...]"])
 
     @staticmethod
     def of(model: onnx.ModelProto) -> Floats:
         """Read a model."""
         walk = Walk(model)
         held = {name: tensor.data_type for name, tensor in walk.constants.items()}
-        return Floats(walk, {**element_types(model), **held})
+        types = tensor_types(model)
+        kinds = {name: kind.elem_type for name, kind in types.items()}
+        shapes = {name: tuple(d.dim_value for d in kind.shape.dim) for name, kind in types.items()}
+        return Floats(walk, {**kinds, **held}, shapes)
 
     def is_float(self, name: str) -> bool:
         """Whether a tensor is float32."""
@@ -228,14 +237,30 @@ class _Judge:
         read = self._ranges.get(node.input[0]) if node.input else None
         given = self._ranges.get(node.output[0])
         if node.op_type in _MEANS and read is not None and given is not None:
-            total = _largest(given) * read.elements / max(1, given.elements)
+            window = read.elements / max(1, given.elements)
+            if node.op_type == "AveragePool":  # its windows may overlap
+                window = math.prod(attribute(node, "kernel_shape"))
+            total = _largest(given) * window
             if total > LARGEST:
                 return f"the sum that it divides reaches {total:.4g}"
+        power, total = int(attribute(node, "p", 2)), 0.0
+        if node.op_type in _ROOTS and given is not None:
+            total = _largest(given) ** power
+        elif node.op_type == "LpNormalization" and read is not None:
+            total = _largest(read) ** power * self._length(node, read)
+        if total > LARGEST:
+            which = "squares" if power == 2 else f"powers of {power}"
+            return f"the sum of {which} inside of it reaches {total:.4g}"
         if node.op_type in _SQUARES and read is not None and _largest(read) ** 2 > LARGEST:
             return f"it squares what reaches {_largest(read):.4g}"
         if node.op_type in _EXPONENTIALS and read is not None and _largest(read) > _COARSE:
             return f"its exponents reach {_largest(read):.4g}, where FP16 rounds to quarters"
         return None
+
+    def _length(self, node: onnx.NodeProto, read: TensorRange) -> int:
+        """How many values an LpNormalization takes together; a picture's where that is not told."""
+        shape = self._floats.shapes.get(node.input[0])
+        return (shape[attribute(node, "axis", -1)] if shape else 0) or read.elements
 
 
 def _largest(seen: TensorRange) -> float:

@@ -138,7 +138,8 @@ class _Writer:
                 "E_OPSET",
                 f"the INT8 graph is of opset {opset_of(self.model)}; quantizers that give FP16 are "
                 f"part of {_HALF_SCALES}.",
-                mend=f"Write the float32 graph in opset {_HALF_SCALES} first (--opset).",
+                mend=f"Export the float32 network in opset {_HALF_SCALES} or later: edgepress "
+                "export --opset N; compress takes that file as well.",
             )
         for node in list(graph.node):
             if node.op_type == "DequantizeLinear":

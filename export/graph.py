@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import onnx
 from google.protobuf.message import Message
+from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
@@ -162,6 +163,22 @@ def channel_axis(node: onnx.NodeProto) -> int:
     return 1 if turned else 0
 
 
+def bias_of(node: onnx.NodeProto, walk: Walk, channels: int) -> NDArray[np.float32]:
+    """What a layer adds to each of its output channels, ``(channels,)``; zeros without a bias."""
+    bias = np.zeros(channels, np.float32)
+    if len(node.input) > 2 and node.input[2]:
+        bias += walk.constant(node.input[2]).reshape(-1)
+    return bias
+
+
+def read_with_bias(node: onnx.NodeProto, bias: str) -> None:
+    """Let a layer add the tensor ``bias`` as it is, in place of what it added before."""
+    kept = [item for item in node.attribute if item.name != "beta"]  # a Gemm's, of its bias
+    del node.input[2:], node.attribute[:]
+    node.input.append(bias)
+    node.attribute.extend(kept)
+
+
 def evaluate(
     node: onnx.NodeProto, opsets: Iterable[onnx.OperatorSetIdProto], feeds: Mapping[str, Array]
 ) -> Array:
@@ -204,6 +221,25 @@ def all_names(model: onnx.ModelProto) -> set[str]:
         names.update(node.output)
         names.update(node.input)
     return names
+
+
+def rename(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
+    """Rename tensors of a model; where another one has such a name already, that one makes way.
+
+    Args:
+        model: Changed in place.
+        names: New names by the old ones, each once.
+    """
+    taken = all_names(model)
+    aside = taken.intersection(names.values()) - names.keys()
+    taken.update(names.values())
+    every = {**{name: fresh(taken, name) for name in sorted(aside)}, **names}
+    for node in model.graph.node:
+        for part in (node.input, node.output):
+            part[:] = [every.get(name, name) for name in part]
+    graph = model.graph
+    for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
+        value.name = every.get(value.name, value.name)
 
 
 def name_nodes(model: onnx.ModelProto) -> None:

@@ -14,7 +14,7 @@ from ..runtime.errors import EdgepressError, EngineError
 from .exact import synthetic
 from .executed import is_int8_kernel
 from .graph import Graph, name_nodes, opset_of, specs
-from .onnx_files import constant_tensors, is_quantized, read_onnx
+from .onnx_files import check_valid, constant_tensors, is_quantized, read_onnx
 from .receipt import count_macs
 
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
@@ -33,6 +33,7 @@ def inspect_onnx(path: str) -> dict[str, Any]:
         InputError: ``E_FILE``, ``E_MODEL``, ``E_EXTERNAL`` or ``E_OP``.
     """
     model = read_onnx(path)
+    check_valid(model, path)
     opset, ir_version = opset_of(model), model.ir_version
     initializers = {tensor.name for tensor in model.graph.initializer}
     inputs = specs(value for value in model.graph.input if value.name not in initializers)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from .dialects import Dialect
 from .dialects.quantizers import PerChannel, weight_quantizer
-from .graph import Walk, attribute
+from .graph import Walk, channel_axis
 
 _OFF_GRID = 2e-3  # of a step; float16 scales and folded factors round that much
 _MOST = 255  # codes on one side of 0
@@ -27,13 +27,13 @@ _SAMPLE = 32  # weights of a channel that are looked at before all are
 
 def has_grid(walk: Walk, node: onnx.NodeProto) -> bool:
     """Whether every channel of a node's weights is whole multiples of a step, few enough."""
-    rows = _rows(walk.constant(node.input[1]), _channel_axis(node))
+    rows = _rows(walk.constant(node.input[1]), channel_axis(node))
     return bool((_largest_codes(rows) > 0).all())
 
 
 def is_kept(walk: Walk, node: onnx.NodeProto, dialect: Dialect) -> bool:
     """Whether the dialect holds the codes that a node's weights are."""
-    rows = _rows(walk.constant(node.input[1]), _channel_axis(node))
+    rows = _rows(walk.constant(node.input[1]), channel_axis(node))
     largest = _largest_codes(rows)
     if not (largest > 0).all():
         return False
@@ -86,14 +86,6 @@ def keep_codes(
     codes = np.rint(weights.astype(np.float64) / scale.reshape(shape)) + zero
     ends = np.iinfo(kind)
     return PerChannel(np.clip(codes, ends.min, ends.max).astype(kind), scale, zero)
-
-
-def _channel_axis(node: onnx.NodeProto) -> int:
-    """Axis of the output channels in the weights of a Conv, Gemm or MatMul."""
-    transposed = node.op_type == "MatMul" or (
-        node.op_type == "Gemm" and not attribute(node, "transB", 0)
-    )
-    return 1 if transposed else 0
 
 
 def _rows(weights: NDArray[np.float32], axis: int) -> NDArray[np.float64]:

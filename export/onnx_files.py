@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 from ..runtime.errors import InputError
+from .graph import IR_VERSION
 
 _LIMIT_BYTES = 2**31 - 1
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinear", "QGemm")
@@ -114,12 +115,13 @@ def check_float_network(model: onnx.ModelProto, source: str) -> None:
 
 
 def check_valid(model: onnx.ModelProto, source: str) -> None:
-    """Refuse what ONNX's checker refuses.
+    """Refuse what ONNX's checker refuses; the version of the file is no matter.
 
     Raises:
         InputError: ``E_MODEL``.
     """
-    checker = cast("Any", onnx.checker)
+    checker, version = cast("Any", onnx.checker), model.ir_version
+    model.ir_version = min(max(version, 4), IR_VERSION)
     try:
         checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:
@@ -129,6 +131,8 @@ def check_valid(model: onnx.ModelProto, source: str) -> None:
             mend="Export it again.",
             path=source,
         ) from error
+    finally:
+        model.ir_version = version
 
 
 def is_quantized(node: onnx.NodeProto) -> bool:

@@ -7,7 +7,7 @@ distribution. Entropy ranges: see :mod:`edgepress.export.entropy`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -72,6 +72,16 @@ class Ranges:
 
 Batches: TypeAlias = Callable[[int], Iterable[Arrays]]
 """Gives the calibration pictures anew at every call, in batches of at most the size asked for."""
+
+
+def some(batches: Batches, size: int, pictures: int) -> Iterator[Arrays]:
+    """Batches of at most ``size``, until ``pictures`` or more were given."""
+    count = 0
+    for feeds in batches(size):
+        yield feeds
+        count += rows(feeds)
+        if count >= pictures:
+            return
 
 
 @kept()

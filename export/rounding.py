@@ -34,8 +34,8 @@ from ..runtime.engine import EngineOptions
 from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ..runtime.tensors import Array
 from .dialects.qdq import Quantized
-from .graph import Graph, Walk, attribute, channel_axis, give_out, rows, serialize
-from .ranges import Batches
+from .graph import Graph, Walk, attribute, channel_axis, give_out, serialize
+from .ranges import Batches, some
 
 _PICTURES = 64
 _BATCH = 8
@@ -208,9 +208,9 @@ def _moments(
     centres: dict[int, NDArray[np.float32]] = {}  # near the mean: squares lose no digits to it
     sums = [np.zeros((one.groups, one.inputs)) for one in layers]
     squares = [np.zeros((one.groups, one.inputs, one.inputs)) for one in layers]
-    counts, pictures = [0] * len(layers), 0
+    counts = [0] * len(layers)
     with OnnxRuntimeEngine(model.SerializeToString(), EngineOptions()) as engine:
-        for feeds in batches(_BATCH):
+        for feeds in some(batches, _BATCH, _PICTURES):
             seen = {**feeds, **engine.run(feeds)}
             for i, layer in enumerate(layers):
                 patches = _patches(seen[layer.node.input[0]], layer, draws[i])
@@ -220,9 +220,6 @@ def _moments(
                 sums[i] += patches.sum(axis=1)
                 squares[i] += np.matmul(patches.transpose(0, 2, 1), patches)
                 counts[i] += patches.shape[1]
-            pictures += rows(feeds)
-            if pictures >= _PICTURES:
-                break
     for layer, total, square, count in zip(layers, sums, squares, counts, strict=True):
         mean = total / count
         yield layer, square / count - mean[:, :, None] * mean[:, None, :]

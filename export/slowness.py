@@ -23,7 +23,7 @@ from .builder_rules import REFUSED, REMEDIES, BuilderRules
 from .dialects import Dialect
 from .fusion_rules import RULES, TITLES, Finding, Rules
 from .graph import IR_VERSION, name_nodes
-from .onnx_files import is_quantized, read_onnx
+from .onnx_files import check_valid, is_quantized, read_onnx
 from .timed import Timed, timed
 
 
@@ -149,11 +149,12 @@ def why_slow(
 
     Raises:
         InputError: As :func:`~edgepress.export.onnx_files.read_onnx`; ``E_MODEL`` for a file
-            without quantizers.
+            that ONNX's checker refuses, or without quantizers.
         EngineError: ``E_BACKEND`` where the engine runs it in no way; ``E_ENGINE``.
         MissingExtraError: Where the engine is not installed.
     """
     model = read_onnx(path)
+    check_valid(model, path)
     if not any(is_quantized(node) for node in model.graph.node):
         raise InputError(
             "E_MODEL",

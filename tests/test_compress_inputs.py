@@ -18,11 +18,15 @@ import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
+import onnx
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
 from edgepress.__main__ import main
+from edgepress.compress import compress
+from edgepress.compress.exporting import export_graph
+from edgepress.runtime import InputError
 
 NETS = """
 import torch
@@ -221,6 +225,23 @@ def test_an_onnx_file_that_is_none(
 ) -> None:
     Path("net.onnx").write_bytes(tiny_classifier()[:size])
     cli.refused("E_MODEL", model="net.onnx")
+
+
+def test_an_onnx_file_keeps_its_own_opset(cli: Cli, tiny_classifier: Callable[..., bytes]) -> None:
+    model = onnx.load_model_from_string(tiny_classifier())
+    model.opset_import[0].version = 17
+    onnx.save(model, "net.onnx")
+    for export in (
+        lambda: compress("net.onnx", "data.npz", out="out", recipe="float32", opset=21),
+        lambda: export_graph("net.onnx", opset=21),
+    ):
+        with pytest.raises(InputError) as caught:
+            export()
+        assert caught.value.code == "E_USAGE"
+        assert caught.value.mend == "Leave out the opset."
+    assert not Path("out").exists()
+    assert cli.compress(model="net.onnx")[0] == 0
+    assert json.loads(Path("out/manifest.json").read_text())["recipe"]["opset"] == 17
 
 
 def test_weights_beside_an_onnx_file(cli: Cli, tiny_classifier: Callable[..., bytes]) -> None:

@@ -132,6 +132,25 @@ def test_names_of_flat_outputs() -> None:
         assert caught.value.code == "E_FORWARD"
 
 
+class Named(nn.Module):
+    """Inputs and outputs have names that the exporter gives to values inside, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, relu: torch.Tensor) -> dict[str, torch.Tensor]:
+        f = self.conv(relu.relu()).mean((2, 3))
+        return {"mean": self.head(f), "linear": f.sigmoid(), "module.head.weight": f.exp()}
+
+
+def test_names_that_the_exporter_gives_inside_are_free_for_inputs_and_outputs() -> None:
+    feeds = {"relu": PICTURES["x"]}
+    graph = capture(Named(), feeds)
+    assert [spec.name for spec in graph.inputs] == ["relu"]
+    assert [spec.name for spec in graph.outputs] == ["mean", "linear", "module.head.weight"]
+
+
 class Masked(nn.Module):
     """Two inputs and an optional one; gives an input back, integers and booleans."""
 

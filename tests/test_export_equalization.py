@@ -17,7 +17,7 @@ from edgepress.compress.recipe import Recipe
 from edgepress.compress.settings import Int8
 from edgepress.export.equalization import chains_of, channel_peaks, equalize, factors_of
 from edgepress.export.exact import tidy
-from edgepress.export.graph import Graph
+from edgepress.export.graph import Graph, Walk
 from edgepress.export.ranges import Batches, calibrate
 from edgepress.export.receipt import count_macs
 from edgepress.runtime import EngineOptions, InputError
@@ -175,6 +175,19 @@ def test_outputs_of_the_network_are_left_alone() -> None:
     assert [chain.tensor for chain in chains_of(model)] == ["s"]
 
 
+def test_constants_that_the_network_gives_out_stay() -> None:
+    """As the anchors of a detector."""
+    model = network(RELU, DEPTHWISE, DENSE).proto()
+    model.graph.initializer.append(numpy_helper.from_array(WEIGHTS["half"], "anchors"))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("anchors", 1, [6, 4, 1, 1]))
+    found = equalize(tidy(model, source="a detector"), pictures())
+    assert found is not None
+    assert "anchors" in {tensor.name for tensor in found.graph.proto().graph.initializer}
+    with OnnxRuntimeEngine(found.graph.model, EngineOptions()) as engine:
+        given = engine.run(next(iter(pictures(1)(1))))
+    np.testing.assert_array_equal(given["anchors"], WEIGHTS["half"])
+
+
 def test_networks_without_depthwise_layers_or_need_cost_nothing() -> None:
     def never(size: int) -> Iterator[Arrays]:
         raise AssertionError("calibration pictures were asked for")
@@ -235,6 +248,16 @@ def test_int8_comes_nearer_to_float32(bias_correction: bool) -> None:
     ]
     assert 10 * np.log10(lost[1] / lost[0]) > 1
     assert outcome.receipt.fused_int8 == plain.receipt.fused_int8
+
+
+def test_what_a_layer_gives_before_a_leaky_relu_is_calibrated_again() -> None:
+    leaky = "p = Conv <pads=[1,1,1,1]> (x, w0, b0) q = LeakyRelu <alpha=0.1> (p)"
+    graph = network(leaky, DEPTHWISE, DENSE)
+    whole = prepare(graph, Int8(), context_for(graph))
+    assert whole.graph is not graph
+    assert "p" in whole.layout(Walk(whole.graph.proto())).quantizers
+    anew = calibrate(whole.graph, pictures(), only=["p", "q"]).tensors
+    assert {name: whole.ranges.tensors[name] for name in anew} == anew
 
 
 def test_it_is_left_out_where_it_does_not_measure_better() -> None:

@@ -63,10 +63,10 @@ def operators(graph: Graph) -> list[str]:
 def test_a_norm_behind_a_fully_connected_layer_becomes_part_of_it(
     turned: int, bias: tuple[int, ...] | None
 ) -> None:
-    third = "" if bias is None else ", b"
+    third, beta = ("", 0.5) if bias is None else (", b", 1.0)  # without a bias it scales nothing
     text = (
         "(float[N,6] x) => (float[N,4] y) {"
-        f" g = Gemm <transB={turned}> (x, w{third})"
+        f" g = Gemm <transB={turned}, beta={beta}> (x, w{third})"
         " n = BatchNormalization <epsilon=0.01> (g, scale, shift, mean, variance)"
         " y = Relu (n) }"
     )
@@ -297,6 +297,14 @@ def test_a_graph_is_brought_to_another_opset(opset: int) -> None:
     equal(model, moved)
 
 
+def test_what_the_converter_adds_has_the_form_of_the_rest() -> None:
+    model = network("(float[N,4] x) => (float[N,1] y) { y = ReduceMean <axes=[1]> (x) }", opset=13)
+    graph = tidy(model, source="net")
+    moved = with_opset(graph, 19, synthetic(graph.inputs))
+    assert operators(moved) == ["ReduceMean"]
+    equal(model, moved)
+
+
 def test_an_opset_without_the_operator_is_refused() -> None:
     model = network(
         f"({PICTURES}, float[N,4,4,2] g) => (float[N,3,4,4] y) {{ y = GridSample(x, g) }}"
@@ -305,6 +313,7 @@ def test_an_opset_without_the_operator_is_refused() -> None:
     with pytest.raises(InputError) as caught:
         with_opset(graph, 13, synthetic(graph.inputs))
     assert caught.value.code == "E_OPSET"
+    assert "opset 18 or later: edgepress export --opset N" in caught.value.mend
 
 
 # ---------------------------------------------------------------- what is refused

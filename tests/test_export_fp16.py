@@ -127,12 +127,24 @@ def test_an_ordinary_network_is_fp16_but_for_its_ends() -> None:
          "ReduceL2_b", "squares"),
         ("s = Abs(a) m = Mul(s, c_1000) p = GlobalAveragePool(m) y = Div(m, p)",
          "GlobalAveragePool_p", "the sum that it divides"),
+        ("t = Tanh(a) m = Mul(t, c_9000) s = Abs(m)"
+         " p = AveragePool <kernel_shape=[5,5], pads=[2,2,2,2]> (s) y = Div(m, p)",
+         "AveragePool_p", "the sum that it divides"),
+        ("e = Mul(a, c_9) t = Tanh(e) s = Mul(t, c_150) b = ReduceL2 <keepdims=1> (s, i_1)"
+         " y = Div(s, b)", "ReduceL2_b", "the sum of squares"),
+        ("e = Mul(a, c_9) t = Tanh(e) s = Mul(t, c_150) y = LpNormalization <axis=1> (s)",
+         "LpNormalization_y", "the sum of squares"),
+        ("t = Tanh(a) s = Mul(t, c_100) b = LpPool <kernel_shape=[5,5], pads=[2,2,2,2]> (s)"
+         " y = Div(s, b)", "LpPool_b", "the sum of squares"),
+        ("t = Tanh(a) s = Mul(t, c_5) b = GlobalLpPool <p=3> (s) y = Div(s, b)",
+         "", ""),
         ("t = Tanh(a) u = Div(t, c_100) s = Mul(u, c_100000) y = Abs(s)", "Mul_s", "reaches"),
         ("y = Conv(a, w_8_8_1_1, z_8)", "", ""),
         ("b = Max(a, c_m1e30) m = IsInf(b) n = Not(m) f = Cast <to=1> (n) y = Mul(a, f)", "", ""),
     ],
-    ids=["overflow", "underflow", "epsilon", "exp", "softmax", "norm", "large mean", "constant",
-         "next to no bias", "only a bound"],
+    ids=["overflow", "underflow", "epsilon", "exp", "softmax", "norm", "large mean",
+         "mean of a window", "norm of many", "normalized", "pooled norm", "small powers",
+         "constant", "next to no bias", "only a bound"],
 )  # fmt: skip
 def test_what_does_not_fit_stays_float(nodes: str, fallen: str, why: str) -> None:
     graph = written(f"({PICTURES}) => (float[N,8,h,w] y) {{ a = Conv(x, w_8_8_1_1) {nodes} }}")

@@ -12,12 +12,13 @@ from pathlib import Path
 import click.testing
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import numpy_helper
 
 import edgepress.export
 from edgepress.compress.commands import inspect
-from edgepress.export import Shipped, assemble, inspect_onnx, tidy
+from edgepress.export import Shipped, assemble, dialect, inspect_onnx, tidy, why_slow
 from edgepress.export.bundling import golden_outputs, synthetic_inputs
 from edgepress.runtime import InputError, Preprocessing
 from edgepress.runtime.manifest import MODEL
@@ -85,6 +86,31 @@ def test_bad_files_end_the_command_with_status_2(tmp_path: Path) -> None:
         done = runner.invoke(inspect, [str(tmp_path / name)])
         assert done.exit_code == 2
         assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["y = Conv (x)", "s = Cast <to=3> (x) d = DequantizeLinear (s) y = Conv (d, x)"],
+)
+def test_a_node_without_what_it_needs_is_refused(body: str, tmp_path: Path) -> None:
+    text = '<ir_version: 8, opset_import: ["": 18]> g (float[1,1,1,1] x) => (float[1,1,1,1] y)'
+    path = tmp_path / "bad.onnx"
+    onnx.save(onnx.parser.parse_model(text + f" {{ {body} }}"), path)
+    done = click.testing.CliRunner().invoke(inspect, [str(path), "--json"])
+    assert (done.exit_code, json.loads(done.stdout)["error"]["code"]) == (2, "E_MODEL")
+    with pytest.raises(InputError) as caught:
+        why_slow(str(path), dialect("tensorrt"), engine="tensorrt")
+    assert "not a valid ONNX model" in caught.value.message
+
+
+def test_a_file_of_a_newer_version_is_described(
+    tiny_classifier: GraphBytes, tmp_path: Path
+) -> None:
+    model = onnx.load_model_from_string(tiny_classifier())
+    model.ir_version = 99
+    onnx.save(model, tmp_path / "new.onnx")
+    found = inspect_onnx(str(tmp_path / "new.onnx"))
+    assert (found["ir_version"], found["kernels"]) == (99, None)
 
 
 def run_inspect(path: Path, before: str) -> subprocess.CompletedProcess[str]:

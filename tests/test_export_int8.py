@@ -292,6 +292,17 @@ def test_layers_of_every_kind_fuse(name: str, opset: int) -> None:
     assert made.receipt.int8_share == 1
 
 
+@pytest.mark.parametrize("speech", [X86, "tensorrt"])
+def test_a_bias_that_a_layer_had_not_is_added_as_it_is(speech: str) -> None:
+    graph = network("(float[N,8] x) => (float[N,12] y) { y = Gemm <beta=0.5> (x, head) }")
+    ranges, its = calibrate(graph, batches_for(graph)), dialect(speech)
+    written = write_qdq(graph, ranges, plan_int8(graph, ranges, its), its)
+    assert [bool(unit.bias) for unit in written.units] == [True]
+    nodes = onnx.load_model_from_string(written.model).graph.node
+    (gemm,) = (node for node in nodes if node.op_type == "Gemm")
+    assert attribute(gemm, "beta", 1.0) == 1.0
+
+
 # ---------------------------------------------------------------- what moves
 
 MOVES = {

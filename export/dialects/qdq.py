@@ -18,7 +18,16 @@ import onnx
 from onnx import numpy_helper
 
 from ...runtime.tensors import Array
-from ..graph import Graph, Walk, all_names, attribute, fresh, serialize
+from ..graph import (
+    Graph,
+    Walk,
+    all_names,
+    bias_of,
+    channel_axis,
+    fresh,
+    read_with_bias,
+    serialize,
+)
 from ..plan import PrecisionPlan
 from ..ranges import Ranges
 from . import Dialect
@@ -273,14 +282,9 @@ class _Writer:
         """Quantize weights and bias of ``node``, and let ``copy`` read them."""
         stem = node.input[1]
         weights = self.walk.constant(stem)
-        axis = 1 if node.op_type == "MatMul" else 0
-        if node.op_type == "Gemm" and not attribute(node, "transB", 0):
-            axis = 1
+        axis = channel_axis(node)
         channels = int(weights.shape[axis])
-        bias = np.zeros(channels, np.float32)
-        has_bias = len(node.input) > 2 and bool(node.input[2])
-        if has_bias:
-            bias += self.walk.constant(node.input[2]).reshape(-1)
+        bias = bias_of(node, self.walk, channels)
         limit = self.dialect.weight_limit
         if self.dialect.float_bias:
             packed = self.pack(weights, axis, limit)
@@ -299,21 +303,18 @@ class _Writer:
         self._add("DequantizeLinear", self.packed[key], copy.input[1], axis)
         if node.op_type == "MatMul":
             return "", None
+        stem = next(filter(None, node.input[2:]), f"{node.output[0]}_bias")
         if self.dialect.float_bias:
-            stem = node.input[2] if has_bias else f"{node.output[0]}_bias"
-            del copy.input[2:]
-            copy.input.append(self._constant(f"{stem}_float", bias))
+            read_with_bias(copy, self._constant(f"{stem}_float", bias))
             return copy.input[2], None
         scale_in = float(self.layout.quantizers[node.input[0]].scale)
         bias_scale = (scale_in * packed.scale.astype(np.float64)).astype(np.float32)
-        stem = node.input[2] if has_bias else f"{node.output[0]}_bias"
         parts = [
             self._constant(f"{stem}_codes", bias_codes(bias, scale_in, packed.scale)),
             self._constant(f"{stem}_scale", bias_scale),
             self._constant(f"{stem}_zero_point", np.zeros(channels, np.int32)),
         ]
-        del copy.input[2:]
-        copy.input.append(fresh(self.names, f"{stem}_dequantized"))
+        read_with_bias(copy, fresh(self.names, f"{stem}_dequantized"))
         self._add("DequantizeLinear", parts, copy.input[2], 0)
         return parts[0], bias_scale
 
