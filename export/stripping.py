@@ -24,6 +24,7 @@ from onnx import numpy_helper
 from ..runtime.errors import InputError
 from ..runtime.tensors import Array
 from .codes import CODE_RANGES, Codes, read_codes
+from .dialects import MOVING
 from .exact import initializers_are_not_inputs
 from .graph import all_names, attribute, evaluate, fresh, name_nodes, opset_of
 from .normalization import as_factors
@@ -31,25 +32,7 @@ from .onnx_files import check_valid, constant_tensors
 from .qoperators import QOPERATORS, plain_equal, why_not_plain
 from .ranges import element_types, tensor_ranks
 
-_MOVES = frozenset(
-    {
-        "Concat",
-        "DepthToSpace",
-        "Flatten",
-        "Gather",
-        "Identity",
-        "MaxPool",
-        "Pad",
-        "Reshape",
-        "Resize",
-        "Slice",
-        "SpaceToDepth",
-        "Split",
-        "Squeeze",
-        "Transpose",
-        "Unsqueeze",
-    }
-)
+_MOVES = MOVING | {"Concat", "Identity"}
 _GIVE_QDQ = "Give the Q/DQ form of the network (quant_format=QDQ in quantize_static)."
 _GIVE_FLOATS = "Let the file take float32 and quantize inside."
 _SHAPES = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten", "Clip")
