@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -71,7 +72,8 @@ class Truth:
         views: Where each of those tensors is in the file.
         shares: What channels were divided by, by tensor.
         filled: Quantizers that the file does not have; beyond their ends nothing matters to what
-            reads the tensor, which the layers behind it prove.
+            reads the tensor, which the layers behind it prove. What the network gives out matters
+            all the same.
     """
 
     model: onnx.ModelProto
@@ -79,6 +81,11 @@ class Truth:
     views: Mapping[str, str]
     shares: Mapping[str, Array]
     filled: Mapping[str, Codes]
+
+    @cached_property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what the network gives out."""
+        return tuple(value.name for value in self.model.graph.output)
 
 
 def compare_layers(
@@ -112,7 +119,6 @@ def compare_layers(
     tensors = {
         name: at for name, at in {**quantized.codes, **floats}.items() if name in truth.views
     }
-    outputs = [value.name for value in truth.model.graph.output]
     seen = _run_given(truth, [truth.views[name] for name in tensors], feeds)
     values = {name: _value(truth, name, seen) for name in tensors}
     layers, unclipped, total = dict[str, float](), 0, 0
@@ -138,7 +144,7 @@ def compare_layers(
     with open_engine(engine)(quantized.model, options) as new:
         whole = new.run(feeds)
     end, cosine = 0.0, 1.0
-    for name in outputs:
+    for name in truth.outputs:
         left, right = seen[name].astype(np.float64), whole[name].astype(np.float64)
         scale = float(truth.codes[name].scale.max()) if name in truth.codes else 0.0
         step = scale or float(np.ptp(left)) / 255 or 1.0
@@ -198,7 +204,7 @@ def _value(truth: Truth, name: str, seen: Arrays) -> Array:
 
 def _within(truth: Truth, name: str, value: Array) -> Array:
     """What of it can matter to what reads the tensor: up to the ends of a filled-in quantizer."""
-    filled = truth.filled.get(name)
+    filled = None if name in truth.outputs else truth.filled.get(name)
     return value if filled is None else np.clip(value, filled.low, filled.high)
 
 

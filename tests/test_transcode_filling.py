@@ -11,9 +11,13 @@ import onnx
 import pytest
 from int8_nets import Net, kernels
 
+from edgepress.export.decisions import Decision, Liberties
 from edgepress.export.dialects import dialect
+from edgepress.export.equality import Truth, compare_layers
+from edgepress.export.exact import tidy
 from edgepress.export.filling import Telling, spanning
 from edgepress.export.graph import Walk
+from edgepress.export.stripping import strip
 from edgepress.export.transcoding import transcode
 from edgepress.runtime import EngineOptions
 from edgepress.runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -64,6 +68,23 @@ def test_what_the_network_gives_out_is_not_clipped_for_its_readers(
         before, after = given.run(feeds)[y], made.run(feeds)[y]
     assert before.min() < -1
     np.testing.assert_allclose(after, before, atol=0.03)
+
+
+def test_the_proof_sees_an_output_that_is_clipped(tmp_path: Path) -> None:
+    """A quantizer that ends where the readers do, but the network gives the tensor out."""
+    net = Net(71)
+    y = convolution(net)
+    path = give_out(net.write(tmp_path / "a.onnx", ends_in_codes(net, y)), y)
+    stripped = strip(onnx.load(path), path)
+    original, decided = dict(stripped.codes), Decision(stripped, X86, Liberties())
+    graph = tidy(stripped.model, source=path, keep=sorted(stripped.codes))
+    decided.known[y] = spanning(0.0, 5.1)
+    decided.filled.add(y)
+    written = decided.write(graph)
+    truth = Truth(onnx.load(path), original, stripped.views, {}, {y: decided.known[y]})
+    told = compare_layers(truth, written, graph.inputs, "onnxruntime")
+    assert told.worst_tensor == y
+    assert told.layer_steps > 10
 
 
 def both_halves(net: Net, y: str) -> str:
