@@ -460,3 +460,29 @@ def test_of_two_quantizers_on_one_tensor_the_wider_is_kept_and_told(tmp_path: Pa
     assert change.where == y
     assert "uint8 from 0 to 5.1 is left out" in change.what
     assert found.to_dict()["changes_by_rule"]["two quantizers"] == 1  # type: ignore[index]
+
+
+def indices(net: Net, y: str, least: float) -> str:
+    """Where a tensor has values above ``least``; how many there are depends on them."""
+    above = net.op("Greater", y, net.constant(np.float32(least)))
+    return net.op("NonZero", net.op("Cast", above, to=TensorProto.FLOAT))
+
+
+@pytest.mark.parametrize("least", [0.0, 1e9], ids=["another size", "empty"])
+def test_an_output_whose_size_follows_from_values_is_left_out_and_told(
+    least: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = Net(64)
+    y = net.op("Relu", net.conv(net.pair("x", 0.03), 4, 8))
+    y = net.pair(y, np.linspace(0.001, 0.02, 8), 0, "uint8")  # one scale for all moves the sum
+    y = indices(net, net.pair(net.conv(y, 8, 4), 0.05), least)
+    path, out = net.write(tmp_path / "a.onnx", y), tmp_path / "b.onnx"
+    with pytest.raises(SystemExit) as ended:
+        main(["transcode", path, "--out", str(out), "--accept-difference", "--json"])
+    assert ended.value.code == 0
+    told = json.loads(capsys.readouterr().out)["equality"]
+    assert told["not_compared"] == [y]
+    assert told["layers"] >= 2
+    with pytest.raises(SystemExit):
+        main(["transcode", path, "--out", str(out), "--accept-difference", "--force"])
+    assert f"'{y}' was not compared" in capsys.readouterr().out
