@@ -37,8 +37,8 @@ def show_transcoded(
     )
     for name in near.not_compared:
         console.say(
-            f"  unequal  '{name}' was not compared everywhere: its size follows from values, and "
-            "it is empty or of another size in the new file"
+            f"  left out '{name}' was not compared everywhere: its size follows from values, and "
+            "it is empty or of another size than in the given file"
         )
     if near.unclipped_share:
         why = "all channels have one scale now"
