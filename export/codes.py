@@ -59,6 +59,13 @@ class Codes:
             and np.array_equal(self.zero, other.zero)
         )
 
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether a tensor of ``shape`` has the channels that there are scales for."""
+        if not self.per_channel:
+            return True
+        there = -len(shape) <= self.axis < len(shape)
+        return there and {self.scale.size, self.zero.size} <= {1, shape[self.axis]}
+
     def decode(self, codes: Array) -> Array:
         """What ``codes`` stand for, float32."""
         scale, zero = self._shaped(codes.ndim)
@@ -98,8 +105,8 @@ def read_codes(
         dead: Whether scales may be 0: a channel of weights that are all 0 may have one.
 
     Raises:
-        InputError: ``E_OP`` for scales that are no constants, not finite or not positive, and for
-            types other than 8 bits.
+        InputError: ``E_OP`` for scales that are no constants, not finite or not positive, for
+            another number of zero points, and for types other than 8 bits.
     """
     scale_name, zero_name = [*inputs, ""][:2]
     scale = constants.get(scale_name)
@@ -131,9 +138,33 @@ def read_codes(
             node.name,
         )
     zero = np.zeros(scale.shape, np.int64) if zero is None else zero.astype(np.int64)
+    sizes = {scale.size, zero.size}
+    if 0 in sizes or len(sizes - {1}) > 1:
+        raise _refused(
+            path,
+            f"'{node.name}' has {scale.size} scales and {zero.size} zero points.",
+            "Quantize again, with one of each for the tensor or for each of its channels.",
+            node.name,
+        )
     scale, zero = (a.reshape(-1) if a.size > 1 else a.reshape(()) for a in (scale, zero))
     low, high = CODE_RANGES.get(kind, (-(2**31), 2**31 - 1))
     return Codes(scale.astype(np.float32), zero, kind, low, high, int(attribute(node, "axis", 1)))
+
+
+def check_fits(codes: Codes, value: Array, node: onnx.NodeProto, path: str) -> None:
+    """Refuse what a quantizer says of a constant that has no such channels.
+
+    Raises:
+        InputError: ``E_OP``.
+    """
+    if not codes.fits(value.shape):
+        raise _refused(
+            path,
+            f"'{node.name}' has {max(codes.scale.size, codes.zero.size)} scales on axis "
+            f"{codes.axis} of a constant of shape {value.shape}.",
+            "Quantize again, with a scale for the tensor or one for each of its channels.",
+            node.name,
+        )
 
 
 def _refused(path: str, message: str, mend: str, name: str) -> InputError:

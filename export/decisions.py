@@ -13,7 +13,7 @@ from ..runtime.tensors import Array
 from .channel_scales import fold_channel_scales, widest
 from .codes import Codes
 from .dialects import Dialect
-from .dialects.layout import Layout, lay_out
+from .dialects.layout import Layout, lay_out, moves
 from .dialects.qdq import Quantized, write_layout
 from .dialects.quantizers import PerTensor
 from .filling import Telling
@@ -100,13 +100,13 @@ class Decision:
                 told = "left out: one scale would be too coarse, and what reads it stays float32"
             self._note(name, "per-channel activation", told)
         walk = Walk(self.stripped.model)
-        for node in reversed(self.stripped.model.graph.node):  # before moves are folded away
-            if node.op_type in self.dialect.moving and node.output[0] in self.known:
-                source = node.input[0]
-                if source not in walk.constants and source not in self.known:
-                    self._fill(source, self.known[node.output[0]], node.name)
-        for node in self.stripped.model.graph.node:
-            if node.op_type in self.dialect.moving and node.input[0] in self.known:
+        moving = [n for n in walk.model.graph.node if moves(n, walk, self.dialect)]
+        for node in reversed(moving):  # before moves are folded away
+            source, told = node.input[0], any(name in self.known for name in node.output)
+            if told and source not in walk.constants and source not in self.known:
+                self._fill_from_readers(source, walk, node.name)
+        for node in moving:
+            if node.input[0] in self.known:
                 for name in set(node.output) - self.known.keys():
                     self.known[name] = self.known[node.input[0]]
                     self.filled.add(name)
@@ -156,7 +156,7 @@ class Decision:
         return {
             name
             for node in walk.model.graph.node
-            if node.op_type in self.dialect.moving and node.input[0] in known
+            if moves(node, walk, self.dialect) and node.input[0] in known
             for name in node.output
             if name in known and not known[name].same(known[node.input[0]])
         }
@@ -217,21 +217,15 @@ class Decision:
         return None
 
     def _fill_from_readers(self, name: str, walk: Walk, node: str) -> bool:
-        telling = Telling(walk, self.known, self.filled, self.dialect.moving, self.liberties.gates)
+        telling = Telling(walk, self.known, self.filled, self.dialect, self.liberties.gates)
         found = telling.codes_for(name)
         if found is None:
             return False
-        self._fill(name, found, node)
-        return True
-
-    def _fill(self, name: str, codes: Codes, because: str) -> None:
-        self.known[name] = codes
+        self.known[name] = found
         self.filled.add(name)
-        self._note(
-            name,
-            "missing output quantizer",
-            f"filled in at '{because}' with the scale {float(codes.scale):.4g} of what reads it",
-        )
+        told = f"filled in at '{node}' with the scale {float(found.scale):.4g} of what reads it"
+        self._note(name, "missing output quantizer", told)
+        return True
 
     def _quantizer(
         self, tails: Mapping[str, str], name: str, clip: tuple[float, float] | None

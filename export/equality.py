@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -47,6 +48,8 @@ class Equality:
             that the new one represents: it has one scale for all channels, or codes that reach
             further, or none there.
         layers: How many layers were compared.
+        not_compared: What could not be, the one way or the other: sizes follow from values there,
+            and it is empty, or of another size in the new file than in the given one.
     """
 
     layer_steps: float
@@ -55,6 +58,7 @@ class Equality:
     output_cosine: float
     unclipped_share: float
     layers: int
+    not_compared: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """JSON form."""
@@ -71,7 +75,8 @@ class Truth:
         views: Where each of those tensors is in the file.
         shares: What channels were divided by, by tensor.
         filled: Quantizers that the file does not have; beyond their ends nothing matters to what
-            reads the tensor, which the layers behind it prove.
+            reads the tensor, which the layers behind it prove. What the network gives out matters
+            all the same.
     """
 
     model: onnx.ModelProto
@@ -79,6 +84,11 @@ class Truth:
     views: Mapping[str, str]
     shares: Mapping[str, Array]
     filled: Mapping[str, Codes]
+
+    @cached_property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what the network gives out."""
+        return tuple(value.name for value in self.model.graph.output)
 
 
 def compare_layers(
@@ -112,10 +122,9 @@ def compare_layers(
     tensors = {
         name: at for name, at in {**quantized.codes, **floats}.items() if name in truth.views
     }
-    outputs = [value.name for value in truth.model.graph.output]
     seen = _run_given(truth, [truth.views[name] for name in tensors], feeds)
     values = {name: _value(truth, name, seen) for name in tensors}
-    layers, unclipped, total = dict[str, float](), 0, 0
+    layers, unclipped, total, unlike = dict[str, float](), 0, 0, dict[str, None]()
     ranks = {name: value.ndim for name, value in values.items()}
     cut = _cut(quantized.model, tensors, ranks, left_out, at_inputs)
     given: Arrays = dict(feeds)
@@ -129,6 +138,9 @@ def compare_layers(
         ran = {**feeds, **parts.run({spec.name: given[spec.name] for spec in parts.inputs})}
     for name, tensor in tensors.items():
         found = ran[tensor]
+        if not _are_alike(found, values[name]):
+            unlike[name] = None
+            continue
         mine = cut.meaning[name].decode(found) if name in cut.meaning else found
         mine = _within(truth, name, mine)
         apart = np.abs(mine - values[name]) / _step(truth, name, cut)
@@ -138,18 +150,31 @@ def compare_layers(
     with open_engine(engine)(quantized.model, options) as new:
         whole = new.run(feeds)
     end, cosine = 0.0, 1.0
-    for name in outputs:
+    for name in truth.outputs:
         left, right = seen[name].astype(np.float64), whole[name].astype(np.float64)
         scale = float(truth.codes[name].scale.max()) if name in truth.codes else 0.0
-        step = scale or float(np.ptp(left)) / 255 or 1.0
-        end = max(end, float(np.abs(left - right).max(initial=0.0)) / step)
-        norms = float(np.linalg.norm(left) * np.linalg.norm(right))
-        cosine = min(cosine, float((left * right).sum()) / norms if norms else 1.0)
-        if name not in layers and name in ran:  # float layers at the end, given their inputs
-            layers[name] = float(np.abs(left - ran[name]).max(initial=0.0)) / step
+        step = scale or (float(np.ptp(left)) / 255 if left.size else 0.0) or 1.0
+        if _are_alike(left, right):
+            end = max(end, float(np.abs(left - right).max()) / step)
+            norms = float(np.linalg.norm(left) * np.linalg.norm(right))
+            cosine = min(cosine, float((left * right).sum()) / norms if norms else 1.0)
+        else:
+            unlike[name] = None
+        if name in layers or name not in ran:
+            continue
+        if _are_alike(left, ran[name]):  # float layers at the end, given their inputs
+            layers[name] = float(np.abs(left - ran[name]).max()) / step
+        else:
+            unlike[name] = None
     worst = max(layers, key=lambda name: layers[name], default="")
     share = unclipped / max(1, total)
-    return Equality(layers.get(worst, 0.0), worst, end, cosine, share, len(layers))
+    far = layers.get(worst, 0.0)
+    return Equality(far, worst, end, cosine, share, len(layers), tuple(unlike))
+
+
+def _are_alike(left: Array, right: Array) -> bool:
+    """Whether there is something to compare, value by value."""
+    return left.shape == right.shape and left.size > 0
 
 
 def _feeds(truth: Truth, inputs: tuple[TensorSpec, ...]) -> Arrays:
@@ -198,7 +223,7 @@ def _value(truth: Truth, name: str, seen: Arrays) -> Array:
 
 def _within(truth: Truth, name: str, value: Array) -> Array:
     """What of it can matter to what reads the tensor: up to the ends of a filled-in quantizer."""
-    filled = truth.filled.get(name)
+    filled = None if name in truth.outputs else truth.filled.get(name)
     return value if filled is None else np.clip(value, filled.low, filled.high)
 
 

@@ -9,25 +9,29 @@ operand is; in front of ``x * sigmoid(x)`` it is what takes the product there.
 When it is exact: but for the rounding to the new codes, always where both the sum and its other
 operand have quantizers; where only the sum has one, values beyond its own reach are clipped.
 
-When it refuses: it gives nothing where something else reads the tensor.
+When it refuses: it gives nothing where something else reads the tensor, or the network gives it
+out.
 
 Source: interval arithmetic on the ranges that the given codes represent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
 from .codes import Codes
+from .dialects import Dialect
+from .dialects.layout import moves
 from .graph import Walk, clip_bounds
 
 _FAR = 20.0  # a sigmoid there is 0 or 1 to eight digits
 _OPEN = 5.6  # a sigmoid there is within a step of 255 of its end
 _DEPTH = 16  # of operators between a tensor and the quantizer that tells
+_SIZES = ("Shape", "Size")  # they read none of the values
 
 
 @dataclass(frozen=True)
@@ -38,39 +42,43 @@ class Telling:
         walk: The float32 graph.
         known: Quantizers by tensor, those of :attr:`filled` among them.
         filled: Tensors whose quantizers were filled in, which tell nothing of their ranges.
-        moving: Operators that only move values.
+        dialect: Which operators move codes.
         gates: Whether to tell what a gate needs.
     """
 
     walk: Walk
     known: Mapping[str, Codes]
     filled: Collection[str]
-    moving: Collection[str]
+    dialect: Dialect
     gates: bool = True
 
     def codes_for(self, name: str, depth: int = 0) -> Codes | None:
-        """A quantizer for a tensor, from what reads it; ``None`` where nothing tells one."""
+        """A quantizer for a tensor, from all that reads it; ``None`` where one tells none."""
         if name in self.known:
             return self.known[name]
-        found: list[Codes] = []
-        for reader in self.walk.consumers.get(name, []) if depth < _DEPTH else []:
-            told = self._told_by(reader, name, depth + 1)
-            if told is not None and not any(told.same(one) for one in found):
-                found.append(told)
-        if len(found) < 2:
-            return next(iter(found), None)
-        return spanning(min(codes.low for codes in found), max(codes.high for codes in found))
+        if name in self.walk.output_names or depth >= _DEPTH:
+            return None
+        readers = [one for one in self.walk.consumers.get(name, []) if one.op_type not in _SIZES]
+        return _widest(self._told_by(reader, name, depth + 1) for reader in readers)
 
     def _told_by(self, reader: onnx.NodeProto, name: str, depth: int) -> Codes | None:
-        moves = reader.op_type in self.moving and reader.input[0] == name
-        if moves or reader.op_type in ("Identity", "Concat", "Relu"):
+        walk = self.walk
+        if moves(reader, walk, self.dialect) and reader.input[0] == name:
+            read = walk.consumers.keys() | walk.output_names
+            return _widest(self.codes_for(one, depth) for one in reader.output if one in read)
+        if reader.op_type in ("Identity", "Concat", "Relu"):
             return self.codes_for(reader.output[0], depth)
-        if reader.op_type == "Clip" and clip_bounds(reader, self.walk) is not None:
+        if reader.op_type == "Clip" and clip_bounds(reader, walk) is not None:
             return self.codes_for(reader.output[0], depth)
         if reader.op_type == "Add":
             return self._operand(reader, name, depth)
         if reader.op_type == "Mul" and self.gates:
             return self._gated(reader, name, depth)
+        if reader.op_type == "Sigmoid" and self.gates and reader.output[0] not in walk.output_names:
+            gated = walk.consumers.get(reader.output[0], [])
+            return _widest(
+                self._gated(one, name, depth) if one.op_type == "Mul" else None for one in gated
+            )
         return None
 
     def _gated(self, product: onnx.NodeProto, name: str, depth: int) -> Codes | None:
@@ -117,13 +125,26 @@ class Telling:
         """The least and the most that a quantized tensor can be."""
         codes = self.known[name]
         maker = self.walk.producer.get(name)
-        while maker is not None and maker.op_type in self.moving:
+        while maker is not None and moves(maker, self.walk, self.dialect):
             maker = self.walk.producer.get(maker.input[0])
         bounds = None
         if maker is not None and maker.op_type in ("Relu", "Clip"):
             bounds = clip_bounds(maker, self.walk)
         low, high = bounds or (-np.inf, np.inf)
         return max(codes.low, low), min(codes.high, high)
+
+
+def _widest(told: Iterable[Codes | None]) -> Codes | None:
+    """Codes that reach as far as all that are told; ``None`` where one is missing."""
+    found: list[Codes] = []
+    for codes in told:
+        if codes is None:
+            return None
+        if not any(codes.same(one) for one in found):
+            found.append(codes)
+    if len(found) < 2:
+        return next(iter(found), None)
+    return spanning(min(codes.low for codes in found), max(codes.high for codes in found))
 
 
 def spanning(low: float, high: float) -> Codes:

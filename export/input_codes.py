@@ -27,6 +27,7 @@ from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ..runtime.tensors import Array, Arrays
 from .codes import Codes
 from .decisions import Change, Decision
+from .dialects import MOVING
 from .dialects.layout import lay_out, pads_with_zero
 from .dialects.qdq import Quantized
 from .dialects.quantizers import PerTensor
@@ -37,12 +38,7 @@ from .kept_codes import has_grid
 from .plan import Choice, PrecisionPlan, channels_read, why_not_weights
 from .stripping import Stripped
 
-CARRYING = frozenset(
-    {
-        *("DepthToSpace", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Relu", "Reshape"),
-        *("Slice", "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze"),
-    }
-)
+CARRYING = (MOVING - {"Resize"}) | {"Identity", "Relu"}
 """Operators that give no value but 0 and those that they read: a scale holds behind them, too.
 
 Of Pad that is one with zeros.

@@ -6,10 +6,12 @@ com.microsoft) for the rest.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx
 
+from ..runtime.tensors import Array
 from .graph import attribute
 
 _OWN = ("channels_last", "opset")  # attributes of these forms alone
@@ -65,6 +67,14 @@ def why_not_plain(node: onnx.NodeProto, opset: int) -> str | None:
     if node.op_type == "QLinearSoftmax" and (meant < 13) != (opset < 13):
         return f"is the Softmax of opset {meant} in a file of opset {opset}"
     return None
+
+
+def why_not_bias(bias: Array | None, scales: Sequence[Array]) -> str | None:
+    """Why an int32 bias at the product of two scales has no value; ``None`` where it has one."""
+    if bias is None:
+        return "is computed while it runs"
+    sizes = {1, *bias.shape[-1:], *(scale.size for scale in scales)}
+    return None if len(sizes) < 3 else "does not have one value for each output channel"
 
 
 def plain_equal(node: onnx.NodeProto, inputs: list[str], output: str) -> onnx.NodeProto:

@@ -35,6 +35,11 @@ def show_transcoded(
         f"  whole    end to end on random inputs the outputs lie {near.output_steps:.2f} steps "
         f"apart, cosine {near.output_cosine:.5f}"
     )
+    for name in near.not_compared:
+        console.say(
+            f"  left out '{name}' was not compared everywhere: its size follows from values, and "
+            "it is empty or of another size than in the given file"
+        )
     if near.unclipped_share:
         why = "all channels have one scale now"
         if found.dialect in ("tensorrt", "tensorrt-rtx"):

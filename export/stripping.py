@@ -6,8 +6,9 @@ constants that lie exactly on their grid. Codes that are moved or clipped betwee
 followed; QLinearConv, QLinearMatMul, QLinearAdd and QGemm become what they compute. float16 becomes
 float32.
 
-When it refuses: scales that are computed while running, types other than 8 bits, operators that
-compute on codes and are none of those above, codes that go in or come out of the network.
+When it refuses: scales, biases and paddings of codes that are computed while running, scales for
+channels that are not there, types other than 8 bits, operators that compute on codes and are none
+of those above, codes that go in or come out of the network.
 
 Source: ONNX operators QuantizeLinear and DequantizeLinear, versions 10 to 23; quantize_static,
 NNCF 3.4, ModelOpt 0.47 and torch's exporter for where they put them.
@@ -23,33 +24,16 @@ from onnx import numpy_helper
 
 from ..runtime.errors import InputError
 from ..runtime.tensors import Array
-from .codes import CODE_RANGES, Codes, read_codes
+from .codes import CODE_RANGES, Codes, check_fits, read_codes
+from .dialects import MOVING
 from .exact import initializers_are_not_inputs
 from .graph import all_names, attribute, evaluate, fresh, name_nodes, opset_of
 from .normalization import as_factors
 from .onnx_files import check_valid, constant_tensors
-from .qoperators import QOPERATORS, plain_equal, why_not_plain
+from .qoperators import QOPERATORS, plain_equal, why_not_bias, why_not_plain
 from .ranges import element_types, tensor_ranks
 
-_MOVES = frozenset(
-    {
-        "Concat",
-        "DepthToSpace",
-        "Flatten",
-        "Gather",
-        "Identity",
-        "MaxPool",
-        "Pad",
-        "Reshape",
-        "Resize",
-        "Slice",
-        "SpaceToDepth",
-        "Split",
-        "Squeeze",
-        "Transpose",
-        "Unsqueeze",
-    }
-)
+_MOVES = MOVING | {"Concat", "Identity"}
 _GIVE_QDQ = "Give the Q/DQ form of the network (quant_format=QDQ in quantize_static)."
 _GIVE_FLOATS = "Let the file take float32 and quantize inside."
 _SHAPES = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten", "Clip")
@@ -152,6 +136,7 @@ class _Stripper:
         codes = self._codes(node, list(node.input[1:]))
         self.quantizers += 1
         if source in self.constants:
+            check_fits(codes, self.constants[source], node, self.path)
             self.constants[out] = codes.encode(self.constants[source]).astype(codes.kind)
         else:
             name = self.alias.get(source, source)
@@ -174,6 +159,7 @@ class _Stripper:
         codes = self._codes(node, list(node.input[1:]), self._kind_of(source), dead=constant)
         self.quantizers += 1
         if constant:
+            check_fits(codes, self.constants[source], node, self.path)
             self.constants[out] = codes.decode(self.constants[source])
             self.found.weights.add(out)
             if not codes.per_channel and codes.kind in CODE_RANGES:
@@ -215,6 +201,7 @@ class _Stripper:
             elif name in self.constants:
                 if codes.per_channel:
                     codes = replace(codes, axis=shape.weight_axis(node))
+                check_fits(codes, self.constants[name], node, self.path)
                 value = codes.decode(self.constants[name])
                 inputs.append(self._constant(f"{name}_float", value))
                 self.found.weights.add(inputs[-1])
@@ -226,10 +213,12 @@ class _Stripper:
                 )
         if len(node.input) > shape.bias and node.input[shape.bias]:
             scales = [self.constants[node.input[at + 1]].reshape(-1) for at in operands]
-            bias = self.constants[node.input[shape.bias]].astype(np.float64)
-            name = f"{node.input[shape.bias]}_float"
-            value = (bias * scales[0] * scales[1]).astype(np.float32)
-            inputs.append(self._constant(name, value))
+            bias = self.constants.get(node.input[shape.bias])
+            reason = why_not_bias(bias, scales)
+            if bias is None or reason is not None:
+                raise self._refuse(f"the bias of '{node.name}' {reason}.", _GIVE_QDQ, node.name)
+            value = (bias.astype(np.float64) * scales[0] * scales[1]).astype(np.float32)
+            inputs.append(self._constant(f"{node.input[shape.bias]}_float", value))
         out = node.output[0]
         self.nodes.append(plain_equal(node, inputs, out))
         self.quantizers += 1
@@ -339,9 +328,13 @@ class _Stripper:
         copy.CopyFrom(node)
         for i, name in enumerate(node.input):
             copy.input[i] = self.coded[name][0] if name in self.coded else name
-        if node.op_type == "Pad" and len(node.input) > 2 and node.input[2]:
-            value = codes.decode(self.constants[node.input[2]])
-            copy.input[2] = self._constant(f"{node.input[2]}_float", value)
+        added = node.input[2] if node.op_type == "Pad" and len(node.input) > 2 else ""
+        if added and added not in self.coded:
+            if added not in self.constants:
+                told = f"'{node.name}' pads codes with a value that is computed while it runs."
+                raise self._refuse(told, "Give the Q/DQ form of the network.", node.name)
+            value = codes.decode(self.constants[added])
+            copy.input[2] = self._constant(f"{added}_float", value)
         self.nodes.append(copy)
         for name in node.output:
             self.coded[name] = (name, codes)

@@ -9,8 +9,8 @@ dialect fuses, and the graph is written anew by :mod:`.dialects.qdq`. No data, n
   quantizer there only ever used its codes 0 to 127, and these stay what they were; the codes above
   them are clipped, so that what saturated goes on to saturate at the same value.
 - Of two different quantizers on one tensor the wider is kept, for all that reads it.
-- An output without a quantizer gets one from what reads it (:mod:`.filling`). Where nothing tells
-  one, the node stays float32.
+- An output without a quantizer gets one from what reads it (:mod:`.filling`). Where one of these
+  tells none, or the network gives it out, the node stays float32.
 - Scales for each channel of an activation go into the weights on both sides where only depthwise
   convolutions read it (exact), else they become one scale with the widest range.
 - Values that are only moved (sliced, padded, pooled by their maximum) keep the scale that they had

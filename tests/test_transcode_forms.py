@@ -420,7 +420,87 @@ def infinite_weights(net: Net) -> str:
     return net.pair(y, 0.1)
 
 
-REFUSED = {dynamic: "E_OP", integer: "E_OP", nan_scale: "E_OP", infinite_weights: "E_NAN"}
+def scaled_weights(
+    net: Net, scales: int, zeros: int, *, axis: int = 0, from_floats: bool = False
+) -> str:
+    """A convolution with 8 channels, and another number of scales or zero points."""
+    step, zero = np.full(scales, 0.01, np.float32), np.zeros(zeros, np.int8)
+    parts = [net.constant(step), net.constant(zero)]
+    if from_floats:
+        weights = net.constant(np.ones((8, 4, 1, 1), np.float32))
+        weights = net.op("QuantizeLinear", weights, *parts, axis=axis)
+    else:
+        weights = net.constant(np.ones((8, 4, 1, 1), np.int8))
+    weights = net.op("DequantizeLinear", weights, *parts, axis=axis)
+    return net.pair(net.op("Conv", net.pair("x", 0.03), weights), 0.05)
+
+
+def too_few_scales(net: Net) -> str:
+    return scaled_weights(net, 5, 5)
+
+
+def too_few_scales_of_floats(net: Net) -> str:
+    return scaled_weights(net, 5, 5, from_floats=True)
+
+
+def an_axis_that_is_not_there(net: Net) -> str:
+    return scaled_weights(net, 8, 8, axis=4)
+
+
+def fewer_zero_points(net: Net) -> str:
+    return scaled_weights(net, 8, 4)
+
+
+def no_scale(net: Net) -> str:
+    return scaled_weights(net, 0, 0)
+
+
+def operator_with_bias(net: Net, bias: str, scales: int = 1) -> str:
+    """QLinearConv with 8 channels."""
+    step, zero = net.constant(np.float32(0.03)), net.constant(np.uint8(128))
+    codes = net.op("QuantizeLinear", "x", step, zero)
+    weights = net.constant(np.ones((8, 4, 1, 1), np.int8))
+    parts = [np.full(scales, 0.01, np.float32), np.zeros(scales, np.int8)]
+    inputs = [codes, step, zero, weights, *map(net.constant, parts), step, zero, bias]
+    return net.op("DequantizeLinear", net.op("QLinearConv", *inputs), step, zero)
+
+
+def computed_bias(net: Net) -> str:
+    bias = net.op("Abs", net.constant(np.ones(8, np.int32)))
+    return operator_with_bias(net, bias)
+
+
+def short_bias(net: Net) -> str:
+    return operator_with_bias(net, net.constant(np.ones(5, np.int32)), 8)
+
+
+def few_scales_of_an_operator(net: Net) -> str:
+    return operator_with_bias(net, net.constant(np.ones(8, np.int32)), 5)
+
+
+def computed_padding(net: Net) -> str:
+    parts = [net.constant(np.float32(0.03)), net.constant(np.uint8(128))]
+    codes = net.op("QuantizeLinear", "x", *parts)
+    value = net.op("Cast", net.op("Abs", net.constant(np.float32(3))), to=TensorProto.UINT8)
+    pads = net.constant(np.array([0, 0, 1, 1, 0, 0, 1, 1]))
+    return net.op("DequantizeLinear", net.op("Pad", codes, pads, value), *parts)
+
+
+REFUSED = {
+    dynamic: "E_OP",
+    integer: "E_OP",
+    nan_scale: "E_OP",
+    infinite_weights: "E_NAN",
+    too_few_scales: "E_OP",
+    too_few_scales_of_floats: "E_OP",
+    an_axis_that_is_not_there: "E_OP",
+    fewer_zero_points: "E_OP",
+    no_scale: "E_OP",
+    computed_bias: "E_OP",
+    short_bias: "E_OP",
+    few_scales_of_an_operator: "E_OP",
+    computed_padding: "E_OP",
+}
 
 
 @pytest.mark.parametrize(("make", "code"), REFUSED.items(), ids=[make.__name__ for make in REFUSED])
@@ -460,3 +540,29 @@ def test_of_two_quantizers_on_one_tensor_the_wider_is_kept_and_told(tmp_path: Pa
     assert change.where == y
     assert "uint8 from 0 to 5.1 is left out" in change.what
     assert found.to_dict()["changes_by_rule"]["two quantizers"] == 1  # type: ignore[index]
+
+
+def indices(net: Net, y: str, least: float) -> str:
+    """Where a tensor has values above ``least``; how many there are depends on them."""
+    above = net.op("Greater", y, net.constant(np.float32(least)))
+    return net.op("NonZero", net.op("Cast", above, to=TensorProto.FLOAT))
+
+
+@pytest.mark.parametrize("least", [0.0, 1e9], ids=["another size", "empty"])
+def test_an_output_whose_size_follows_from_values_is_left_out_and_told(
+    least: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = Net(64)
+    y = net.op("Relu", net.conv(net.pair("x", 0.03), 4, 8))
+    y = net.pair(y, np.linspace(0.001, 0.02, 8), 0, "uint8")  # one scale for all moves the sum
+    y = indices(net, net.pair(net.conv(y, 8, 4), 0.05), least)
+    path, out = net.write(tmp_path / "a.onnx", y), tmp_path / "b.onnx"
+    with pytest.raises(SystemExit) as ended:
+        main(["transcode", path, "--out", str(out), "--accept-difference", "--json"])
+    assert ended.value.code == 0
+    told = json.loads(capsys.readouterr().out)["equality"]
+    assert told["not_compared"] == [y]
+    assert told["layers"] >= 2
+    with pytest.raises(SystemExit):
+        main(["transcode", path, "--out", str(out), "--accept-difference", "--force"])
+    assert f"'{y}' was not compared" in capsys.readouterr().out

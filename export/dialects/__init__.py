@@ -6,7 +6,15 @@ from dataclasses import dataclass, replace
 
 from ...runtime.errors import InputError
 
-__all__ = ["DIALECTS", "Dialect", "dialect"]
+__all__ = ["DIALECTS", "MOVING", "Dialect", "dialect"]
+
+MOVING = frozenset(
+    {
+        *("DepthToSpace", "Flatten", "Gather", "MaxPool", "Pad", "Reshape", "Resize", "Slice"),
+        *("SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze"),
+    }
+)
+"""Operators that only move values, but for forms of some that :func:`.layout.moves` knows."""
 
 
 @dataclass(frozen=True)
@@ -81,23 +89,7 @@ def _onnxruntime(name: str, activation: str, weight_limit: int) -> Dialect:
         elementwise=frozenset(
             {"Add", "Mul", "Sigmoid", "LeakyRelu", "AveragePool", "GlobalAveragePool", "Concat"}
         ),
-        moving=frozenset(
-            {
-                "MaxPool",
-                "Reshape",
-                "Flatten",
-                "Transpose",
-                "Squeeze",
-                "Unsqueeze",
-                "Slice",
-                "Gather",
-                "Split",
-                "DepthToSpace",
-                "SpaceToDepth",
-                "Resize",
-                "Pad",
-            }
-        ),
+        moving=MOVING,
         free_output=frozenset({"Gemm", "MatMul"}),
         seized=frozenset(
             {

@@ -133,7 +133,9 @@ def lay_out(
     movable = {
         node.name
         for node in nodes
-        if _can_move(node, walk, known, dialect) and own.isdisjoint(node.output)
+        if moves(node, walk, dialect)
+        and all(name in known for name in [node.input[0], *node.output])
+        and own.isdisjoint(node.output)
     }
     moving = _moves(walk, movable, plan, wanted, set(gives.values()))
     wanted |= {
@@ -198,7 +200,8 @@ def _moves(
     return moving
 
 
-def _can_move(node: onnx.NodeProto, walk: Walk, known: Container[str], dialect: Dialect) -> bool:
+def moves(node: onnx.NodeProto, walk: Walk, dialect: Dialect) -> bool:
+    """Whether all that a node gives are values that it reads, and 0, so that codes can be moved."""
     if not is_standard(node) or node.op_type not in dialect.moving:
         return False
     if node.op_type == "Resize" and (
@@ -208,9 +211,7 @@ def _can_move(node: onnx.NodeProto, walk: Walk, known: Container[str], dialect: 
         return False
     if node.op_type == "MaxPool" and len(node.output) > 1:
         return False
-    if node.op_type == "Pad" and not pads_with_zero(node, walk):
-        return False
-    return all(name in known for name in [node.input[0], *node.output])
+    return node.op_type != "Pad" or pads_with_zero(node, walk)
 
 
 def pads_with_zero(node: onnx.NodeProto, walk: Walk) -> bool:
