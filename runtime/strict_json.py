@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from typing import Any, NoReturn, cast
+from typing import NoReturn, cast
 
 from .errors import BundleError
 
@@ -49,9 +49,9 @@ def _depth(parsed: object) -> int:
     while within:
         for value in within[-1]:
             if isinstance(value, (dict, list)):
-                held: Iterable[Any] = value.values() if isinstance(value, dict) else value
+                held = cast("dict[str, object] | list[object]", value)
                 deepest = max(deepest, len(within))
-                within.append(iter(held))
+                within.append(iter(held.values() if isinstance(held, dict) else held))
                 break
         else:
             within.pop()
