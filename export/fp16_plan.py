@@ -260,7 +260,7 @@ class _Judge:
     def _length(self, node: onnx.NodeProto, read: TensorRange) -> int:
         """How many values an LpNormalization takes together; a picture's where that is not told."""
         shape, axis = self._floats.shapes.get(node.input[0]), int(attribute(node, "axis", -1))
-        return (int(shape[axis]) if shape else 0) or read.elements
+        return (shape[axis] if shape else 0) or read.elements
 
 
 def _largest(seen: TensorRange) -> float:
