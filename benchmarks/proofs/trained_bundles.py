@@ -64,7 +64,7 @@ _INT8 = "-int8"
 RUNS = {
     "resnet56-1.8x": Run(NETWORKS["resnet56"], "resnet56-1.8x.toml", 55),
     "resnet56-2x": Run(NETWORKS["resnet56"], "resnet56-2x.toml", 55),
-    "resnet56-2.5x": Run(NETWORKS["resnet56"], "further.toml", 55, 2.5, cut=("resnet56-2x", 0.79)),
+    "resnet56-2.5x": Run(NETWORKS["resnet56"], "further.toml", 45, 2.5, cut=("resnet56-2x", 0.84)),
     "resnet20-1.6x": Run(NETWORKS["resnet20"], "resnet20-1.6x.toml", 60),
     "resnet20-student": Run(NETWORKS["resnet20"], "student.toml", 20, 5, student="wide_27m"),
     "lite0-1.3x": Run(NETWORKS["efficientnet_lite0"], "lite0-1.3x.toml", 45, 30, 1),
