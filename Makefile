@@ -1,6 +1,7 @@
 # make demo    the whole way on a small network: compress, verify, measure, predict
 # make test    every test, those of the built wheel included
 # make check   format, lint, types, and the rules of the house
+# make format  what make check would complain about and ruff can mend
 # make clean   removes what these made
 #
 # Each needs nothing but Python >= 3.10 and sets itself up: a virtual environment with the versions

@@ -90,7 +90,7 @@ class _Rooms(click.Group):
     cls=_Rooms,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit status: 0 done; 2 bad usage or input; 3 a bound not met; 4 a comparison that "
-    "would not settle; 5 a damaged or refused bundle; 1 a bug of ours.",
+    "would not settle; 5 a damaged or refused bundle; 1 a bug of ours; 130 interrupted.",
 )
 @click.version_option(__version__, prog_name="edgepress", message="%(prog)s %(version)s")
 def cli() -> None:

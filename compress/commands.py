@@ -29,7 +29,8 @@ _preprocessing = click.option(
     "--preprocessing",
     type=click.Path(),
     default=None,
-    help="A flat TOML; by default timm's or torchvision's own.",
+    help="A flat TOML (resize_shorter, center_crop, mean, std, ...); by default timm's or "
+    "torchvision's own, or the bundle's.",
 )
 _task = click.option(
     "--task",
@@ -68,8 +69,8 @@ _keep = click.option(
     "--recipe",
     default="int8",
     show_default=True,
-    help="int8, fp16, float32, prune, distil, prune-distil (and each with -int8), int8-qat, "
-    "distil-int8-qat, prune-distil-int8-qat, or a file.",
+    help="int8, fp16, float32; prune, distil, prune-distil, and these three with -int8; int8-qat, "
+    "distil-int8-qat, prune-distil-int8-qat; a .toml or .json file; or a bundle's folder.",
 )
 @click.option(
     "--student", default=None, help="A smaller network to train, as MODEL, for the recipe distil."
@@ -115,7 +116,7 @@ _keep = click.option(
     type=float,
     default=None,
     metavar="POINTS",
-    help="Largest drop of the score; by default 1 (classification) or 3 (agreement).",
+    help="Largest drop of the score; by default 1, for agreement 3.",
 )
 @click.option(
     "--blame", is_flag=True, help="Measure what each node costs the score in INT8, for 'inspect'."
@@ -322,7 +323,7 @@ def evaluate(
     "target_name",
     default="onnxruntime-cpu",
     show_default=True,
-    help="With --why-slow: what runs the file.",
+    help="With --why-slow, what runs the file, one of: " + ", ".join(TARGET_NAMES) + ".",
 )
 @click.option("--prunable", is_flag=True, help="PATH is a network: what pruning could take out.")
 @_weights

@@ -111,11 +111,13 @@ def compress(
         test_data: Pictures that are only scored.
         preprocessing: How pictures reach the network; by default what timm or torchvision say of
             theirs. Where ``data`` is preprocessed already it only goes into the bundle.
-        task: ``classification``, ``agreement``, a Task, or the user's own ``score(run) -> float``,
-            where ``run`` maps a dict of input arrays to a dict of output arrays. By default
-            ``classification`` where there are labels, else ``agreement``.
+        task: ``classification``, ``retrieval``, ``verification``, ``agreement``, a Task, or the
+            user's own ``score(run) -> float``, where ``run`` maps a dict of input arrays to a dict
+            of output arrays. By default ``classification`` where there are labels, else
+            ``agreement``.
         target: What to make it for; several, each once, for one bundle of all.
-        recipe: ``int8``, ``float32``, a file, or a Recipe.
+        recipe: Name of a built-in one, a ``.toml`` or ``.json`` file, the folder of a bundle, or a
+            Recipe.
         max_drop: Largest drop of the score, in points; by default 1 for classification, 3 for
             agreement (a cosine of 0.97), any for a score of the user's own.
         strict: Raise instead of writing a bundle whose recipe was declined for any target.

@@ -90,7 +90,7 @@ def prune(
         precision: What will ship, ``float32`` or ``int8``: the table is measured in it.
         keep: Names of modules that stay whole.
         blocks: Whether whole residual blocks may leave.
-        importance: ``fisher``, ``magnitude`` or ``activation``.
+        importance: ``fisher``, ``taylor``, ``magnitude`` or ``activation``.
         outputs: ``logits`` for class scores, ``features`` for embeddings and everything else; by
             default ``logits`` where the pictures have labels.
         pictures: How many are looked at, at most.

@@ -15,7 +15,7 @@ from ..runtime.bundle import Bundle
 from ..runtime.console import Console, report_errors
 from ..runtime.errors import InputError
 from ..runtime.files import check_file, write_file
-from ..runtime.target import target
+from ..runtime.target import TARGET_NAMES, target
 from .blame_table import show_blame
 
 if TYPE_CHECKING:
@@ -69,9 +69,16 @@ def show_file(console: Console, path: str, nodes: bool, *, slow_on: str | None =
     "target_name",
     default="onnxruntime-cpu",
     show_default=True,
-    help="What shall run it; its dialect is chosen for this processor.",
+    help="What shall run it, one of: "
+    + ", ".join(TARGET_NAMES)
+    + "; its dialect is chosen for this "
+    "processor.",
 )
-@click.option("--dialect", "dialect_name", help="Another dialect than the target's own.")
+@click.option(
+    "--dialect",
+    "dialect_name",
+    help="Another dialect than the target's own, such as onnxruntime-arm.",
+)
 @click.option("--force", is_flag=True, help="Replace the file at --out.")
 @click.option(
     "--accept-difference",

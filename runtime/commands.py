@@ -1,4 +1,4 @@
-"""The runtime's commands: predict, verify, doctor, pack."""
+"""The runtime's commands: predict, verify, doctor, pack, combine."""
 
 from __future__ import annotations
 
