@@ -24,6 +24,8 @@ from peer_table import print_machine
 from trained_bundles import earlier, is_run, pictures, run_of
 
 _BUNDLES = Path("benchmarks/results/bundles")
+_PLACES = ((-6, -22, "right"), (6, 8, "left"), (6, -22, "left"))
+"""Where names stand beside their points, from the slowest on: across, up, and which side is set there."""
 _COLOURS = {"float32": "#1f6fb4", "int8": "#d1495b"}
 
 
@@ -154,9 +156,12 @@ def draw(told: dict[str, Any], path: Path) -> None:
         panel.axhline(value, color="#999999", linewidth=1, linestyle="--")
         panel.plot([1], [value], "s", color="#555555")
         panel.annotate("original", (1, value), (4, 5), textcoords="offset points", fontsize=8)
-        for place, row in enumerate(row for row in told["rows"] if row["network"] == name):
+        rows = sorted((row for row in told["rows"] if row["network"] == name), key=_speed)
+        for row in rows:
             low, mid, high = _speed(row)
             score, colour = row["score"], _COLOURS[row["precision"]]
+            alike = [one for one in rows if one["precision"] == row["precision"]]
+            across, up, side = _PLACES[alike.index(row) % len(_PLACES)]
             panel.errorbar(
                 mid,
                 score["value"],
@@ -171,8 +176,9 @@ def draw(told: dict[str, Any], path: Path) -> None:
             panel.annotate(
                 f"{label}\n{row['size_bytes'] / 1000:.0f} kB",
                 (mid, score["value"]),
-                (6, 6 if place % 4 > 1 else -22),  # a network's first two, its next two
+                (across, up),
                 textcoords="offset points",
+                ha=side,
                 fontsize=8,
                 color=colour,
             )
