@@ -13,6 +13,7 @@ from ..export.dialects import dialect
 from ..export.dialects.qdq import write_qdq
 from ..export.plan import plan_int8
 from ..export.ranges import calibrate
+from ..runtime.progress import Progress
 from ..runtime.target import Target
 from ..runtime.tensors import Arrays
 from .costs import Choice
@@ -20,7 +21,6 @@ from .groups import Structure, step_of
 from .history import Step, apply_step
 from .importance import Scores
 from .latency_table import time_models
-from .progress import Progress
 
 
 def cut_by(structure: Structure, scores: Scores | None, choice: Choice) -> Step:

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from ..export.capture import flatten_outputs
+from ..runtime.progress import Progress
 from .gates import Outputs, Tensors, divergence, gates
 from .groups import Group, Structure
 from .importance import Scores
-from .progress import Progress
 
 _WORK_MACS = 1e12
 _SAMPLED = (0.75, 0.5, 0.25)

@@ -16,8 +16,8 @@ from ..export.graph import Graph
 from ..runtime.engine import WORDS, EngineOptions, Precision
 from ..runtime.engines import computes_in, open_engine
 from ..runtime.preprocessing import Preprocessing
+from ..runtime.progress import Progress
 from ..runtime.tensors import Arrays
-from .progress import Progress
 from .subject import batch_size, with_batch
 
 _LONGER = Preset("longer", 10.0, 662, 40.0, 4, 40.0)
@@ -131,7 +131,8 @@ class Judge:
                 progress=lambda share: self.progress(stage, int(100 * share), 100),
             )
 
-        found = compared("quick", f"timing against {WORDS[against]}")
+        rival = WORDS[against] if other == self.graph.model else "another candidate"
+        found = compared("quick", f"timing against {rival}")
         if found.settled or found.faster != "neither":
             return found
         return compared(_LONGER, "timing again, for longer")

@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import nn
 
 from ..runtime.errors import BoundError, InputError
+from ..runtime.progress import Progress
 from ..runtime.target import target as target_of
 from ..runtime.tensors import Arrays
 from .candidates import Stopwatch
@@ -22,7 +23,6 @@ from .damage import Damage
 from .latency_model import RANDOM_NETWORKS, LatencyModel, random_choices
 from .latency_table import LatencyTable
 from .layers import Layer
-from .progress import Progress
 from .selection import Bound, choose, smallest_of
 
 _BYTES = {"float32": 4, "int8": 1}

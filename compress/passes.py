@@ -24,9 +24,9 @@ from ..export.receipt import Receipt, float_receipt, int8_receipt
 from ..export.rounding import Held, round_weights
 from ..runtime.engine import EngineOptions, Precision
 from ..runtime.engines import open_engine
+from ..runtime.progress import Progress
 from ..runtime.target import Target
 from ..runtime.tensors import Arrays
-from .progress import Progress
 from .settings import Fp16, Int8
 from .subject import batch_size
 from .unproven import STAND_IN, written

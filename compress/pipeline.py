@@ -17,6 +17,7 @@ from ..runtime.combining import combine
 from ..runtime.errors import InputError
 from ..runtime.files import disk_room
 from ..runtime.preprocessing import Preprocessing
+from ..runtime.progress import Progress, silent
 from ..runtime.seal import check_out, write_files
 from .backbone import Backbone
 from .judge import Judge
@@ -31,7 +32,6 @@ from .material import (
 )
 from .passes import RangesOnce
 from .places import check_latency, places_of
-from .progress import Progress, silent
 from .prove import DEFAULT_MAX_DROP
 from .pruning_pass import with_limits
 from .qat import Tuner

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..runtime.errors import InputError
+from ..runtime.progress import Progress
 from ..runtime.target import TARGET_NAMES, Target
 from ..runtime.target import target as target_of
-from .progress import Progress
 from .recipe import Recipe
 from .settings import Prune
 from .unproven import STAND_IN, check_device

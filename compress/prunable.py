@@ -7,9 +7,9 @@ from typing import Any
 
 from ..runtime.console import Console
 from ..runtime.preprocessing import Preprocessing
+from ..runtime.progress import Progress
 from .exporting import random_example
 from .groups import Structure
-from .progress import Progress
 from .structure import structure_of
 from .subject import open_model, torch_network
 

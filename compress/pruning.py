@@ -25,6 +25,7 @@ from ..benchmarks.images import Images
 from ..export.capture import evaluating, input_names, run_module, tensors
 from ..runtime.errors import InputError
 from ..runtime.preprocessing import Preprocessing
+from ..runtime.progress import Progress, silent
 from ..runtime.target import target as target_of
 from ..runtime.tensors import Arrays
 from .backbone import Backbone
@@ -37,7 +38,6 @@ from .history import History, Pruned, apply_step
 from .importance import Scores, method
 from .material import Data
 from .narrowing import Limits, latency_model, narrow, sum_bounds
-from .progress import Progress, silent
 from .recalibration import recalibrate
 from .structure import TIME_LIMIT_S, structure_of
 from .subject import Model, first_rows, open_model, torch_network

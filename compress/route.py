@@ -10,6 +10,7 @@ from pathlib import Path
 from ..benchmarks.tasks import Score
 from ..export.graph import Graph
 from ..export.receipt import count_macs
+from ..runtime.progress import Progress
 from ..runtime.target import Target
 from ..runtime.tensors import Arrays
 from .backbone import Backbone
@@ -19,7 +20,6 @@ from .judge import Judge
 from .material import Material
 from .mixing import mix, notes_of
 from .passes import Context, Outcome, RangesOnce, finish, float32, prepare, run_pass
-from .progress import Progress
 from .prove import Trial, best_rival, forgotten, is_faster, outrun, try_out
 from .pruning_pass import Cut, precision_after, prune_pass
 from .qat import Tuned, Tuner, as_fast, held_against

@@ -24,13 +24,13 @@ from torch import nn
 
 from ..export.capture import evaluating, run_module, tensors
 from ..runtime.errors import EdgepressError, InputError
+from ..runtime.progress import Progress, silent
 from ..runtime.tensors import Array, Arrays
 from .atoms import groups_of, head_group
 from .cutting import modules_of, own_parameters, why_not
 from .dependencies import Chain, chains
 from .groups import Block, Count, Group, Member, Refused, Structure
 from .layers import Layer, layers_of
-from .progress import Progress, silent
 from .trials import Trials, blocks_of, tried
 
 TIME_LIMIT_S = 180.0

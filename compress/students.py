@@ -16,13 +16,13 @@ from ..export.graph import Graph
 from ..runtime.errors import InputError
 from ..runtime.files import read_file, write_file
 from ..runtime.preprocessing import Preprocessing
+from ..runtime.progress import Progress
 from ..runtime.tensors import Arrays
 from .backbone import Backbone
 from .finetuning import Finetune, student_graph
 from .history import History, Pruned
 from .material import Material
 from .passes import Context, Outcome
-from .progress import Progress
 from .pruning_pass import pruned_outcome
 from .recipe import Recipe
 from .settings import Distil, Prune, Qat

@@ -9,9 +9,9 @@ from torch import nn
 
 from ..runtime.errors import InputError
 from ..runtime.preprocessing import Preprocessing
+from ..runtime.progress import Progress
 from .finetuning import Finetune, tuned
 from .material import Material
-from .progress import Progress
 from .settings import Distil
 from .training import Trained, distil
 from .training.checkpoint import FILE

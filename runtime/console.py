@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, Concatenate, ParamSpec, TypeAlias, cast
+from typing import Any, Concatenate, ParamSpec, cast
 
 import click
 import numpy as np
@@ -32,11 +32,9 @@ from rich.progress import (
 from rich.table import Table
 
 from .errors import EdgepressError
+from .progress import Progress as Report
 
 _P = ParamSpec("_P")
-
-Report: TypeAlias = Callable[[str, int, "int | None"], None]
-"""Progress of long work: the stage's name, how much is done, of how much (None: unknown)."""
 
 INTERRUPTED = 130
 OUR_BUG = 1

@@ -1,202 +1,33 @@
-"""The INT8 graph: what is written fuses, agrees with float32, and is told truly by the receipt."""
+"""The INT8 graph: what is written fuses, and agrees with float32."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx.parser
 import pytest
+from int8_graphs import (
+    LEVELS,
+    PICTURES,
+    SAME,
+    WEIGHTS,
+    X86,
+    all_fused,
+    batches_for,
+    network,
+    quantize,
+    residual,
+)
 from onnx import numpy_helper
 
 from edgepress.export.bias import correct_biases
-from edgepress.export.dialects import DIALECTS, Dialect, dialect
-from edgepress.export.dialects.qdq import Quantized, write_qdq
-from edgepress.export.exact import tidy
-from edgepress.export.graph import Graph, attribute
-from edgepress.export.plan import PrecisionPlan, plan_int8
+from edgepress.export.dialects import DIALECTS, dialect
+from edgepress.export.dialects.qdq import write_qdq
+from edgepress.export.graph import attribute
+from edgepress.export.plan import plan_int8
 from edgepress.export.ranges import calibrate
-from edgepress.export.receipt import Receipt, count_macs, float_receipt, int8_receipt
-from edgepress.export.timed import int8_time_share
-from edgepress.runtime import EngineOptions, InputError
-from edgepress.runtime.engines.onnxruntime import OnnxRuntimeEngine
-from edgepress.runtime.tensors import Array, Arrays
-
-X86 = "onnxruntime-x86-vnni"
-LEVELS = ("none", "basic", "all")
-PICTURES = "float[N,3,16,16] x"
-SAME = "pads=[1,1,1,1]"
-
-
-def _weights() -> dict[str, Array]:
-    rng = np.random.default_rng(0)
-
-    def normal(*shape: int) -> Array:
-        return rng.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape).astype(np.float32)
-
-    def whole(*values: int) -> Array:
-        return np.array(values, np.int64)
-
-    dead = normal(8, 3, 3, 3)
-    dead[2], dead[3] = 0, 1e-30
-    biases = {f"b{n}": rng.normal(0, 0.3, n).astype(np.float32) for n in (5, 8, 12)}
-    return {
-        **biases,
-        "stem": normal(8, 3, 3, 3),
-        "w1": normal(8, 8, 3, 3),
-        "w2": normal(8, 8, 3, 3),
-        "point": normal(8, 8, 1, 1),
-        "depth": normal(8, 1, 3, 3),
-        "half": normal(8, 4, 3, 3),
-        "quarter": normal(8, 2, 3, 3),
-        "four": normal(8, 32, 3, 3),
-        "up": normal(8, 8, 2, 2),
-        "line1": normal(8, 8, 3),
-        "line2": normal(8, 8, 3),
-        "cube1": normal(8, 3, 3, 3, 3),
-        "cube2": normal(8, 8, 3, 3, 3),
-        "head": normal(12, 8).T.copy(),
-        "head_t": normal(5, 12),
-        "rows": normal(12, 1),
-        "zero": np.array(0, np.float32),
-        "one": np.array(1, np.float32),
-        "six": np.array(6, np.float32),
-        "minus": np.array(-1, np.float32),
-        "ten": normal(8, 10, 3, 3),
-        "channels": whole(0, 1, 0, 0, 0, 1, 0, 0),
-        "pads": whole(0, 0, 1, 2, 0, 0, 1, 0),
-        "starts": whole(0, 0),
-        "ends": whole(16, 16),
-        "last": whole(2, 3),
-        "steps": whole(2, 2),
-        "scales": np.array([1, 1, 2, 2], np.float32),
-        "split": whole(0, 4, 2, 16, 16),
-        "joined": whole(0, 8, 16, 16),
-        "tail": whole(8, 16, 16),
-        "i0": whole(0),
-        "i1": whole(1),
-        "i8": whole(8),
-        "mask": np.array([0] * 8 + [-np.inf] * 8, np.float32),
-        "dead": dead,
-        "dead_bias": np.where(np.arange(8) == 3, 3, 0).astype(np.float32),
-        "reverse": whole(7, 6, 5, 4, 3, 2, 1, 0),
-        "parts": whole(4, 4),
-    }
-
-
-WEIGHTS = _weights()
-
-
-def network(text: str, *, opset: int = 18) -> Graph:
-    """A Graph from ONNX's text form; weights are those of `WEIGHTS` that it names."""
-    header = f'<ir_version: 8, opset_import: ["" : {opset}]> network '
-    model = onnx.parser.parse_model(header + text)
-    made = {name for node in model.graph.node for name in node.output}
-    read = {name for node in model.graph.node for name in node.input} - made
-    for name in sorted(read & WEIGHTS.keys()):
-        model.graph.initializer.append(numpy_helper.from_array(WEIGHTS[name], name))
-    return tidy(model, source="the test")
-
-
-def batches_for(graph: Graph, count: int = 4) -> Callable[[int], Iterable[Arrays]]:
-    """Four batches of random pictures, always the same."""
-    spec, rng = graph.inputs[0], np.random.default_rng(1)
-    rows = spec.batch or 4
-    shape = [rows, *(size if isinstance(size, int) else 24 for size in spec.shape[1:])]
-    chunks: list[Arrays] = []
-    for _ in range(count):
-        chunks.append(
-            {
-                one.name: rng.normal(size=shape).astype(np.float32)
-                if one.dtype == "float32"
-                else rng.integers(0, 256, shape).astype(one.dtype)
-                for one in graph.inputs
-            }
-        )
-    return lambda size: iter(chunks)
-
-
-@dataclass(frozen=True)
-class Made:
-    graph: Graph
-    plan: PrecisionPlan
-    quantized: Quantized
-    receipt: Receipt
-    wanted: Arrays
-    found: dict[str, Arrays]
-    model: onnx.ModelProto
-
-    def operators(self) -> list[str]:
-        return [node.op_type for node in self.model.graph.node]
-
-
-def run(model: bytes, feeds: Arrays, level: Any = "none") -> Arrays:
-    with OnnxRuntimeEngine(model, EngineOptions(optimize=level)) as engine:
-        return engine.run(feeds)
-
-
-def sqnr_db(wanted: Array, found: Array) -> float:
-    """Signal over noise; 200 where there is none."""
-    one, noise = wanted.astype(np.float64), wanted.astype(np.float64) - found
-    return float(10 * np.log10(max(np.sum(one**2), 1e-20) / max(np.sum(noise**2), 1e-40)))
-
-
-def quantize(graph: Graph, speech: str = X86, **options: Any) -> Made:
-    """Write INT8 and check what holds for every emitted graph."""
-    spoken, batches = dialect(speech), batches_for(graph)
-    ranges = calibrate(graph, batches)
-    plan = plan_int8(graph, ranges, spoken, **options)
-    quantized = write_qdq(graph, ranges, plan, spoken)
-    feeds = next(iter(batches(4)))
-    receipt = int8_receipt(graph, count_macs(graph, feeds), quantized, plan)
-    model = onnx.load_model_from_string(quantized.model)
-    onnx.checker.check_model(model, full_check=True)
-    assert model.ir_version == 10
-    wanted = run(graph.model, feeds)
-    found = {level: run(quantized.model, feeds, level) for level in LEVELS}
-    with OnnxRuntimeEngine(quantized.model) as engine:
-        assert (engine.inputs, engine.outputs) == (graph.inputs, graph.outputs)
-    for name, value in wanted.items():
-        for level in LEVELS:
-            assert sqnr_db(value, found[level][name]) > 22, (name, level)
-            assert sqnr_db(found["none"][name], found[level][name]) > 30, (name, level)
-    return Made(graph, plan, quantized, receipt, wanted, found, model)
-
-
-def all_fused(made: Made, asked: int) -> None:
-    assert (made.receipt.fused_int8, made.receipt.asked_int8) == (asked, asked), [
-        node for node in made.receipt.nodes if node.reason.startswith("asked")
-    ]
-
-
-@lru_cache
-def residual() -> Graph:
-    """Residual and inverted-residual blocks, two heads; 9 INT8 nodes of which 2 are adds."""
-    return network(
-        f"({PICTURES}) => (float[N,12] logits, float[N,8,8,8] map) {{"
-        f" c0 = Conv <{SAME}> (x, stem, b8)"
-        " r0 = Relu(c0)"
-        f" c1 = Conv <{SAME}> (r0, w1, b8)"
-        " r1 = Relu(c1)"
-        f" c2 = Conv <{SAME}> (r1, w2)"
-        " a1 = Add(c2, r0)"
-        " r2 = Relu(a1)"
-        " c3 = Conv(r2, point, b8)"
-        " k3 = Clip(c3, zero, six)"
-        f" c4 = Conv <{SAME}, strides=[2,2], group=8> (k3, depth, b8)"
-        " k4 = Clip(c4, zero, six)"
-        " c5 = Conv(k4, point)"
-        " m = MaxPool <kernel_shape=[2,2], strides=[2,2]> (r2)"
-        " map = Add(c5, m)"
-        " p = GlobalAveragePool(map)"
-        " f = Flatten(p)"
-        " logits = Gemm(f, head, b12) }"
-    )
-
+from edgepress.export.receipt import count_macs, int8_receipt
+from edgepress.runtime import InputError
 
 # ---------------------------------------------------------------- what fuses
 
@@ -574,97 +405,3 @@ def test_axis_of_the_scales_is_that_of_the_output_channels() -> None:
 
 def test_the_same_input_gives_the_same_bytes() -> None:
     assert quantize(residual()).quantized.model == quantize(residual()).quantized.model
-
-
-# ---------------------------------------------------------------- bias correction
-
-
-@pytest.mark.parametrize("speech", DIALECTS.values(), ids=DIALECTS)
-def test_corrected_layers_have_the_means_of_float32(speech: Dialect) -> None:
-    graph = residual()
-    batches = batches_for(graph)
-    ranges = calibrate(graph, batches)
-    plain = write_qdq(graph, ranges, plan_int8(graph, ranges, speech), speech)
-    told: list[int] = []
-    corrected, shifts = correct_biases(
-        graph, plain, batches, largest_tensor=2048, on_progress=told.append
-    )
-    layers = [unit for unit in plain.units if unit.bias]
-    # one has too few channels for TensorRT, whose RTX edition quantizes matrix products alone
-    wanted = {"tensorrt": 6, "tensorrt-rtx": 1}.get(speech.name, 7)
-    assert len(told) == len(shifts) == len(layers) == wanted
-    _, left = correct_biases(graph, corrected, batches, largest_tensor=2048)
-    assert max(shifts.values()) > 1e-3
-    assert max(left.values()) < 1e-3, "channel means are back to a thousandth"
-    onnx.checker.check_model(onnx.load_model_from_string(corrected.model), full_check=True)
-    assert corrected.units == plain.units
-
-
-def test_dead_channels_survive_correction() -> None:
-    graph = network(
-        f"({PICTURES}) => (float[N,8,16,16] y) {{ a = Conv <{SAME}> (x, dead, dead_bias)"
-        f" r = Relu(a) y = Conv <{SAME}> (r, w1) }}"
-    )
-    made = quantize(graph)
-    all_fused(made, 2)
-    batches = batches_for(graph)
-    corrected, _ = correct_biases(graph, made.quantized, batches, largest_tensor=2048)
-    feeds = next(iter(batches(4)))
-    found = run(corrected.model, feeds, "all")["y"]
-    assert sqnr_db(made.wanted["y"], found) > 22
-
-
-# ---------------------------------------------------------------- receipts and work
-
-
-def test_the_float_receipt_claims_nothing() -> None:
-    graph = residual()
-    receipt = float_receipt(graph, {})
-    assert (receipt.asked_int8, receipt.fused_int8, receipt.int8_share) == (0, 0, 0)
-    assert receipt.engine["engine"] == "onnxruntime"
-    told = receipt.to_dict()
-    assert told["int8_macs_share"] == 0
-    assert isinstance(told["nodes"], list)
-
-
-def test_the_receipt_tells_the_share_of_time_too() -> None:
-    """Where half of the work is float32, INT8 takes less of the time; nothing is made up."""
-    text = (
-        f"({PICTURES}) => (float[N,8,32,32] y) {{ a = Conv <{SAME}> (x, stem, b8) r = Relu(a)"
-        f" t = ConvTranspose <strides=[2,2]> (r, up) y = Conv <{SAME}> (t, w1) }}"
-    )
-    shares: list[float] = []
-    for made in (quantize(residual()), quantize(network(text))):
-        assert made.receipt.int8_time_share is None
-        assert made.receipt.to_dict()["int8_time_share"] is None
-        feeds = next(iter(batches_for(made.graph)(1)))
-        macs = count_macs(made.graph, feeds)
-        timed = int8_receipt(made.graph, macs, made.quantized, made.plan, feeds=feeds)
-        assert timed.int8_time_share is not None
-        assert timed.to_dict()["int8_time_share"] == round(timed.int8_time_share, 4)
-        assert timed.in_short()["int8_time_share"] == round(timed.int8_time_share, 4)
-        shares.append(timed.int8_time_share)
-    assert 0 < shares[1] < shares[0] <= 1
-    assert shares[0] > 0.3
-    assert float_receipt(residual(), {}).int8_time_share == 0
-    assert int8_time_share("tensorrt", b"", {}) is None
-
-
-def test_multiply_adds_are_those_of_the_shapes_that_occur() -> None:
-    graph = network(
-        f"({PICTURES}) => (float[N,8,28,28] t, float[N,8,12,12] d, float[N,5] y) {{"
-        " a = Conv(x, stem, b8) d = Conv <group=8> (a, depth)"
-        " t = ConvTranspose <strides=[2,2]> (a, up) p = GlobalAveragePool(a) f = Flatten(p)"
-        " g = Gemm(f, head, b12) h = Relu(g) y = Gemm <transB=1> (h, head_t) }"
-    )
-    feeds = {"x": np.ones((3, 3, 16, 16), np.float32)}
-    macs = count_macs(graph, feeds)
-    counted = [macs[n.name] for n in graph.proto().graph.node if n.name in macs]
-    depthwise, transposed = 12 * 12 * 8 * 9, 14 * 14 * 8 * 8 * 4
-    assert counted == [14 * 14 * 8 * 27, depthwise, transposed, 8 * 12, 12 * 5]
-
-
-def test_work_between_two_inputs_is_counted() -> None:
-    graph = network("(float[N,7,8] x, float[N,8,5] z) => (float[N,7,5] y) { y = MatMul(x, z) }")
-    feeds = {"x": np.ones((2, 7, 8), np.float32), "z": np.ones((2, 8, 5), np.float32)}
-    assert sum(count_macs(graph, feeds).values()) == 7 * 8 * 5

@@ -61,10 +61,11 @@ class Run:
 
 
 _INT8 = "-int8"
+_FURTHER = "further.toml"
 RUNS = {
     "resnet56-1.8x": Run(NETWORKS["resnet56"], "resnet56-1.8x.toml", 55),
     "resnet56-2x": Run(NETWORKS["resnet56"], "resnet56-2x.toml", 55),
-    "resnet56-2.5x": Run(NETWORKS["resnet56"], "further.toml", 45, 2.5, cut=("resnet56-2x", 0.84)),
+    "resnet56-2.5x": Run(NETWORKS["resnet56"], _FURTHER, 45, 2.5, cut=("resnet56-2x", 0.84)),
     "resnet20-1.6x": Run(NETWORKS["resnet20"], "resnet20-1.6x.toml", 60),
     "resnet20-student": Run(NETWORKS["resnet20"], "student.toml", 20, 5, student="wide_27m"),
     "lite0-1.3x": Run(NETWORKS["efficientnet_lite0"], "lite0-1.3x.toml", 45, 30, 1),
@@ -129,7 +130,8 @@ def make(name: str, work: Path, kept: Path, *, resume: bool, further: bool = Fal
         model, weights = run.made_by, str(kept / f"{name.removesuffix(_INT8)}.safetensors")
         told = ("--recipe", "int8", "--max-drop", run.int8_drop)
     else:
-        told = ("--recipe", _HERE / "recipes" / run.recipe, "--max-drop", run.max_drop)
+        recipe = _FURTHER if further else run.recipe
+        told = ("--recipe", _HERE / "recipes" / recipe, "--max-drop", run.max_drop)
         told += ("--max-train-minutes", run.minutes)
         told += ("--weights-out", kept / f"{name}.safetensors")
         if further or run.cut is not None:
@@ -138,7 +140,6 @@ def make(name: str, work: Path, kept: Path, *, resume: bool, further: bool = Fal
                 shutil.copy(kept / f"{name}.safetensors", start)
             elif run.cut is not None and not resume:
                 cut(run, *run.cut, kept, start, work)
-            told = ("--recipe", _HERE / "recipes" / "further.toml", *told[2:])
             told += ("--student", run.made_by, "--student-weights", start)
         elif run.student is not None:
             told += ("--student", run.made_by)

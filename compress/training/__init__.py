@@ -9,7 +9,7 @@ from torch import nn
 from ...benchmarks.images import Images
 from ...benchmarks.tasks import Task
 from ...runtime.preprocessing import Preprocessing
-from ..progress import Progress, silent
+from ...runtime.progress import Progress, silent
 from ..settings import Distil
 from .loop import Trained, Training
 from .preparing import own_randomness

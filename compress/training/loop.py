@@ -18,8 +18,8 @@ from ...benchmarks.tasks import Task
 from ...export.capture import input_names
 from ...export.memory import kept
 from ...runtime.preprocessing import Preprocessing
+from ...runtime.progress import Progress
 from ..finite import not_finite
-from ..progress import Progress
 from ..settings import Distil
 from . import compiled
 from .augment import Draws

@@ -13,8 +13,8 @@ import torch
 from ...benchmarks.images import Images
 from ...runtime.errors import InputError
 from ...runtime.preprocessing import Preprocessing
+from ...runtime.progress import Progress
 from ...runtime.tensors import Arrays, TensorSpec
-from ..progress import Progress
 from ..settings import Distil
 from .augment import Draws, blended, changed, moved
 

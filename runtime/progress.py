@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 Progress: TypeAlias = Callable[[str, int, "int | None"], None]
-"""Called with the name of a stage, how much is done, and of how much."""
+"""Called with the name of a stage, how much is done, and of how much; ``None`` where unknown."""
 
 
 def silent(stage: str, done: int, total: int | None) -> None:
