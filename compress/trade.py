@@ -11,7 +11,7 @@ any that reads it::
 
     minimize    sum_n x_n (int8_ms - float_ms) + sum_t q_t quantize_ms + d_t dequantize_ms
     subject to  q_t >= x_r - x_p,  d_t >= x_p - x_r,  y_t >= x_r,  y_t >= x_p
-                (y_t >= x_r - x_p alone, where p only moves codes; where p may give float32
+                (y_t >= x_r - x_p alone, where p moves codes or joins them; where p may give float32
                 straight out, d_t >= x_p + x_r - x_s - 1 for every two readers r and s)
                 sum_n x_n damage_n + sum_t y_t damage_t <= bound        for each output
                 x_n = x_m                                               for nodes of one kernel
@@ -140,7 +140,7 @@ def _noise(blame: Blame, int8: frozenset[str]) -> dict[str, float]:
         maker = makers.get(tensor.name)
         made = maker is not None and maker.name in int8
         read = any(reader.name in int8 for reader in readers.get(tensor.name, ()))
-        if maker is not None and maker.follows:  # codes that are moved bring no noise of their own
+        if maker is not None and maker.carries:  # codes that are moved bring no noise of their own
             noisy = read and not made
         else:
             noisy = read or (made and not (maker is not None and maker.free_output))
@@ -245,7 +245,7 @@ class _Program:
         made = self._nodes[maker.name]
         for read in readers:
             self._at_least({q: 1.0, read: -1.0, made: 1.0})
-            self._at_least({y: 1.0, read: -1.0} | ({made: 1.0} if maker.follows else {}))
+            self._at_least({y: 1.0, read: -1.0} | ({made: 1.0} if maker.carries else {}))
         if maker.free_output:  # codes only where somebody reads codes, then floats for the others
             for read in readers:
                 if tensor.float_reader:
@@ -255,7 +255,7 @@ class _Program:
                         entries = {d: 1.0, made: -1.0, read: -1.0, other: 1.0}
                         self._at_least(entries, -1.0)
             return
-        if not maker.follows:
+        if not maker.carries:
             self._at_least({y: 1.0, made: -1.0})
         if tensor.float_reader:
             self._at_least({d: 1.0, made: -1.0})

@@ -28,6 +28,7 @@ class NodeBlame:
         together: Names of nodes that the engine runs in one kernel with it in float32; they change
             precision together. Its own among them.
         follows: Whether it only moves values, and follows its neighbours.
+        joins: Whether it puts codes of one scale together: what it gives are those that it reads.
         free_output: Whether it may read codes and give float32 straight out.
         float_ms: Its time in the float32 graph; of a kernel of several nodes the last has all.
         int8_ms: Its time in the INT8 graph.
@@ -45,6 +46,12 @@ class NodeBlame:
     float_ms: float
     int8_ms: float
     damage: Mapping[str, float]
+    joins: bool = False
+
+    @property
+    def carries(self) -> bool:
+        """Whether what it gives are the codes that it reads, so that it brings no noise itself."""
+        return self.follows or self.joins
 
 
 @dataclass(frozen=True)

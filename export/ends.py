@@ -25,7 +25,7 @@ from .ranges import element_types
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 _SIZES = ("Shape", "Size")  # they read floats, and none of their values
-_ON_CODES = frozenset({"Clip"}).union(*(one.moving for one in DIALECTS.values()))
+_ON_CODES = frozenset({"Clip", "Concat"}).union(*(one.moving for one in DIALECTS.values()))
 """Operators that codes go through as codes."""
 
 _CHOOSING = ("NonMaxSuppression", "NonZero", "Compress", "Unique")

@@ -207,6 +207,7 @@ def _nodes(
                 in_float.nodes.get(node.name, 0.0),
                 in_int8.nodes.get(node.name, 0.0),
                 {},
+                node.name in layout.joining,
             )
         )
     return tuple(found)

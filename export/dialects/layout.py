@@ -16,6 +16,7 @@ from ..graph import Walk, attribute, clip_bounds, is_standard
 from ..plan import PrecisionPlan
 from ..ranges import Ranges
 from . import Dialect
+from .joining import holds, joins, parts_of, quantizer_of
 from .quantizers import PerTensor, activation_quantizer, symmetric_quantizer
 from .residual import skip_inputs
 
@@ -33,6 +34,7 @@ class Layout:
         coded: Tensors that exist as codes only: INT8 kernels give them, or codes were moved.
         reads: Tensors that an INT8 node reads as codes, by node name.
         rounded: Tensors that float32 nodes, too, read as their codes say.
+        joining: Names of concatenations that put codes together, all of one scale.
     """
 
     quantizers: dict[str, PerTensor]
@@ -41,6 +43,7 @@ class Layout:
     coded: frozenset[str]
     reads: dict[str, frozenset[str]]
     rounded: frozenset[str] = frozenset()
+    joining: frozenset[str] = frozenset()
 
     @property
     def read_as_codes(self) -> frozenset[str]:
@@ -85,7 +88,21 @@ def from_ranges(ranges: Ranges, dialect: Dialect) -> Choose:
 
 def lay_out_ranges(walk: Walk, ranges: Ranges, plan: PrecisionPlan, dialect: Dialect) -> Layout:
     """`lay_out` with the quantizers that calibration's ranges tell."""
-    choose = from_ranges(ranges, dialect)
+    alone = from_ranges(ranges, dialect)
+    movable = {node.name for node in walk.model.graph.node if moves(node, walk, dialect)}
+    parts: dict[str, str] = parts_of(walk, plan, dialect, movable)
+    members: dict[str, list[str]] = {}
+    for name, whole in parts.items():
+        members.setdefault(whole, []).append(name)
+    shared = {
+        whole: quantizer_of(ranges.tensors[whole], names, walk, dialect)
+        for whole, names in members.items()
+    }
+
+    def choose(name: str, clip: tuple[float, float] | None) -> PerTensor:
+        given = shared.get(parts.get(name, name))
+        return given if given is not None and holds(given, clip, dialect) else alone(name, clip)
+
     return lay_out(walk, ranges.tensors, plan, dialect, choose, elements=ranges.elements)
 
 
@@ -163,7 +180,13 @@ def lay_out(
     for name in (wanted | rounded) - quantizers.keys():
         quantizers[name] = choose(name, None)
     return Layout(
-        quantizers, absorbed, frozenset(moving), frozenset(coded), reads, frozenset(rounded)
+        quantizers,
+        absorbed,
+        frozenset(moving),
+        frozenset(coded),
+        reads,
+        frozenset(rounded),
+        joins(walk, plan, quantizers),
     )
 
 

@@ -64,7 +64,7 @@ class Quantized:
     Attributes:
         model: The bytes of the ONNX file.
         units: What was written in INT8, in the order of the graph.
-        moved: Nodes that only move codes.
+        moved: Nodes that only move codes, or put them together.
         absorbed: Activation functions that a quantizer does the work of: name, and the unit's.
         codes: By tensor of the float32 graph, the tensor that holds its codes.
     """
@@ -156,11 +156,11 @@ class _Writer:
         for node in model.graph.node:
             if node.name in absorbed:
                 continue
-            if self.plan.is_int8(node):
-                self._unit(node)
-            elif node.name in self.layout.moving:
+            if node.name in self.layout.moving | self.layout.joining:
                 self._move(node)
                 moved.append(node.name)
+            elif self.plan.is_int8(node):
+                self._unit(node)
             else:
                 self._float(node)
         self._drop_unread()
@@ -324,12 +324,14 @@ class _Writer:
         Or move what they stand for, for an engine that does, and that understands it better so.
         """
         copy = _copy(node)
+        moved = len(node.input) if node.name in self.layout.joining else 1
+        held = self.codes if self.dialect.moves_codes else self.floats
+        for i, name in enumerate(node.input[:moved]):
+            copy.input[i] = held[name]
         if not self.dialect.moves_codes:
-            copy.input[0] = self.floats[node.input[0]]
             self.nodes.append(copy)
             self.floats.update((name, name) for name in node.output)
             return
-        copy.input[0] = self.codes[node.input[0]]
         if node.op_type == "Pad":  # what is zero as a float has a code of its own
             quantizer = self.layout.quantizers[node.output[0]]
             rest = list(node.input[3:])
