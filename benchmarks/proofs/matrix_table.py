@@ -133,7 +133,7 @@ def peers_aims(held: Mapping[str, Any], rows: Mapping[str, Any]) -> list[str]:
         beaten: list[str] = []
         for name, peers in known.items():
             ours = rows[name].get(engine, {})
-            least = cosine(ours) - _ALIKE if "test_score" in ours else COSINE
+            least = cosine(ours) - _ALIKE if ours.get("accepted") else COSINE  # or it holds floats
             faster = [
                 f"{peer} on {name} ({1 / found['ratio']:.2f}x, cosine {found['cosine']:.4f})"
                 for peer, found in peers.items()
