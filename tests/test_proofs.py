@@ -100,6 +100,20 @@ def test_statistics_of_a_random_network_come_from_the_pictures(proofs: Any) -> N
     torch.testing.assert_close(found.std((0, 2, 3)), torch.ones(4), atol=0.1, rtol=0)
 
 
+def test_biases_that_only_a_random_network_has_at_zero_are_drawn(proofs: Any) -> None:
+    import torch
+
+    plain, drawn = torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(3, 4, 1)
+    assert plain.bias is not None
+    assert drawn.bias is not None
+    torch.nn.init.zeros_(plain.bias)
+    kept = drawn.bias.detach().clone()
+    proofs("matrix_networks").set_biases(torch.nn.Sequential(plain, drawn))
+    assert plain.bias.any()
+    assert float(plain.bias.detach().abs().max()) <= 3**-0.5
+    assert torch.equal(drawn.bias, kept)
+
+
 NET = """
 import torch
 

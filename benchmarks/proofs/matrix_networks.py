@@ -1,8 +1,10 @@
 """The networks of the matrix, trained where weights are at hand, else random and said to be so.
 
 A random network gets the statistics of its BatchNorm layers from real pictures, so that its
-activations have the size and spread that layers of its kind meet; what it answers means nothing,
-and it is judged by agreement with itself in float32 alone.
+activations have the size and spread that layers of its kind meet, and biases where its makers leave
+them at 0, which no training does: an export leaves such biases out, and the network would be
+another one. What it answers means nothing, and it is judged by agreement with itself in float32
+alone.
 """
 
 from __future__ import annotations
@@ -93,6 +95,7 @@ class Entry:
             kind, _, what = self.where.partition(":")
             module = _MAKERS[kind](what)
         if not self.trained:
+            set_biases(module)
             set_statistics(module, self.tensors(self.share(0, 32)))
         return module.eval()
 
@@ -114,6 +117,16 @@ class Entry:
         specs = images.specs(["x"])
         for batch in images.batches(specs, self.how(), _STATISTICS_BATCH):
             yield torch.from_numpy(batch.inputs["x"])
+
+
+def set_biases(module: nn.Module) -> None:
+    """Draw the biases of layers that have nothing but zeros there, as torch's own layers do."""
+    for layer in module.modules():
+        bias = getattr(layer, "bias", None)
+        weighted = isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd))
+        if weighted and bias is not None and not bias.any():
+            most = layer.weight[0].numel() ** -0.5
+            nn.init.uniform_(bias, -most, most)
 
 
 def set_statistics(module: nn.Module, batches: Iterable[torch.Tensor]) -> None:
