@@ -147,6 +147,10 @@ class Decision:
             self._note(
                 name, "weights", f"quantized again: codes end at {self.dialect.weight_limit}"
             )
+        for name in sorted(self.stripped.raw & walk.output_names & layout.coded):
+            half = float(layout.quantizers[name].scale) / 2
+            told = f"rounded to its codes, which are {half:.3g} away at most within their range"
+            self._note(name, "output that the kernel gives as codes", told)
         pack = partial(keep_codes, uint8_weights=self.dialect.uint8_weights)
         return write_layout(graph, layout, plan, self.dialect, pack)
 

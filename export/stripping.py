@@ -51,6 +51,7 @@ class Stripped:
         weights: Constants of ``model`` that were quantized.
         constants: By name of one of them, its quantizer, where it has one scale.
         left_out: Tensors that stood under two different quantizers, and the narrower of them.
+        raw: Outputs that the given file does not round to codes.
     """
 
     model: onnx.ModelProto
@@ -59,6 +60,7 @@ class Stripped:
     weights: set[str]
     constants: dict[str, Codes] = field(default_factory=dict[str, Codes])
     left_out: list[tuple[str, Codes]] = field(default_factory=list[tuple[str, Codes]])
+    raw: set[str] = field(default_factory=set[str])
 
 
 def strip(model: onnx.ModelProto, path: str) -> Stripped:
@@ -353,6 +355,7 @@ class _Stripper:
                 )
             source = self.alias.get(name)
             if source is None:
+                self.found.raw.add(name)
                 continue
             if source in outputs or source in {value.name for value in self.given.graph.input}:
                 self.nodes.append(onnx.helper.make_node("Identity", [source], [name]))
