@@ -143,7 +143,7 @@ def compare_layers(
             continue
         mine = cut.meaning[name].decode(found) if name in cut.meaning else found
         mine = _within(truth, name, mine)
-        apart = np.abs(mine - values[name]) / _step(truth, name, cut)
+        apart = _apart(mine, values[name]) / _step(truth, name, cut)
         free = _clipped(truth, name, seen, mine, values[name], at_inputs)
         unclipped, total = unclipped + int(free.sum()), total + free.size
         layers[name] = float(apart[~free].max(initial=0.0))
@@ -153,17 +153,20 @@ def compare_layers(
     for name in truth.outputs:
         left, right = seen[name].astype(np.float64), whole[name].astype(np.float64)
         scale = float(truth.codes[name].scale.max()) if name in truth.codes else 0.0
-        step = scale or (float(np.ptp(left)) / 255 if left.size else 0.0) or 1.0
+        finite = left[np.isfinite(left)]
+        step = scale or (float(np.ptp(finite)) / 255 if finite.size else 0.0) or 1.0
         if _are_alike(left, right):
-            end = max(end, float(np.abs(left - right).max()) / step)
-            norms = float(np.linalg.norm(left) * np.linalg.norm(right))
-            cosine = min(cosine, float((left * right).sum()) / norms if norms else 1.0)
+            end = max(end, float(_apart(left, right).max()) / step)
+            both = np.isfinite(left) & np.isfinite(right)
+            one, other = left[both], right[both]
+            norms = float(np.linalg.norm(one) * np.linalg.norm(other))
+            cosine = min(cosine, float(one @ other) / norms if norms else 1.0)
         else:
             unlike[name] = None
         if name in layers or name not in ran:
             continue
         if _are_alike(left, ran[name]):  # float layers at the end, given their inputs
-            layers[name] = float(np.abs(left - ran[name]).max()) / step
+            layers[name] = float(_apart(left, ran[name].astype(np.float64)).max()) / step
         else:
             unlike[name] = None
     worst = max(layers, key=lambda name: layers[name], default="")
@@ -175,6 +178,15 @@ def compare_layers(
 def _are_alike(left: Array, right: Array) -> bool:
     """Whether there is something to compare, value by value."""
     return left.shape == right.shape and left.size > 0
+
+
+def _apart(left: Array, right: Array) -> Array:
+    """How far values lie apart: infinitely where one of them alone is infinite or no number."""
+    with np.errstate(invalid="ignore"):
+        found = np.abs(left - right)
+    found[np.isnan(found)] = np.inf
+    found[(left == right) | (np.isnan(left) & np.isnan(right))] = 0
+    return found
 
 
 def _feeds(truth: Truth, inputs: tuple[TensorSpec, ...]) -> Arrays:

@@ -179,3 +179,19 @@ def test_the_other_operand_of_a_sum_reaches_as_far_as_its_padding(tmp_path: Path
     assert found is not None
     assert found.low == pytest.approx(-12, abs=0.1)
     assert found.high == pytest.approx(16, abs=0.1)
+
+
+def test_what_is_no_number_in_both_files_is_the_same(tmp_path: Path) -> None:
+    net = Net(72)
+    y = net.op("Log", net.pair(net.conv(net.pair("x", 0.03), 4, 4), 0.05))
+    equality = transcode(net.write(tmp_path / "a.onnx", y), X86).equality
+    assert equality.layer_steps <= 1
+    assert equality.output_cosine > 0.99
+
+
+def test_what_is_no_number_in_one_file_is_infinitely_far() -> None:
+    from edgepress.export.equality import _apart
+
+    one = np.array([1.0, np.nan, np.inf, np.nan, np.inf, 2.0])
+    other = np.array([1.5, np.nan, np.inf, 0.0, -np.inf, 2.0])
+    assert _apart(one, other).tolist() == [0.5, 0, 0, np.inf, np.inf, 0]
