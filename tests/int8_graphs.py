@@ -51,6 +51,8 @@ def _weights() -> dict[str, Array]:
         "half": normal(8, 4, 3, 3),
         "quarter": normal(8, 2, 3, 3),
         "four": normal(8, 32, 3, 3),
+        "wide": normal(8, 16, 3, 3),
+        "five": normal(8, 40, 1, 1),
         "up": normal(8, 8, 2, 2),
         "line1": normal(8, 8, 3),
         "line2": normal(8, 8, 3),
@@ -82,6 +84,7 @@ def _weights() -> dict[str, Array]:
         "dead_bias": np.where(np.arange(8) == 3, 3, 0).astype(np.float32),
         "reverse": whole(7, 6, 5, 4, 3, 2, 1, 0),
         "parts": whole(4, 4),
+        "halves": whole(8, 8),
     }
 
 

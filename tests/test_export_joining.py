@@ -58,6 +58,20 @@ def test_what_others_read_keeps_its_own_scale() -> None:
     assert own < whole
 
 
+def test_what_others_read_shares_a_scale_that_is_hardly_coarser() -> None:
+    """Half of a concatenation goes on into the next one, as in ShuffleNet v2."""
+    parts = " ".join(f"{out} = Relu({name})" for out, name in zip("pqst", "abde", strict=True))
+    graph = network(
+        f"({PICTURES}) => (float[N,8,h,w] y) {{ {STEM} {FOUR} {parts} i = Concat <axis=1> (p, q)"
+        f" u, v = Split <axis=1> (i, halves) z = Conv <{SAME}> (i, wide) w = Relu(z)"
+        f" k = Concat <axis=1> (u, v, s, t) o = Concat <axis=1> (k, w) y = Conv(o, five) }}"
+    )
+    made = quantize(graph)
+    assert made.receipt.kernels["Concat"] == 3
+    assert "QLinearConcat" not in made.receipt.kernels
+    assert len(set(scales(made, *"pqistwo"))) == 1
+
+
 def test_a_relu_beside_negative_values_keeps_codes_that_end_at_zero() -> None:
     made = quantize(fire("Relu({})", joined="k = Concat <axis=1> (p, q, s, e)"))
     assert "Relu" not in made.receipt.kernels

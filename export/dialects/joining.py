@@ -1,13 +1,16 @@
 """Concatenations of codes: where all that is put together has one scale, the codes are.
 
-What it does: a tensor that nothing but a concatenation in INT8 reads takes the scale of what that
-gives, on the way through what only moves values, too; behind an activation function only where its
+What it does: tensors that a concatenation in INT8 puts together share one quantizer with what it
+gives, through what only moves values, too. A tensor that nothing else reads takes it whatever its
+own range is: its codes are read at that scale and no other. One that others read as well does where
+that makes its codes hardly coarser. Behind an activation function a tensor takes it only where its
 codes then end as that function does. A concatenation whose inputs all have its output's scale puts
 codes together, and nothing is quantized behind it: elsewhere an engine rescales each of its inputs,
 or the whole of its output.
-When it is exact: it is never less exact than a quantizer in front and another behind, whose
-rounding it spares.
-When it refuses: a tensor that others read keeps its own scale, which is finer.
+When it is exact: never; it spares the rounding of a second quantizer, and coarsens codes by a fifth
+at most.
+When it refuses: a tensor that others read keeps its own scale where the shared one is coarser than
+that, and one that the network gives out does.
 Source: QLinearConcat of ONNX Runtime (onnxruntime/contrib_ops/cpu/quantization/qlinear_concat.cc),
 which copies what has the output's scale and looks up the rest, code by code; OpenVINO's low
 precision transformations (ConcatTransformation).
@@ -15,7 +18,8 @@ precision transformations (ConcatTransformation).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -27,51 +31,117 @@ from . import Dialect
 from .quantizers import PerTensor, activation_quantizer
 
 JOINING = "Concat"
+_COARSER = 1.2  # times, that codes become for what else reads a tensor: 1.6 dB of its noise
 _ALIKE = 1e-6  # relative; what is seen at a Clip's end is that end
 
 
-def parts_of(
-    walk: Walk, plan: PrecisionPlan, dialect: Dialect, movable: Collection[str]
-) -> dict[str, str]:
-    """By tensor, the output of a concatenation in INT8 of which it is a part and nothing else.
+@dataclass
+class _Group:
+    """Tensors that share a quantizer.
+
+    Attributes:
+        low: Lower end of what it represents.
+        high: Upper end.
+        members: By tensor, how wide its own range is; 0 for one that is read in the group alone.
+    """
+
+    low: float
+    high: float
+    members: dict[str, float]
+
+    def and_also(self, other: _Group) -> _Group:
+        """Both as one."""
+        low, high = min(self.low, other.low), max(self.high, other.high)
+        return _Group(low, high, {**self.members, **other.members})
+
+    def without_coarse(self) -> _Group:
+        """The members whose codes are not made too coarse by the range of all."""
+        most = (self.high - self.low) / _COARSER
+        kept = {name: width for name, width in self.members.items() if not 0 < width < most}
+        return _Group(self.low, self.high, kept)
+
+
+def shared_quantizers(
+    walk: Walk,
+    seen: Mapping[str, TensorRange],
+    plan: PrecisionPlan,
+    dialect: Dialect,
+    movable: Collection[str],
+) -> dict[str, PerTensor]:
+    """By tensor that is not moved from another, the quantizer that it shares.
 
     Args:
         walk: The float32 graph.
+        seen: Ranges of its tensors.
         plan: Which nodes are INT8.
         dialect: What the engine fuses.
         movable: Names of nodes that can move codes.
     """
-    found: dict[str, str] = {}
-    if JOINING not in dialect.elementwise:
-        return found
-    for node in reversed(walk.model.graph.node):
-        if _joins(node, walk, plan):
-            whole = found.get(node.output[0], node.output[0])
-        elif node.name in movable and len(node.output) == 1 and node.output[0] in found:
-            whole = found[node.output[0]]
-        else:
+    groups: dict[str, _Group] = {}
+    nodes = walk.model.graph.node if JOINING in dialect.elementwise else ()
+    for node in nodes:
+        if not _joins(node, walk, plan):
             continue
-        for name in node.input[:1] if node.op_type != JOINING else node.input:
-            if name in walk.producer and walk.only_consumer(name) is not None:
-                found[name] = whole
-    return found
+        whole = _group(node.output[0], groups, seen)
+        for name in dict.fromkeys(node.input):
+            origin = origin_of(name, walk, movable)
+            known = origin in walk.producer and origin in seen
+            if not known or origin in whole.members or origin in walk.output_names:
+                continue
+            part = _group(origin, groups, seen)
+            if _is_alone(name, origin, walk):
+                part = _Group(part.low, part.high, {**part.members, origin: 0.0})
+                both = whole.and_also(part).without_coarse()
+                if node.output[0] not in both.members:
+                    continue
+            else:
+                both = whole.and_also(part)
+                if both.without_coarse().members != both.members:
+                    continue
+            for member in {**whole.members, **part.members}:
+                groups.pop(member, None)
+            groups.update(dict.fromkeys(both.members, both))
+            whole = both
+    return {
+        name: _quantizer(group, walk, dialect)
+        for name, group in groups.items()
+        if len(group.members) > 1
+    }
 
 
-def quantizer_of(
-    seen: TensorRange, parts: Iterable[str], walk: Walk, dialect: Dialect
-) -> PerTensor:
-    """The quantizer of what a concatenation gives, which its parts share.
+def origin_of(name: str, walk: Walk, movable: Collection[str]) -> str:
+    """The tensor whose values ``name`` holds, before they were moved."""
+    maker = walk.producer.get(name)
+    while maker is not None and maker.name in movable:
+        name = maker.input[0]
+        maker = walk.producer.get(name)
+    return name
 
-    Args:
-        seen: Its range.
-        parts: Tensors that are part of it and nothing else.
-        walk: The float32 graph.
-        dialect: Type of the codes.
-    """
-    makers = [walk.producer[name] for name in parts]
+
+def _is_alone(name: str, origin: str, walk: Walk) -> bool:
+    """Whether nothing reads a tensor but what moves it to one concatenation, and that."""
+    while name != origin and walk.only_consumer(name) is not None:
+        maker = walk.producer[name]
+        if len(maker.output) > 1:
+            return False
+        name = maker.input[0]
+    return walk.only_consumer(name) is not None
+
+
+def _group(name: str, groups: Mapping[str, _Group], seen: Mapping[str, TensorRange]) -> _Group:
+    """The group of a tensor, or it alone."""
+    low, high = seen[name].low, seen[name].high
+    return groups.get(name) or _Group(low, high, {name: high - low})
+
+
+def _quantizer(group: _Group, walk: Walk, dialect: Dialect) -> PerTensor:
+    """What the members of a group share."""
+    makers = [walk.producer[name] for name in group.members]
     clips = [clip_bounds(maker, walk) for maker in makers if maker.op_type == "Clip"]
-    ends = [clip[1] for clip in clips if clip is not None and clip[1] >= (1 - _ALIKE) * seen.high]
-    return activation_quantizer(seen.low, seen.high, dialect, (-np.inf, min(ends, default=np.inf)))
+    least = (1 - _ALIKE) * group.high
+    ends = [clip[1] for clip in clips if clip is not None and clip[1] >= least]
+    ceiling = min(ends, default=np.inf)
+    return activation_quantizer(group.low, group.high, dialect, (-np.inf, ceiling))
 
 
 def holds(quantizer: PerTensor, clip: tuple[float, float] | None, dialect: Dialect) -> bool:

@@ -16,7 +16,7 @@ from ..graph import Walk, attribute, clip_bounds, is_standard
 from ..plan import PrecisionPlan
 from ..ranges import Ranges
 from . import Dialect
-from .joining import holds, joins, parts_of, quantizer_of
+from .joining import holds, joins, origin_of, shared_quantizers
 from .quantizers import PerTensor, activation_quantizer, symmetric_quantizer
 from .residual import skip_inputs
 
@@ -90,17 +90,10 @@ def lay_out_ranges(walk: Walk, ranges: Ranges, plan: PrecisionPlan, dialect: Dia
     """`lay_out` with the quantizers that calibration's ranges tell."""
     alone = from_ranges(ranges, dialect)
     movable = {node.name for node in walk.model.graph.node if moves(node, walk, dialect)}
-    parts: dict[str, str] = parts_of(walk, plan, dialect, movable)
-    members: dict[str, list[str]] = {}
-    for name, whole in parts.items():
-        members.setdefault(whole, []).append(name)
-    shared = {
-        whole: quantizer_of(ranges.tensors[whole], names, walk, dialect)
-        for whole, names in members.items()
-    }
+    shared = shared_quantizers(walk, ranges.tensors, plan, dialect, movable)
 
     def choose(name: str, clip: tuple[float, float] | None) -> PerTensor:
-        given = shared.get(parts.get(name, name))
+        given = shared.get(origin_of(name, walk, movable))
         return given if given is not None and holds(given, clip, dialect) else alone(name, clip)
 
     return lay_out(walk, ranges.tensors, plan, dialect, choose, elements=ranges.elements)
