@@ -25,7 +25,7 @@ from ..runtime.tensors import Arrays
 from .graph import Graph, Walk
 
 _ENDING = re.compile(
-    r"(_nchwc|_token_\d+|_codes(_\d+)?|_dequantized(_\d+)?|_float|_raw|/WithoutBiases"
+    r"(_nchwc|_token_\d+|_strided(_\d+)?|_codes(_\d+)?|_dequantized(_\d+)?|_float|_raw|/WithoutBiases"
     r"|/DequantizationMultiply|/DequantizationSubtract|/fq_output_\d|/sink_port_\d)$"
 )
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear_", "DequantizeLinear_"

@@ -24,6 +24,7 @@ from edgepress.export.dialects import Dialect
 from edgepress.export.dialects.qdq import Quantized
 from edgepress.export.exact import tidy
 from edgepress.export.executed import InOpenVino, rewritten
+from edgepress.export.node_times import profile_graphs
 from edgepress.export.receipt import count_macs, float_receipt
 from edgepress.runtime import EngineError, open_engine
 from edgepress.runtime.engines.openvino import Executed, executed_graph
@@ -51,13 +52,21 @@ class Net:
         return output
 
     def conv(
-        self, source: str, output: str, c_in: int, c_out: int, k: int = 3, group: int = 1
+        self,
+        source: str,
+        output: str,
+        c_in: int,
+        c_out: int,
+        k: int = 3,
+        group: int = 1,
+        stride: int = 1,
     ) -> str:
         fan = k * k * c_in // group
         weights = self.rng.normal(0, (2 / fan) ** 0.5, (c_out, c_in // group, k, k))
         w = self.constant(f"{output}_w", weights.astype(np.float32))
         b = self.constant(f"{output}_b", self.rng.normal(0, 0.1, c_out).astype(np.float32))
-        return self.add("Conv", [source, w, b], output, pads=[k // 2] * 4, group=group)
+        how = {"pads": [k // 2] * 4, "group": group, "strides": [stride, stride]}
+        return self.add("Conv", [source, w, b], output, **how)
 
     def relu(self, source: str) -> str:
         return self.add("Relu", [source], f"{source}_relu")
@@ -296,6 +305,44 @@ def test_a_relu_behind_a_concatenation_is_done_by_its_quantizer(engine: str) -> 
     assert all(seen.kernel_of(unit)[1] for unit in made.units)
     x = pictures()
     assert sqnr_db(run("onnxruntime", graph.model, x), run(engine, made.model, x)) > 25
+
+
+def bottleneck(width: int = 16) -> Graph:
+    """As ResNet-50 goes from stage to stage: two layers with strides over single values."""
+    net = Net()
+    x = net.relu(net.conv("x", "stem", 3, width))
+    y = net.conv(net.relu(net.conv(x, "a", width, width)), "b", width, width)
+    x = net.relu(net.add("Add", [x, y], "before"))
+    y = net.relu(net.conv(x, "c", width, width, 1, stride=2))
+    y = net.conv(net.relu(net.conv(y, "d", width, width)), "e", width, 2 * width, 1)
+    x = net.relu(net.add("Add", [net.conv(x, "f", width, 2 * width, 1, stride=2), y], "sum"))
+    net.head(x, 2 * width)
+    return net.graph()
+
+
+def test_strides_over_single_values_keep_their_layers_in_int8() -> None:
+    graph = bottleneck()
+    made, receipt = quantized(graph)
+    assert receipt.fused_int8 == receipt.asked_int8
+    assert receipt.kernels["Convolution u8"] == 7
+    assert "Pooling f32" not in receipt.kernels
+    written = onnx.load_model_from_string(made.model).graph.node
+    assert sum(one.op_type == "MaxPool" for one in written) == 1  # both layers read the same
+    x = pictures()
+    told = run("openvino", made.model, x)
+    assert sqnr_db(run("onnxruntime", made.model, x), told) > 30
+    batches = [{"x": pictures()}]
+    better, _ = correct_biases(graph, made, lambda size: batches, largest_tensor=16 * SIZE**2)
+    wanted = run("onnxruntime", graph.model, x)
+    assert sqnr_db(wanted, run("openvino", better.model, x)) > sqnr_db(wanted, told) > 20
+
+
+def test_the_time_of_a_stride_belongs_to_its_layer() -> None:
+    graph = bottleneck()
+    made, _ = quantized(graph)
+    seen = profile_graphs("openvino", graph, [made.model], {"x": pictures(1)})[0]
+    assert seen.nodes.keys() <= {one.name for one in graph.proto().graph.node}
+    assert not any("MaxPool" in name for kernel in seen.kernels for name in kernel)
 
 
 def test_what_stays_float_is_told_as_float() -> None:

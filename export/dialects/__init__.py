@@ -48,6 +48,9 @@ class Dialect:
             of them, where nothing is quantized in between.
         splits_dequantizers: Whether the engine gives each reader of a dequantized tensor a
             dequantizer of its own, so that they no longer share the tensor that they read.
+        moves_strides: Whether the engine moves the strides of a convolution over single values to
+            where its input is made, between that and its quantizer, so that what reads it runs in
+            float; they are then taken by a node of their own, which moves codes.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Dialect:
     uint8_weights: bool = False
     gates: frozenset[str] = frozenset()
     splits_dequantizers: bool = False
+    moves_strides: bool = False
 
     @property
     def lowest(self) -> int:
@@ -112,6 +116,8 @@ def _openvino(name: str, weight_limit: int) -> Dialect:
     # A Transpose of codes, unlike one of floats between their quantizers, throws the next
     # convolution back to float32, and there is no INT8 SpaceToDepth. What has float32 weights stays
     # float32 between dequantized inputs, and a sum of one term is dropped: nothing stands between.
+    # Strides of 1x1 convolutions are moved upwards (StridesOptimization), and left six of the 53 of
+    # a ResNet-50 in float32: 27.7 ms, and 19.2 ms with a MaxPool of single values in front of each.
     ours = _onnxruntime(name, "uint8", weight_limit)
     return replace(
         ours,
@@ -122,6 +128,7 @@ def _openvino(name: str, weight_limit: int) -> Dialect:
         moves_codes=False,
         uint8_weights=False,
         gates=frozenset({"Sigmoid", "Mul", "LeakyRelu", "HardSigmoid", "HardSwish", "Elu", "Tanh"}),
+        moves_strides=True,
     )
 
 

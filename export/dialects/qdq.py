@@ -33,6 +33,7 @@ from ..ranges import Ranges
 from . import Dialect
 from .layout import Layout, lay_out_ranges
 from .quantizers import PerChannel, PerTensor, bias_codes, weight_quantizer
+from .strides import Strides, over_single_values
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ class _Writer:
         self.codes: dict[str, str] = {}  # tensor -> its codes
         self.floats: dict[str, str] = {}  # tensor -> its dequantized codes
         self.copies: dict[str, str] = {}  # tensor -> a copy of its dequantized codes
+        self.strides = Strides(self.names)
         self.packed: dict[tuple[str, bytes, bytes], list[str]] = {}  # weights already written
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
@@ -256,6 +258,8 @@ class _Writer:
         for i, name in enumerate(node.input):
             if name in reads:
                 copy.input[i] = self.floats[name]
+        if self.dialect.moves_strides and over_single_values(node, self.walk):
+            self.nodes += self.strides.take_before(copy)
         bias, bias_scale = "", None
         if node.op_type in self.dialect.weighted:
             bias, bias_scale = self._weights(node, copy)

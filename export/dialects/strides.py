@@ -1,0 +1,54 @@
+"""Strides of convolutions that look at single values, taken before them.
+
+What it does: a convolution of 1x1 with strides reads every so manieth value in each direction, and
+nothing between them. A MaxPool of single values with these strides leaves the same values, which a
+convolution without strides reads.
+When it is exact: always.
+Source: OpenVINO's StridesOptimization (src/common/transformations/common_optimizations) moves such
+strides to where the input is made, and puts a pooling of floats between that and its quantizer.
+"""
+
+from __future__ import annotations
+
+import onnx
+
+from ..graph import Walk, attribute, fresh
+
+
+def over_single_values(node: onnx.NodeProto, walk: Walk) -> bool:
+    """Whether a node is a convolution that looks at single values, and not at all of them."""
+    if node.op_type != "Conv" or max(attribute(node, "strides", [1])) == 1:
+        return False
+    single = max(walk.constant(node.input[1]).shape[2:], default=1) == 1
+    return single and not any(attribute(node, "pads", [0]))
+
+
+class Strides:
+    """Takes the strides of convolutions before them; those that read the same share a node.
+
+    Args:
+        names: Names that are taken; new ones are added.
+    """
+
+    def __init__(self, names: set[str]) -> None:
+        self._names = names
+        self._made: dict[tuple[str, tuple[int, ...]], str] = {}
+
+    def take_before(self, convolution: onnx.NodeProto) -> list[onnx.NodeProto]:
+        """Let a convolution read what its strides leave, and all of that.
+
+        Returns:
+            What leaves it; nothing where that is there already.
+        """
+        source, strides = convolution.input[0], attribute(convolution, "strides")
+        key, new = (source, tuple(strides)), list[onnx.NodeProto]()
+        if key not in self._made:
+            self._made[key] = fresh(self._names, f"{source}_strided")
+            name = fresh(self._names, f"{convolution.name}_strided")
+            how = {"kernel_shape": [1] * len(strides), "strides": strides}
+            new = [onnx.helper.make_node("MaxPool", [source], [self._made[key]], name, **how)]
+        kept = [item for item in convolution.attribute if item.name != "strides"]
+        del convolution.attribute[:]
+        convolution.attribute.extend(kept)
+        convolution.input[0] = self._made[key]
+        return new
