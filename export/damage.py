@@ -210,7 +210,7 @@ class _Probe:
     ) -> tuple[list[onnx.NodeProto], str]:
         quantizer: PerTensor = self._quantizers[name]
         parts: list[str] = []
-        zero_point = np.array(quantizer.zero_point, self._dialect.activation)
+        zero_point = np.array(quantizer.zero_point, quantizer.kind(self._dialect))
         for value in (np.array(quantizer.scale, np.float32), zero_point):
             tensor = numpy_helper.from_array(value, fresh(taken, f"{name}_probe"))
             model.graph.initializer.append(tensor)

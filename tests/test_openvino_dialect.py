@@ -337,6 +337,68 @@ def test_strides_over_single_values_keep_their_layers_in_int8() -> None:
     assert sqnr_db(wanted, run("openvino", better.model, x)) > sqnr_db(wanted, told) > 20
 
 
+def test_strides_stay_where_other_layers_read_all_values() -> None:
+    """As in ResNet-8: a layer over 3x3 reads the same sum."""
+    net = Net()
+    stem = net.relu(net.conv("x", "stem", 3, 16))
+    x = net.relu(net.add("Add", [net.conv(stem, "a", 16, 16), stem], "before"))
+    y = net.conv(net.relu(net.conv(x, "b", 16, 32, stride=2)), "c", 32, 32)
+    net.head(net.relu(net.add("Add", [net.conv(x, "d", 16, 32, 1, stride=2), y], "sum")), 32)
+    made, receipt = quantized(net.graph())
+    assert receipt.fused_int8 == receipt.asked_int8
+    assert "MaxPool" not in [
+        one.op_type for one in onnx.load_model_from_string(made.model).graph.node
+    ]
+    assert not any(name.startswith("Pooling f32") for name in receipt.kernels)
+
+
+def dense(width: int = 16) -> Graph:
+    """As DenseNet does it: each layer normalizes all that was there before, and adds to it."""
+    net = Net()
+    x = net.add("MaxPool", [net.relu(net.conv("x", "stem", 3, width))], "pool", kernel_shape=[2, 2])
+    for i in range(3):
+        channels = width * (i + 1)
+        names = [net.constant(f"n{i}_{k}", np.ones(channels, np.float32)) for k in range(4)]
+        y = net.relu(net.add("BatchNormalization", [x, *names], f"normal{i}"))
+        x = net.add("Concat", [x, net.conv(y, f"grown{i}", channels, width)], f"all{i}", axis=1)
+    names = [net.constant(f"last_{k}", np.ones(4 * width, np.float32)) for k in range(4)]
+    net.head(net.relu(net.add("BatchNormalization", [x, *names], "normal")), 4 * width)
+    return net.graph()
+
+
+def test_channels_keep_their_scales_where_only_floats_are_made_of_them() -> None:
+    graph = dense()
+    made, receipt = quantized(graph)
+    assert receipt.fused_int8 == receipt.asked_int8
+    assert sum(n for name, n in receipt.kernels.items() if name.startswith("Concat")) == 3
+    assert not any(name.startswith("Convert") for name in receipt.kernels)
+    assert receipt.kernels["FakeQuantize f32"] == 1  # that of the input
+    written = onnx.load_model_from_string(made.model)
+    together = {one.output[0] for one in written.graph.node if one.op_type == "Concat"}
+    readers = [one.op_type for one in written.graph.node if together & set(one.input)]
+    assert set(readers) == {"BatchNormalization", "Concat"}
+    zeros = {one.name: numpy_helper.to_array(one) for one in written.graph.initializer}
+    assert zeros["grown0_zero_point"].dtype == np.int8
+    assert zeros["stem_relu_zero_point"].dtype == np.uint8
+    x = pictures()
+    told = run("openvino", made.model, x)
+    assert sqnr_db(run("onnxruntime", made.model, x), told) > 30
+    assert sqnr_db(run("onnxruntime", graph.model, x), told) > 25
+
+
+def test_codes_that_a_layer_reads_have_one_scale() -> None:
+    net = Net()
+    stem = net.relu(net.conv("x", "stem", 3, 16))
+    both = net.add("Concat", [net.conv(stem, "a", 16, 8), stem], "both", axis=1)
+    y = net.conv(both, "b", 24, 16)
+    names = [net.constant(f"n{k}", np.ones(24, np.float32)) for k in range(4)]
+    z = net.relu(net.add("BatchNormalization", [both, *names], "normal"))
+    net.head(net.relu(net.add("Add", [net.conv(z, "c", 24, 16), y], "sum")), 16)
+    made, receipt = quantized(net.graph())
+    assert receipt.fused_int8 == receipt.asked_int8
+    assert "both" in made.codes
+
+
 def test_the_time_of_a_stride_belongs_to_its_layer() -> None:
     graph = bottleneck()
     made, _ = quantized(graph)

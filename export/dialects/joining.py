@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from ..graph import Walk, clip_bounds
+from ..graph import Walk, attribute, clip_bounds
 from ..plan import PrecisionPlan
 from ..ranges import TensorRange
 from . import Dialect
@@ -67,6 +67,7 @@ def shared_quantizers(
     plan: PrecisionPlan,
     dialect: Dialect,
     movable: Collection[str],
+    apart: Collection[str] = (),
 ) -> dict[str, PerTensor]:
     """By tensor that is not moved from another, the quantizer that it shares.
 
@@ -76,11 +77,12 @@ def shared_quantizers(
         plan: Which nodes are INT8.
         dialect: What the engine fuses.
         movable: Names of nodes that can move codes.
+        apart: Names of concatenations whose channels keep their scales.
     """
     groups: dict[str, _Group] = {}
     nodes = walk.model.graph.node if JOINING in dialect.elementwise else ()
     for node in nodes:
-        if not _joins(node, walk, plan):
+        if not _joins(node, walk, plan) or node.name in apart:
             continue
         whole = _group(node.output[0], groups, seen)
         for name in dict.fromkeys(node.input):
@@ -107,6 +109,40 @@ def shared_quantizers(
         for name, group in groups.items()
         if len(group.members) > 1
     }
+
+
+def joins_of_channels(
+    walk: Walk, plan: PrecisionPlan, dialect: Dialect, movable: Collection[str]
+) -> frozenset[str]:
+    """Names of concatenations whose channels keep their scales: nothing reads codes behind them.
+
+    Args:
+        walk: The float32 graph.
+        plan: Which nodes are INT8.
+        dialect: What the engine fuses.
+        movable: Names of nodes that can move codes.
+    """
+    found: set[str] = set()
+    for node in reversed(walk.model.graph.node) if dialect.joins_channels else ():
+        readers = walk.consumers.get(node.output[0], [])
+        alike = _joins(node, walk, plan) and attribute(node, "axis") == 1
+        if not alike or node.output[0] in walk.output_names or not readers:
+            continue
+        if all(r.name in found or not (plan.is_int8(r) or r.name in movable) for r in readers):
+            found.add(node.name)
+    return frozenset(found)
+
+
+def channels_of(walk: Walk, joining: Collection[str], movable: Collection[str]) -> frozenset[str]:
+    """Tensors, not moved from another, whose channels some concatenations put together.
+
+    Args:
+        walk: The float32 graph.
+        joining: Names of the concatenations.
+        movable: Names of nodes that can move codes.
+    """
+    nodes = [node for node in walk.model.graph.node if node.name in joining]
+    return frozenset(origin_of(name, walk, movable) for node in nodes for name in node.input)
 
 
 def origin_of(name: str, walk: Walk, movable: Collection[str]) -> str:
@@ -148,7 +184,9 @@ def holds(quantizer: PerTensor, clip: tuple[float, float] | None, dialect: Diale
     """Whether a quantizer represents nothing outside of the bounds of an activation function."""
     if clip is None:
         return True
-    ends = (np.array(dialect.codes) - quantizer.zero_point).astype(np.float32) * quantizer.scale
+    ends = (np.array(quantizer.codes(dialect)) - quantizer.zero_point).astype(
+        np.float32
+    ) * quantizer.scale
     return bool(ends[0] >= clip[0] and ends[1] <= clip[1])
 
 
@@ -178,7 +216,8 @@ def _have_one(node: onnx.NodeProto, quantizers: Mapping[str, PerTensor]) -> bool
     if given is None or given.ends is not None:
         return False
     read = [quantizers.get(name) for name in node.input]
-    return all(
-        one is not None and (one.scale, one.zero_point) == (given.scale, given.zero_point)
-        for one in read
-    )
+    return all(one is not None and _meaning(one) == _meaning(given) for one in read)
+
+
+def _meaning(quantizer: PerTensor) -> tuple[float, int, bool]:
+    return float(quantizer.scale), quantizer.zero_point, quantizer.signed

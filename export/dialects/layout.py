@@ -6,7 +6,7 @@ A pure decision on the float32 graph; :mod:`edgepress.export.dialects.qdq` write
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..graph import Walk, attribute, clip_bounds, is_standard
 from ..plan import PrecisionPlan
 from ..ranges import Ranges
 from . import Dialect
-from .joining import holds, joins, origin_of, shared_quantizers
+from .joining import channels_of, holds, joins, joins_of_channels, origin_of, shared_quantizers
 from .quantizers import PerTensor, activation_quantizer, symmetric_quantizer
 from .residual import skip_inputs
 
@@ -34,7 +34,8 @@ class Layout:
         coded: Tensors that exist as codes only: INT8 kernels give them, or codes were moved.
         reads: Tensors that an INT8 node reads as codes, by node name.
         rounded: Tensors that float32 nodes, too, read as their codes say.
-        joining: Names of concatenations that put codes together, all of one scale.
+        joining: Names of concatenations that put codes together, all of one scale, or each channel
+            at its own where only floats are made of them.
     """
 
     quantizers: dict[str, PerTensor]
@@ -52,16 +53,26 @@ class Layout:
 
 
 def _reads(
-    walk: Walk, elements: Mapping[str, int], plan: PrecisionPlan, dialect: Dialect
+    walk: Walk,
+    elements: Mapping[str, int],
+    plan: PrecisionPlan,
+    dialect: Dialect,
+    apart: Set[str],
 ) -> _Reads:
-    """The inputs of INT8 nodes that are read as codes, by node name; the rest are weights."""
+    """The inputs of INT8 nodes that are read as codes, by node name; the rest are weights.
+
+    What comes out of a concatenation named in ``apart`` has no scale of its own to be read at.
+    """
     int8 = [node for node in walk.model.graph.node if plan.is_int8(node)]
     if dialect.weight_only:
         return {node.name: frozenset[str]() for node in int8}
     found: _Reads = {}
     for node in int8:
         weighted = node.op_type in dialect.weighted
-        found[node.name] = frozenset([node.input[0]] if weighted else node.input)
+        read = [node.input[0]] if weighted else node.input
+        found[node.name] = frozenset(
+            n for n in read if n not in walk.producer or walk.producer[n].name not in apart
+        )
     if dialect.at_inputs:
         convolutions = {node.name for node in int8 if node.op_type == "Conv"}
         for name, skip in skip_inputs(walk, elements, convolutions).items():
@@ -90,13 +101,21 @@ def lay_out_ranges(walk: Walk, ranges: Ranges, plan: PrecisionPlan, dialect: Dia
     """`lay_out` with the quantizers that calibration's ranges tell."""
     alone = from_ranges(ranges, dialect)
     movable = {node.name for node in walk.model.graph.node if moves(node, walk, dialect)}
-    shared = shared_quantizers(walk, ranges.tensors, plan, dialect, movable)
+    apart = joins_of_channels(walk, plan, dialect, movable)
+    shared = shared_quantizers(walk, ranges.tensors, plan, dialect, movable, apart)
+
+    channels = channels_of(walk, apart, movable)
 
     def choose(name: str, clip: tuple[float, float] | None) -> PerTensor:
-        given = shared.get(origin_of(name, walk, movable))
+        origin = origin_of(name, walk, movable)
+        if origin in channels and clip is None and ranges.tensors[origin].low < 0:
+            # Around 0 there is nothing to subtract before the scales of the channels are applied.
+            return replace(symmetric_quantizer(ranges.tensors[origin].magnitude), signed=True)
+        given = shared.get(origin)
         return given if given is not None and holds(given, clip, dialect) else alone(name, clip)
 
-    return lay_out(walk, ranges.tensors, plan, dialect, choose, elements=ranges.elements)
+    elements = ranges.elements
+    return lay_out(walk, ranges.tensors, plan, dialect, choose, elements=elements, apart=apart)
 
 
 def lay_out(
@@ -109,6 +128,7 @@ def lay_out(
     keep: Set[str] = frozenset(),
     own: Set[str] = frozenset(),
     elements: Mapping[str, int] | None = None,
+    apart: Set[str] = frozenset(),
 ) -> Layout:
     """Decide which tensors become codes.
 
@@ -127,10 +147,11 @@ def lay_out(
         own: Tensors with a scale of their own, to which no codes of another are moved.
         elements: Values that each tensor holds, by which a dialect that wants codes at the inputs
             tells a residual addition.
+        apart: Names of concatenations whose channels keep their scales.
     """
     nodes = list(walk.model.graph.node)
     int8 = [node for node in nodes if plan.is_int8(node)]
-    reads = _reads(walk, elements or {}, plan, dialect)
+    reads = _reads(walk, elements or {}, plan, dialect, apart)
     wanted: set[str] = {name for node in int8 for name in reads[node.name]}
     if dialect.at_inputs:
         made = {name: choose(name, None) for name in sorted(wanted)}
@@ -151,7 +172,8 @@ def lay_out(
     wanted |= {
         gives[node.name]
         for node in int8
-        if node.op_type not in dialect.free_output or gives[node.name] in keep
+        if not (node.op_type in dialect.free_output or node.name in apart)
+        or gives[node.name] in keep
     }
     absorbed: dict[str, onnx.NodeProto] = {}
     quantizers: dict[str, PerTensor] = {}
@@ -179,7 +201,7 @@ def lay_out(
         frozenset(coded),
         reads,
         frozenset(rounded),
-        joins(walk, plan, quantizers),
+        joins(walk, plan, quantizers) | apart,
     )
 
 

@@ -33,7 +33,7 @@ from ..ranges import Ranges
 from . import Dialect
 from .layout import Layout, lay_out_ranges
 from .quantizers import PerChannel, PerTensor, bias_codes, weight_quantizer
-from .strides import Strides, over_single_values
+from .strides import Strides, are_moved
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class _Writer:
         return [scale, self._zero_point(f"{name}_zero_point", quantizer)]
 
     def _zero_point(self, name: str, quantizer: PerTensor) -> str:
-        return self._constant(name, np.array(quantizer.zero_point, self.dialect.activation))
+        return self._constant(name, np.array(quantizer.zero_point, quantizer.kind(self.dialect)))
 
     def _quantize(self, name: str, source: str) -> str:
         """Codes of the tensor ``name`` from the floats ``source``, and what they stand for.
@@ -212,13 +212,13 @@ class _Writer:
         quantizer = self.layout.quantizers[name]
         parameters = self._parameters(name, quantizer)
         made = self.codes[name] = fresh(self.names, f"{name}_codes")
-        ends = quantizer.ends or self.dialect.codes
-        if ends == self.dialect.codes:
+        ends = quantizer.ends or quantizer.codes(self.dialect)
+        if ends == quantizer.codes(self.dialect):
             self._add("QuantizeLinear", [source, *parameters], made)
         elif self.dialect.moves_codes:
             made = fresh(self.names, f"{name}_unclipped")
             self._add("QuantizeLinear", [source, *parameters], made)
-            self._clip(made, np.array(ends, self.dialect.activation), self.codes[name])
+            self._clip(made, np.array(ends, quantizer.kind(self.dialect)), self.codes[name])
         else:
             clipped = fresh(self.names, f"{name}_clipped")
             values = (np.array(ends) - quantizer.zero_point) * np.float64(quantizer.scale)
@@ -231,7 +231,7 @@ class _Writer:
         """Codes of the constant ``name``, and what they stand for."""
         quantizer = self.layout.quantizers[name]
         codes = np.rint(self.walk.constant(name) / quantizer.scale) + quantizer.zero_point
-        kept = np.clip(codes, *self.dialect.codes).astype(self.dialect.activation)
+        kept = np.clip(codes, *quantizer.codes(self.dialect)).astype(quantizer.kind(self.dialect))
         self.codes[name] = self._constant(f"{name}_codes", kept)
         self._dequantize(name, self._parameters(name, quantizer))
 
@@ -258,7 +258,7 @@ class _Writer:
         for i, name in enumerate(node.input):
             if name in reads:
                 copy.input[i] = self.floats[name]
-        if self.dialect.moves_strides and over_single_values(node, self.walk):
+        if self.dialect.moves_strides and are_moved(node, self.walk):
             self.nodes += self.strides.take_before(copy)
         bias, bias_scale = "", None
         if node.op_type in self.dialect.weighted:
@@ -331,7 +331,7 @@ class _Writer:
         moved = len(node.input) if node.name in self.layout.joining else 1
         held = self.codes if self.dialect.moves_codes else self.floats
         for i, name in enumerate(node.input[:moved]):
-            copy.input[i] = held[name]
+            copy.input[i] = held.get(name, name)  # itself where each channel has its own scale
         if not self.dialect.moves_codes:
             self.nodes.append(copy)
             self.floats.update((name, name) for name in node.output)

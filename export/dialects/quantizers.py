@@ -28,11 +28,21 @@ class PerTensor:
         ends: The first and the last code that may occur, where those do all that an activation
             function in front did, which then need not be written; ``None`` where the type's own
             ends are meant and such a function stays.
+        signed: Whether the codes are int8 in a dialect of uint8, too.
     """
 
     scale: np.float32
     zero_point: int
     ends: tuple[int, int] | None = None
+    signed: bool = False
+
+    def kind(self, dialect: Dialect) -> str:
+        """The type of its codes."""
+        return "int8" if self.signed else dialect.activation
+
+    def codes(self, dialect: Dialect) -> tuple[int, int]:
+        """The lowest and the highest of its codes."""
+        return (-128, 127) if self.signed else dialect.codes
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ What it does: a convolution of 1x1 with strides reads every so manieth value in 
 nothing between them. A MaxPool of single values with these strides leaves the same values, which a
 convolution without strides reads.
 When it is exact: always.
+When it refuses: where something reads the values between, strides stay where they are; and behind a
+layer with weights an engine that moves them into that makes it do less.
 Source: OpenVINO's StridesOptimization (src/common/transformations/common_optimizations) moves such
 strides to where the input is made, and puts a pooling of floats between that and its quantizer.
 """
@@ -15,7 +17,27 @@ import onnx
 from ..graph import Walk, attribute, fresh
 
 
-def over_single_values(node: onnx.NodeProto, walk: Walk) -> bool:
+def are_moved(node: onnx.NodeProto, walk: Walk) -> bool:
+    """Whether a node is a convolution whose strides would be moved through a quantizer.
+
+    Args:
+        node: A node with weights.
+        walk: The float32 graph.
+    """
+    if not _over_single_values(node, walk):
+        return False
+    strides = attribute(node, "strides")
+    for reader in walk.consumers[node.input[0]]:
+        alike = _over_single_values(reader, walk) and attribute(reader, "strides") == strides
+        if not alike:
+            return False
+    maker = walk.producer.get(node.input[0])
+    if maker is not None and maker.op_type in ("Relu", "Clip"):
+        maker = walk.producer.get(maker.input[0])
+    return maker is not None and maker.op_type not in ("Conv", "Gemm", "MatMul")
+
+
+def _over_single_values(node: onnx.NodeProto, walk: Walk) -> bool:
     """Whether a node is a convolution that looks at single values, and not at all of them."""
     if node.op_type != "Conv" or max(attribute(node, "strides", [1])) == 1:
         return False
