@@ -136,6 +136,8 @@ def joins_of_channels(
 def channels_of(walk: Walk, joining: Collection[str], movable: Collection[str]) -> frozenset[str]:
     """Tensors, not moved from another, whose channels some concatenations put together.
 
+    Those are among them that such concatenations give, which have no quantizer.
+
     Args:
         walk: The float32 graph.
         joining: Names of the concatenations.
@@ -184,9 +186,8 @@ def holds(quantizer: PerTensor, clip: tuple[float, float] | None, dialect: Diale
     """Whether a quantizer represents nothing outside of the bounds of an activation function."""
     if clip is None:
         return True
-    ends = (np.array(quantizer.codes(dialect)) - quantizer.zero_point).astype(
-        np.float32
-    ) * quantizer.scale
+    steps = np.array(quantizer.codes(dialect)) - quantizer.zero_point
+    ends = steps.astype(np.float32) * quantizer.scale
     return bool(ends[0] >= clip[0] and ends[1] <= clip[1])
 
 

@@ -99,20 +99,21 @@ def from_ranges(ranges: Ranges, dialect: Dialect) -> Choose:
 
 def lay_out_ranges(walk: Walk, ranges: Ranges, plan: PrecisionPlan, dialect: Dialect) -> Layout:
     """`lay_out` with the quantizers that calibration's ranges tell."""
-    alone = from_ranges(ranges, dialect)
-    movable = {node.name for node in walk.model.graph.node if moves(node, walk, dialect)}
+    alone, known = from_ranges(ranges, dialect), ranges.tensors
+    movable = _movable(walk, known, dialect)
     apart = joins_of_channels(walk, plan, dialect, movable)
-    shared = shared_quantizers(walk, ranges.tensors, plan, dialect, movable, apart)
-
+    shared = shared_quantizers(walk, known, plan, dialect, movable, apart)
     channels = channels_of(walk, apart, movable)
 
     def choose(name: str, clip: tuple[float, float] | None) -> PerTensor:
         origin = origin_of(name, walk, movable)
-        if origin in channels and clip is None and ranges.tensors[origin].low < 0:
-            # Around 0 there is nothing to subtract before the scales of the channels are applied.
-            return replace(symmetric_quantizer(ranges.tensors[origin].magnitude), signed=True)
         given = shared.get(origin)
-        return given if given is not None and holds(given, clip, dialect) else alone(name, clip)
+        if given is not None and holds(given, clip, dialect):
+            return given
+        if origin in channels and clip is None and known[origin].low < 0:
+            # Around 0 there is nothing to subtract before the scales of the channels are applied.
+            return replace(symmetric_quantizer(known[origin].magnitude), signed=True)
+        return alone(name, clip)
 
     elements = ranges.elements
     return lay_out(walk, ranges.tensors, plan, dialect, choose, elements=elements, apart=apart)
@@ -161,13 +162,8 @@ def lay_out(
         node.name: tail.output[0] if (tail := tails[node.name]) is not None else node.output[0]
         for node in int8
     }
-    movable = {
-        node.name
-        for node in nodes
-        if moves(node, walk, dialect)
-        and all(name in known for name in [node.input[0], *node.output])
-        and own.isdisjoint(node.output)
-    }
+    able = _movable(walk, known, dialect)
+    movable = {n.name for n in nodes if n.name in able and own.isdisjoint(n.output)}
     moving = _moves(walk, movable, plan, wanted, set(gives.values()))
     wanted |= {
         gives[node.name]
@@ -202,6 +198,16 @@ def lay_out(
         reads,
         frozenset(rounded),
         joins(walk, plan, quantizers) | apart,
+    )
+
+
+def _movable(walk: Walk, known: Container[str], dialect: Dialect) -> frozenset[str]:
+    """Names of nodes that can move codes, where codes of what they read and give are known."""
+    return frozenset(
+        node.name
+        for node in walk.model.graph.node
+        if moves(node, walk, dialect)
+        and all(name in known for name in [node.input[0], *node.output])
     )
 
 
