@@ -78,10 +78,12 @@ def aims(held: Mapping[str, dict[str, Any]]) -> list[str]:
     finite = [name for name, one in whole.items() if not non_finite(one)]
     close = [name for name, one in whole.items() if cosine(one) >= COSINE]
     most = [name for name, one in whole.items() if convolution_share(one) >= CONVOLUTIONS]
-    apart = [name for name in whole if name not in close]
+    floats = [n for n in whole if n not in close and whole[n].get("accepted") is False]
+    apart = [name for name in whole if name not in [*close, *floats]]
     lines = [
         f"- {len(whole)} of {len(held)} networks made and run; finite outputs: {len(finite)}.",
         f"- Cosine {COSINE} or better: {len(close)}"
+        + (f"; not, so that the bundle holds floats: {', '.join(floats)}" if floats else "")
         + (f"; not {', '.join(apart)}." if apart else "."),
         f"- At least {100 * CONVOLUTIONS:.0f} % of the convolutions' multiply-adds in INT8: {len(most)}; "
         "the table says why not of the rest.",
@@ -90,11 +92,12 @@ def aims(held: Mapping[str, dict[str, Any]]) -> list[str]:
     if timed:
         faster = sum(one["latency"]["faster"] == "result" for one in timed)
         kept = sum(one["accepted"] for one in timed)
-        floats = sorted({one.get("holds", "float32") for one in timed} - {"int8"}, reverse=True)
-        floats = floats or ["float32"]
+        others = sorted(
+            {one.get("holds", "float32") for one in timed if not one["accepted"]}, reverse=True
+        )
         lines.append(
-            f"- INT8 faster than float32 in the same engine: {faster} of {len(timed)}; "
-            f"the bundle holds INT8 in {kept}, else {' or '.join(floats)}."
+            f"- INT8 faster than float32 in the same engine: {faster} of {len(timed)}; the bundle holds "
+            f"INT8 in {kept}" + (f", else {' or '.join(others)}." if others else ".")
         )
     return lines
 
@@ -343,7 +346,9 @@ def bundle(one: dict[str, Any]) -> str:
     if "accepted" not in one:
         return "not made"
     held = one.get("holds", "float32")
-    return "INT8" if one["accepted"] else f"{held}: " + "; ".join(one["reasons"])
+    if one["accepted"]:
+        return "INT8 and bfloat16" if held == "int8-bfloat16" else "INT8"
+    return f"{held}: " + "; ".join(one["reasons"])
 
 
 def percent(share: float) -> str:
