@@ -12,6 +12,8 @@ strides to where the input is made, and puts a pooling of floats between that an
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx
 
 from ..graph import Walk, attribute, fresh
@@ -67,7 +69,7 @@ class Strides:
         if key not in self._made:
             self._made[key] = fresh(self._names, f"{source}_strided")
             name = fresh(self._names, f"{convolution.name}_strided")
-            how = {"kernel_shape": [1] * len(strides), "strides": strides}
+            how: dict[str, Any] = {"kernel_shape": [1] * len(strides), "strides": strides}
             new = [onnx.helper.make_node("MaxPool", [source], [self._made[key]], name, **how)]
         kept = [item for item in convolution.attribute if item.name != "strides"]
         del convolution.attribute[:]
