@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -115,14 +115,22 @@ class InOpenVino:
 
     def kernel_of(self, unit: Unit) -> tuple[str, bool]:
         """As the protocol says."""
-        best = self.home_of((unit.node, unit.raw, unit.output), unit.op_type)
+        names, kinds = (unit.node, unit.raw, unit.output), _COMPUTING
+        if unit.product:
+            kinds = (*kinds, "Subgraph")  # attention is one kernel
+        best = self.home_of(names, unit.op_type, kinds)
         return (UNTOLD, False) if best is None else (told(best), best.precision in INT8)
 
-    def home_of(self, names: Iterable[str], op_type: str) -> Executed | None:
-        """What a node became, by its own name and those of what it gives; INT8 before others."""
+    def home_of(
+        self, names: Iterable[str], op_type: str, computing: Sequence[str] = _COMPUTING
+    ) -> Executed | None:
+        """What a node became, by its own name and those of what it gives; INT8 before others.
+
+        A node with weights, or a product, became one of the kinds ``computing``.
+        """
         homes = [home for name in dict.fromkeys(names) for home in self._homes.get(name, [])]
         if op_type in _WEIGHTED:
-            homes = [home for home in homes if home.kind in _COMPUTING]
+            homes = [home for home in homes if home.kind in computing]
         return next((home for home in homes if home.precision in INT8), next(iter(homes), None))
 
     def kernels(self) -> dict[str, int]:

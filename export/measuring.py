@@ -17,6 +17,7 @@ from .blame import Blame, NodeBlame, TensorBlame
 from .damage import Damage, Place, measure_damage
 from .dialects import Dialect
 from .dialects.layout import Layout, lay_out_ranges
+from .dialects.products import has_weights
 from .dialects.qdq import Quantized, write_qdq
 from .ends import Ends
 from .graph import Graph, Walk
@@ -75,7 +76,7 @@ def measure_times(
     walk = Walk(graph.proto())
     layout = whole.layout(walk)
     int8 = [node for node in walk.model.graph.node if whole.plan.is_int8(node)]
-    layers = [node.name for node in int8 if node.op_type in dialect.weighted]
+    layers = [node.name for node in int8 if has_weights(node, walk, dialect)]
     every_second = set(layers[::2])
     borders = PrecisionPlan(
         {
@@ -141,8 +142,9 @@ def with_damage(
     """
     walk = Walk(whole.graph.proto())
     layout = whole.layout(walk)
-    types = {node.name: node.op_type for node in walk.model.graph.node}
-    weighted = [n.name for n in blame.nodes if types[n.name] in whole.dialect.weighted]
+    blamed = {node.name for node in blame.nodes}
+    nodes = [node for node in walk.model.graph.node if node.name in blamed]
+    weighted = [node.name for node in nodes if has_weights(node, walk, whole.dialect)]
     found = measure_damage(
         whole.graph,
         layout,

@@ -11,6 +11,7 @@ import onnx
 
 from ..runtime.errors import InputError
 from .dialects import Dialect
+from .dialects.products import has_weights
 from .dialects.residual import skip_inputs
 from .graph import Graph, Walk, attribute, is_standard
 from .ranges import Ranges
@@ -193,7 +194,7 @@ def _why_not(node: onnx.NodeProto, walk: Walk, ranges: Ranges, dialect: Dialect)
     if not is_standard(node) or node.op_type not in dialect.weighted | dialect.elementwise:
         return f"{dialect.name} has no INT8 kernel for {node.op_type}"
     activations = list(node.input)
-    if node.op_type in dialect.weighted:
+    if has_weights(node, walk, dialect):
         reason = why_not_weights(node, walk)
         if reason is not None:
             return reason

@@ -24,6 +24,7 @@ from edgepress.export.dialects import Dialect
 from edgepress.export.dialects.qdq import Quantized
 from edgepress.export.exact import tidy
 from edgepress.export.executed import InOpenVino, rewritten
+from edgepress.export.measuring import Whole, measure_times, with_damage
 from edgepress.export.node_times import profile_graphs
 from edgepress.export.receipt import count_macs, float_receipt
 from edgepress.runtime import EngineError, open_engine
@@ -397,6 +398,60 @@ def test_codes_that_a_layer_reads_have_one_scale() -> None:
     made, receipt = quantized(net.graph())
     assert receipt.fused_int8 == receipt.asked_int8
     assert "both" in made.codes
+
+
+def attention(width: int = 16) -> Graph:
+    """As a transformer's block: queries by keys, weights by values."""
+    net = Net()
+    x = net.add(
+        "MaxPool", [net.conv("x", "stem", 3, width)], "p", kernel_shape=[4, 4], strides=[4, 4]
+    )
+    rows = net.constant("rows", np.array([0, width, -1]))
+    tokens = net.add("Transpose", [net.add("Reshape", [x, rows], "lined")], "tokens", perm=[0, 2, 1])
+    for name in "qkv":
+        weights = net.rng.normal(0, width**-0.5, (width, width)).astype(np.float32)
+        net.add("MatMul", [tokens, net.constant(f"{name}_w", weights)], name)
+    turned = net.add("Transpose", ["k"], "turned", perm=[0, 2, 1])
+    share = net.add("Softmax", [net.add("MatMul", ["q", turned], "scores")], "share", axis=-1)
+    mixed = net.add("Transpose", [net.add("MatMul", [share, "v"], "mixed")], "back", perm=[0, 2, 1])
+    shape = net.constant("shape", np.array([0, width, 4, 4]))
+    net.head(net.conv(net.add("Reshape", [mixed, shape], "map"), "last", width, width), width)
+    return net.graph()
+
+
+def test_products_of_activations_run_in_int8() -> None:
+    graph = attention()
+    made, receipt = quantized(graph)
+    nodes = {one.name: one for one in receipt.nodes}
+    assert {nodes["n_scores"].precision, nodes["n_mixed"].precision} == {"int8"}, receipt.nodes
+    assert receipt.int8_share == 1
+    assert [one.node for one in made.units if one.product] == ["n_scores", "n_mixed"]
+    zeros = {
+        t.name: numpy_helper.to_array(t)
+        for t in onnx.load_model_from_string(made.model).graph.initializer
+    }
+    assert zeros["q_zero_point"].dtype == np.int8
+    assert zeros["share_zero_point"].dtype == np.uint8
+    x = pictures()
+    told, wanted = run("openvino", made.model, x), run("onnxruntime", graph.model, x)
+    assert sqnr_db(wanted, told) > 20
+    batches = [{"x": pictures()}]
+    better, _ = correct_biases(graph, made, lambda size: batches, largest_tensor=16 * SIZE**2)
+    assert sqnr_db(wanted, run("openvino", better.model, x)) > 20
+
+
+def test_products_are_blamed_and_decided_like_layers() -> None:
+    graph = attention()
+    ranges = calibrate(graph, lambda size: [{"x": pictures()}])
+    plan = plan_int8(graph, ranges, OURS)
+    whole = Whole(graph, ranges, plan, OURS, write_qdq(graph, ranges, plan, OURS))
+    blame = with_damage(
+        measure_times(whole, "openvino", {"x": pictures(1)}), whole, [{"x": pictures(4)}]
+    )
+    products = [one for one in blame.nodes if one.name in ("n_scores", "n_mixed")]
+    assert [len(one.reads) for one in products] == [2, 2]
+    assert not any(one.damage for one in products)  # no weights
+    assert {one.name for one in blame.tensors} >= {"q", "share", "v"}
 
 
 def test_the_time_of_a_stride_belongs_to_its_layer() -> None:

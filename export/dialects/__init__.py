@@ -27,6 +27,7 @@ class Dialect:
         weight_limit: Largest magnitude of a quantized weight; 127, or 63 where the processor adds
             pairs of products in 16 bits.
         weighted: Operators with constant weights that run in INT8.
+        products: Those of them that multiply two activations in INT8, too, and give floats.
         elementwise: Operators on activations alone that run in INT8 between a quantized input and
             output.
         moving: Operators that only move values: their output takes its input's scale, and the
@@ -72,6 +73,7 @@ class Dialect:
     uint8_weights: bool = False
     gates: frozenset[str] = frozenset()
     splits_dequantizers: bool = False
+    products: frozenset[str] = frozenset()
     joins_channels: bool = False
     moves_strides: bool = False
 
@@ -134,6 +136,7 @@ def _openvino(name: str, weight_limit: int) -> Dialect:
         moves_codes=False,
         uint8_weights=False,
         gates=frozenset({"Sigmoid", "Mul", "LeakyRelu", "HardSigmoid", "HardSwish", "Elu", "Tanh"}),
+        products=frozenset({"MatMul"}),
         joins_channels=True,
         moves_strides=True,
     )

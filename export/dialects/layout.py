@@ -17,6 +17,7 @@ from ..plan import PrecisionPlan
 from ..ranges import Ranges
 from . import Dialect
 from .joining import channels_of, holds, joins, joins_of_channels, origin_of, shared_quantizers
+from .products import has_weights, is_product
 from .quantizers import PerTensor, activation_quantizer, symmetric_quantizer
 from .residual import skip_inputs
 
@@ -68,8 +69,7 @@ def _reads(
         return {node.name: frozenset[str]() for node in int8}
     found: _Reads = {}
     for node in int8:
-        weighted = node.op_type in dialect.weighted
-        read = [node.input[0]] if weighted else node.input
+        read = [node.input[0]] if has_weights(node, walk, dialect) else node.input
         found[node.name] = frozenset(
             n for n in read if n not in walk.producer or walk.producer[n].name not in apart
         )
@@ -103,15 +103,19 @@ def lay_out_ranges(walk: Walk, ranges: Ranges, plan: PrecisionPlan, dialect: Dia
     movable = _movable(walk, known, dialect)
     apart = joins_of_channels(walk, plan, dialect, movable)
     shared = shared_quantizers(walk, known, plan, dialect, movable, apart)
-    channels = channels_of(walk, apart, movable)
+    products = [
+        n for n in walk.model.graph.node if is_product(n, walk, dialect) and plan.is_int8(n)
+    ]
+    factors = {origin_of(name, walk, movable) for n in products for name in n.input}
+    around_zero = factors | channels_of(walk, apart, movable)
 
     def choose(name: str, clip: tuple[float, float] | None) -> PerTensor:
         origin = origin_of(name, walk, movable)
         given = shared.get(origin)
         if given is not None and holds(given, clip, dialect):
             return given
-        if origin in channels and clip is None and known[origin].low < 0:
-            # Around 0 there is nothing to subtract before the scales of the channels are applied.
+        if origin in around_zero and clip is None and known[origin].low < 0:
+            # There is nothing to subtract before scales of channels, or those of two factors.
             return replace(symmetric_quantizer(known[origin].magnitude), signed=True)
         return alone(name, clip)
 

@@ -32,6 +32,7 @@ from ..plan import PrecisionPlan
 from ..ranges import Ranges
 from . import Dialect
 from .layout import Layout, lay_out_ranges
+from .products import is_product
 from .quantizers import PerChannel, PerTensor, bias_codes, weight_quantizer
 from .strides import Strides, are_moved
 
@@ -48,6 +49,7 @@ class Unit:
         raw: The tensor that the node itself gives, before the ReLU and the quantizer.
         bias: The initializer of its bias, int32 codes or floats; empty for a unit that has none.
         bias_scale: float32, the scale of each of the bias's codes; ``None`` where it has none.
+        product: Whether it multiplies two activations.
     """
 
     node: str
@@ -56,6 +58,7 @@ class Unit:
     raw: str
     bias: str = ""
     bias_scale: Array | None = None
+    product: bool = False
 
 
 @dataclass(frozen=True)
@@ -260,12 +263,12 @@ class _Writer:
                 copy.input[i] = self.floats[name]
         if self.dialect.moves_strides and are_moved(node, self.walk):
             self.nodes += self.strides.take_before(copy)
-        bias, bias_scale = "", None
-        if node.op_type in self.dialect.weighted:
-            bias, bias_scale = self._weights(node, copy)
+        product = is_product(node, self.walk, self.dialect)
+        weighted = node.op_type in self.dialect.weighted and not product
+        bias, bias_scale = self._weights(node, copy) if weighted else ("", None)
         if out not in self.layout.coded:
             self.nodes.append(copy)
-            self.units.append(Unit(node.name, node.op_type, out, out, bias, bias_scale))
+            self.units.append(Unit(node.name, node.op_type, out, out, bias, bias_scale, product))
             if out in self.layout.quantizers:
                 self._quantize(out, out)
             return
@@ -280,7 +283,7 @@ class _Writer:
             tail.output[0] = last
             self.nodes.append(tail)
         codes = self._quantize(out, last)
-        self.units.append(Unit(node.name, node.op_type, codes, raw, bias, bias_scale))
+        self.units.append(Unit(node.name, node.op_type, codes, raw, bias, bias_scale, product))
 
     def _weights(self, node: onnx.NodeProto, copy: onnx.NodeProto) -> tuple[str, Array | None]:
         """Quantize weights and bias of ``node``, and let ``copy`` read them."""
