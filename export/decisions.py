@@ -16,6 +16,7 @@ from .dialects import Dialect
 from .dialects.layout import Layout, lay_out, moves
 from .dialects.qdq import Quantized, write_layout
 from .dialects.quantizers import PerTensor
+from .dialects.strides import are_moved
 from .filling import Telling
 from .graph import Graph, Walk, is_standard
 from .kept_codes import has_grid, is_kept, keep_codes
@@ -147,6 +148,11 @@ class Decision:
             self._note(
                 name, "weights", f"quantized again: codes end at {self.dialect.weight_limit}"
             )
+        moving = self.dialect.moves_strides
+        for node in walk.model.graph.node if moving else ():
+            if plan.is_int8(node) and are_moved(node, walk):
+                told = "taken before it: the engine would move them to where its input is made"
+                self._note(node.name, "strides over single values", told)
         for name in sorted(self.stripped.raw & walk.output_names & layout.coded):
             half = float(layout.quantizers[name].scale) / 2
             told = f"rounded to its codes, which are {half:.3g} away at most within their range"

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from ..runtime.tensors import Array
 from .codes import declared_kind
 from .dialects import Dialect
+from .dialects.strides import over_single_values
 from .graph import Walk, clip_bounds
 from .onnx_files import constant_tensors
 
@@ -35,6 +36,7 @@ RULES = {
     "not explained": "writes it in the form that is known to fuse",
     "scale in a list of one": "writes it as a scalar",
     "unfolded BatchNormalization": "writes it as an INT8 convolution of size 1",
+    "strides over single values": "takes them by a MaxPool of single values before it",
     "quantizer inside of a kernel": "leaves it out: the activation function runs in the kernel",
     "stray quantizers": "leaves them out where they only reach into INT8 kernels",
 }
@@ -139,7 +141,21 @@ class Rules:
         if plain and self.dialect.activation not in {one.kind for one in given}:
             text = f"the kernels of this processor take {self.dialect.activation}"
             found.append(Finding("int8 activation", text))
+        if (
+            not found
+            and self.dialect.moves_strides
+            and over_single_values(node, self._kernel(node))
+        ):
+            text = f"{self.title} moves its strides up to where its input is made, in floats"
+            found.append(Finding("strides over single values", text))
         return tuple(found) or (Finding("not explained", f"{self.title} did not fuse it"),)
+
+    def _kernel(self, node: onnx.NodeProto) -> tuple[int, ...]:
+        """Sizes of a layer's kernel; none where its weights are not constant."""
+        name = node.input[1]
+        while name in self.walk.producer and name not in self.constants:
+            name = next(iter(self.walk.producer[name].input), "")
+        return self.constants[name].shape[2:] if name in self.constants else ()
 
     def _weights(self, node: onnx.NodeProto) -> list[Finding]:
         maker = self.walk.producer.get(node.input[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,9 @@ from edgepress.export.executed import InOpenVino, rewritten
 from edgepress.export.measuring import Whole, measure_times, with_damage
 from edgepress.export.node_times import profile_graphs
 from edgepress.export.receipt import count_macs, float_receipt
-from edgepress.runtime import EngineError, open_engine
+from edgepress.export.slowness import why_slow
+from edgepress.export.transcoding import transcode
+from edgepress.runtime import EngineError, EngineOptions, open_engine
 from edgepress.runtime.engines.openvino import Executed, executed_graph
 from edgepress.runtime.tensors import Array
 
@@ -338,6 +341,24 @@ def test_strides_over_single_values_keep_their_layers_in_int8() -> None:
     assert sqnr_db(wanted, run("openvino", better.model, x)) > sqnr_db(wanted, told) > 20
 
 
+def test_files_of_other_tools_are_told_and_mended(tmp_path: Path) -> None:
+    """As NNCF and quantize_static write a ResNet-50."""
+    theirs, path = replace(OURS, moves_strides=False), tmp_path / "theirs.onnx"
+    made, receipt = quantized(bottleneck(), theirs)
+    fell = {one.name for one in receipt.nodes if one.reason.startswith("asked for INT8")}
+    assert fell >= {"n_c", "n_f"}
+    path.write_bytes(made.model)
+    found = why_slow(str(path), OURS, engine="openvino")
+    assert {one.node for one in found.fallen} >= {"n_c", "n_f"}
+    told = {one.node: one.findings[0].rule for one in found.fallen}
+    assert told["n_c"] == told["n_f"] == "strides over single values"
+    mended = transcode(str(path), OURS, engine="openvino")
+    rules = [one.rule for one in mended.changes]
+    assert rules.count("strides over single values") == 2
+    seen = executed_graph(mended.model, EngineOptions())
+    assert {one.precision for one in seen if one.kind == "Convolution"} == {"u8"}
+
+
 def test_strides_stay_where_other_layers_read_all_values() -> None:
     """As in ResNet-8: a layer over 3x3 reads the same sum."""
     net = Net()
@@ -407,7 +428,9 @@ def attention(width: int = 16) -> Graph:
         "MaxPool", [net.conv("x", "stem", 3, width)], "p", kernel_shape=[4, 4], strides=[4, 4]
     )
     rows = net.constant("rows", np.array([0, width, -1]))
-    tokens = net.add("Transpose", [net.add("Reshape", [x, rows], "lined")], "tokens", perm=[0, 2, 1])
+    tokens = net.add(
+        "Transpose", [net.add("Reshape", [x, rows], "lined")], "tokens", perm=[0, 2, 1]
+    )
     for name in "qkv":
         weights = net.rng.normal(0, width**-0.5, (width, width)).astype(np.float32)
         net.add("MatMul", [tokens, net.constant(f"{name}_w", weights)], name)

@@ -12,6 +12,7 @@ strides to where the input is made, and puts a pooling of floats between that an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import onnx
@@ -39,12 +40,21 @@ def are_moved(node: onnx.NodeProto, walk: Walk) -> bool:
     return maker is not None and maker.op_type not in ("Conv", "Gemm", "MatMul")
 
 
+def over_single_values(node: onnx.NodeProto, kernel: Sequence[int]) -> bool:
+    """Whether a node is a convolution that looks at single values, and not at all of them.
+
+    Args:
+        node: Any node.
+        kernel: Sizes of its kernel.
+    """
+    strided = node.op_type == "Conv" and max(attribute(node, "strides", [1])) > 1
+    return strided and max(kernel, default=0) == 1 and not any(attribute(node, "pads", [0]))
+
+
 def _over_single_values(node: onnx.NodeProto, walk: Walk) -> bool:
-    """Whether a node is a convolution that looks at single values, and not at all of them."""
-    if node.op_type != "Conv" or max(attribute(node, "strides", [1])) == 1:
-        return False
-    single = max(walk.constant(node.input[1]).shape[2:], default=1) == 1
-    return single and not any(attribute(node, "pads", [0]))
+    weights = node.input[1] if node.op_type == "Conv" else ""
+    known = weights in walk.constants
+    return known and over_single_values(node, walk.constants[weights].dims[2:])
 
 
 class Strides:
