@@ -14,6 +14,7 @@ from .channel_scales import fold_channel_scales, widest
 from .codes import Codes
 from .dialects import Dialect
 from .dialects.layout import Layout, lay_out, moves
+from .dialects.products import has_weights
 from .dialects.qdq import Quantized, write_layout
 from .dialects.quantizers import PerTensor
 from .dialects.strides import are_moved
@@ -141,7 +142,7 @@ class Decision:
             node.input[1]
             for node in walk.model.graph.node
             if plan.is_int8(node)
-            and node.op_type in self.dialect.weighted
+            and has_weights(node, walk, self.dialect)
             and not is_kept(walk, node, self.dialect)
         }
         for name in sorted(again):
@@ -198,8 +199,9 @@ class Decision:
         return PrecisionPlan(choices)
 
     def _why_float(self, node: onnx.NodeProto, walk: Walk) -> str | None:
-        weighted = node.op_type in self.dialect.weighted
-        if not is_standard(node) or not (weighted or node.op_type in self.dialect.elementwise):
+        weighted = has_weights(node, walk, self.dialect)
+        kernels = self.dialect.weighted | self.dialect.elementwise
+        if not is_standard(node) or node.op_type not in kernels:
             return f"{self.dialect.name} has no INT8 kernel for {node.op_type}"
         if weighted:
             reason = why_not_weights(node, walk)
@@ -242,6 +244,9 @@ class Decision:
     ) -> PerTensor:
         """The quantizer of a tensor in the dialect, from the given file's."""
         codes = self.known[name]
+        around_zero = (codes.kind, codes.lowest, int(codes.zero)) == ("int8", -128, 0)
+        if self.dialect.products and around_zero and codes.highest == 127 and clip is None:
+            return PerTensor(np.float32(codes.scale), 0, signed=True)  # as products want them
         if codes.kind == "int8" and self.dialect.activation == "uint8":
             self._note(name, "int8 activation", "uint8: the same scale, zero point + 128")
         scale, zero = float(codes.scale), int(codes.zero)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -461,6 +462,22 @@ def test_products_of_activations_run_in_int8() -> None:
     batches = [{"x": pictures()}]
     better, _ = correct_biases(graph, made, lambda size: batches, largest_tensor=16 * SIZE**2)
     assert sqnr_db(wanted, run("openvino", better.model, x)) > 20
+
+
+def test_products_of_a_given_file_stay_in_int8(tmp_path: Path) -> None:
+    made, _ = quantized(attention())
+    path = tmp_path / "given.onnx"
+    path.write_bytes(made.model)
+    again = transcode(str(path), OURS, engine="openvino")
+    before, after = (
+        Counter(f"{one.kind} {one.precision}" for one in executed_graph(model, EngineOptions()))
+        for model in (made.model, again.model)
+    )
+    assert before == after
+    assert again.int8_nodes == len(made.units)
+    plain = transcode(str(path), dialect("onnxruntime-x86-vnni"))
+    kept = {one.where: one.what for one in plain.kept_float}
+    assert kept["n_scores"] == kept["n_mixed"] == "its weights are not constant"
 
 
 def test_products_are_blamed_and_decided_like_layers() -> None:
