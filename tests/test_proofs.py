@@ -284,6 +284,16 @@ def test_other_tools_stand_beside_our_bundles(
     assert "NNCF on mine (2.00x, cosine 0.9990)" in table.peers_aims(beaten, rows)[0]
 
 
+def test_a_graph_that_nothing_was_changed_in_is_a_row(proofs: Any) -> None:
+    """Convolutions alone, for an engine with INT8 for matrix products alone."""
+    table = proofs("matrix_table")
+    same = {"test_score": {"details": {"reference": True}}, "build_seconds": 0.5, "int8_share": 0.0}
+    rows = table.built_table({"mine": {"graphs": {"tensorrt-rtx": same}, "seconds": 1.0}})
+    assert "| mine | 0.5 s | 0.0 % | 1.0000 | 1 | - |" in rows
+    assert "- tensorrt-rtx: 1 of 1 parsed and built by TensorRT-RTX." in rows
+    assert table.non_finite(same) == 0
+
+
 @pytest.mark.slow
 def test_a_network_that_fails_is_a_row_and_the_next_run_goes_on(
     proofs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -300,7 +300,10 @@ def capture_table(rows: Mapping[str, dict[str, Any]]) -> list[str]:
 
 def worst(one: dict[str, Any]) -> dict[str, Any]:
     """The agreement of the output that agrees least."""
-    outputs = one["test_score"]["details"]["outputs"].values()
+    details = one["test_score"]["details"]
+    if details.get("reference"):  # nothing of it was changed
+        return {"mean_cosine": 1.0, "sqnr_db": None, "non_finite": 0}
+    outputs = details["outputs"].values()
     return min(outputs, key=lambda output: output["mean_cosine"])
 
 
@@ -309,7 +312,8 @@ def cosine(one: dict[str, Any]) -> float:
 
 
 def non_finite(one: dict[str, Any]) -> int:
-    return sum(o["non_finite"] for o in one["test_score"]["details"]["outputs"].values())
+    outputs = one["test_score"]["details"].get("outputs", {})
+    return sum(o["non_finite"] for o in outputs.values())
 
 
 def macs_of(one: dict[str, Any]) -> int:
