@@ -149,8 +149,7 @@ class Decision:
             self._note(
                 name, "weights", f"quantized again: codes end at {self.dialect.weight_limit}"
             )
-        moving = self.dialect.moves_strides
-        for node in walk.model.graph.node if moving else ():
+        for node in walk.model.graph.node if self.dialect.moves_strides else ():
             if plan.is_int8(node) and are_moved(node, walk):
                 told = "taken before it: the engine would move them to where its input is made"
                 self._note(node.name, "strides over single values", told)
@@ -245,8 +244,8 @@ class Decision:
         """The quantizer of a tensor in the dialect, from the given file's."""
         codes = self.known[name]
         around_zero = (codes.kind, codes.lowest, int(codes.zero)) == ("int8", -128, 0)
-        if self.dialect.products and around_zero and codes.highest == 127 and clip is None:
-            return PerTensor(np.float32(codes.scale), 0, signed=True)  # as products want them
+        if self.dialect.reads_signed and around_zero and codes.highest == 127 and clip is None:
+            return PerTensor(np.float32(codes.scale), 0, signed=True)
         if codes.kind == "int8" and self.dialect.activation == "uint8":
             self._note(name, "int8 activation", "uint8: the same scale, zero point + 128")
         scale, zero = float(codes.scale), int(codes.zero)

@@ -13,13 +13,13 @@ from edgepress.compress import Recipe, compress
 from edgepress.compress.settings import Distil
 from edgepress.runtime import Bundle, Preprocessing
 
-NETS = """
+NET = """
 import torch
 from torch import nn
 
 
 class Net(nn.Module):
-    def __init__(self, width):
+    def __init__(self, width=64):
         super().__init__()
         self.first = nn.Conv2d(3, width, 3, padding=1)
         self.norm = nn.BatchNorm2d(width)
@@ -30,7 +30,12 @@ class Net(nn.Module):
         x = torch.relu(self.norm(self.first(x)))
         return self.last(torch.relu(self.second(x)).mean((2, 3)))
 
+"""
+"""A small network of any width, as source."""
 
+NETS = (
+    NET
+    + """
 def teacher():
     torch.manual_seed(0)
     net = Net(96).eval()
@@ -60,6 +65,7 @@ def renamed():
 
     return Other()
 """
+)
 PLAIN = Preprocessing(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
 TOML = "mean = [0.5, 0.4, 0.3]\nstd = [0.2, 0.2, 0.2]\n"
 QUICK = Distil(epochs=3, batch=32, lr=0.05, precision="float32", layout="contiguous")

@@ -242,7 +242,9 @@ def test_several_inputs_of_several_types() -> None:
         f" a = Conv <{SAME}> (x, stem) b = Conv <{SAME}> (f, stem) s = Add(a, b) r = Relu(s)"
         f" y = Conv <{SAME}> (r, w1) }}"
     )
-    all_fused(quantize(graph), 4)
+    made = quantize(graph)
+    all_fused(made, 4)
+    assert [one.dtype for one in made.graph.inputs] == ["float32", "uint8"]
 
 
 @pytest.mark.parametrize("speech", DIALECTS)
@@ -275,7 +277,9 @@ def test_fixed_batches_and_free_sizes(shape: str) -> None:
         f"(float[{shape}] x) => (float[{out}] y) {{ a = Conv <{SAME}> (x, stem) r = Relu(a)"
         f" y = Conv <{SAME}> (r, w1) }}"
     )
-    all_fused(quantize(graph), 2)
+    made = quantize(graph)
+    all_fused(made, 2)
+    assert made.graph.inputs[0].shape == ((4, 3, 16, 16) if shape[0] == "4" else ("N", 3, "h", "w"))
 
 
 @pytest.mark.parametrize(
@@ -331,6 +335,8 @@ def test_a_masked_tensor_stays_float() -> None:
     )
     made = quantize(graph)
     all_fused(made, 1)
+    told = {node.op_type: node.precision for node in made.receipt.nodes}
+    assert told == {"Add": "float32", "Softmax": "float32", "Conv": "int8"}
 
 
 def test_what_stands_behind_the_last_layer_stays_float() -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,137 +13,28 @@ pytest.importorskip("onnx")
 if importlib.util.find_spec("openvino") is None:  # importing it here would send telemetry
     pytest.skip("the extra openvino is not installed", allow_module_level=True)
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
+from openvino_nets import (
+    OURS,
+    SIZE,
+    Net,
+    mobilenet,
+    node,
+    pictures,
+    quantized,
+    resnet,
+    run,
+    sqnr_db,
+)
 
 from edgepress.benchmarks.comparison import compare
 from edgepress.benchmarks.measurement import Preset
-from edgepress.export import Graph, Receipt, calibrate, dialect, int8_receipt, plan_int8, write_qdq
+from edgepress.export import Graph, dialect
 from edgepress.export.bias import correct_biases
-from edgepress.export.dialects import Dialect
-from edgepress.export.dialects.qdq import Quantized
-from edgepress.export.exact import tidy
 from edgepress.export.executed import InOpenVino, rewritten
-from edgepress.export.measuring import Whole, measure_times, with_damage
-from edgepress.export.node_times import profile_graphs
 from edgepress.export.receipt import count_macs, float_receipt
-from edgepress.export.slowness import why_slow
-from edgepress.export.transcoding import transcode
-from edgepress.runtime import EngineError, EngineOptions, open_engine
+from edgepress.runtime import EngineError
 from edgepress.runtime.engines.openvino import Executed, executed_graph
-from edgepress.runtime.tensors import Array
-
-OURS = dialect("openvino")
-SIZE = 16
-node = helper.make_node
-
-
-class Net:
-    """Writes a graph layer by layer; weights from a seed."""
-
-    def __init__(self, seed: int = 0) -> None:
-        self.rng = np.random.default_rng(seed)
-        self.nodes: list[Any] = []
-        self.constants: list[Any] = []
-
-    def constant(self, name: str, value: Any) -> str:
-        self.constants.append(numpy_helper.from_array(np.asarray(value), name))
-        return name
-
-    def add(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        self.nodes.append(node(op, list(inputs), [output], name=f"n_{output}", **attributes))
-        return output
-
-    def conv(
-        self,
-        source: str,
-        output: str,
-        c_in: int,
-        c_out: int,
-        k: int = 3,
-        group: int = 1,
-        stride: int = 1,
-    ) -> str:
-        fan = k * k * c_in // group
-        weights = self.rng.normal(0, (2 / fan) ** 0.5, (c_out, c_in // group, k, k))
-        w = self.constant(f"{output}_w", weights.astype(np.float32))
-        b = self.constant(f"{output}_b", self.rng.normal(0, 0.1, c_out).astype(np.float32))
-        how = {"pads": [k // 2] * 4, "group": group, "strides": [stride, stride]}
-        return self.add("Conv", [source, w, b], output, **how)
-
-    def relu(self, source: str) -> str:
-        return self.add("Relu", [source], f"{source}_relu")
-
-    def relu6(self, source: str) -> str:
-        if not any(one.name == "six" for one in self.constants):
-            self.constant("zero", np.float32(0))
-            self.constant("six", np.float32(6))
-        return self.add("Clip", [source, "zero", "six"], f"{source}_relu6")
-
-    def head(self, source: str, channels: int, classes: int = 10) -> str:
-        pooled = self.add("GlobalAveragePool", [source], "pooled")
-        flat = self.add("Flatten", [pooled], "flat")
-        weights = self.rng.normal(0, 0.3, (classes, channels)).astype(np.float32)
-        w = self.constant("head_w", weights)
-        b = self.constant("head_b", self.rng.normal(0, 0.1, classes).astype(np.float32))
-        return self.add("Gemm", [flat, w, b], "y", transB=1)
-
-    def graph(self, shape: tuple[Any, ...] = ("N", 10)) -> Graph:
-        made = helper.make_graph(
-            self.nodes,
-            "net",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, SIZE, SIZE])],
-            [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
-            self.constants,
-        )
-        opset = [helper.make_opsetid("", 18)]
-        return tidy(helper.make_model(made, opset_imports=opset, ir_version=10), source="a test")
-
-
-def resnet(width: int = 16) -> Graph:
-    net = Net()
-    x = net.relu(net.conv("x", "stem", 3, width))
-    x = net.add("MaxPool", [x], "pool", kernel_shape=[2, 2], strides=[2, 2])
-    for i in range(3):
-        y = net.relu(net.conv(x, f"a{i}", width, width))
-        y = net.conv(y, f"b{i}", width, width)
-        x = net.relu(net.add("Add", [x, y], f"sum{i}"))
-    net.head(x, width)
-    return net.graph()
-
-
-def mobilenet(width: int = 16) -> Graph:
-    net = Net()
-    x = net.relu6(net.conv("x", "stem", 3, width))
-    for i in range(2):
-        y = net.relu6(net.conv(x, f"expand{i}", width, 2 * width, 1))
-        y = net.relu6(net.conv(y, f"depth{i}", 2 * width, 2 * width, 3, 2 * width))
-        y = net.conv(y, f"project{i}", 2 * width, width, 1)
-        x = net.add("Add", [x, y], f"sum{i}")
-    gate = net.add("GlobalAveragePool", [x], "squeezed")
-    gate = net.add("Sigmoid", [net.conv(gate, "gate", width, width, 1)], "gated")
-    net.head(net.add("Mul", [x, gate], "scaled"), width)
-    return net.graph()
-
-
-def pictures(count: int = 16) -> Array:
-    return np.random.default_rng(1).normal(size=(count, 3, SIZE, SIZE)).astype(np.float32)
-
-
-def quantized(graph: Graph, into: Dialect = OURS) -> tuple[Quantized, Receipt]:
-    ranges = calibrate(graph, lambda size: [{"x": pictures()}])
-    plan = plan_int8(graph, ranges, into)
-    made = write_qdq(graph, ranges, plan, into)
-    macs = count_macs(graph, {"x": pictures(1)})
-    return made, int8_receipt(graph, macs, made, plan, "openvino", feeds={"x": pictures(1)})
-
-
-def run(engine: str, model: bytes, x: Array) -> Array:
-    with open_engine(engine)(model) as opened:
-        return next(iter(opened.run({"x": x}).values()))
-
-
-def sqnr_db(exact: Array, found: Array) -> float:
-    return float(10 * np.log10((exact**2).sum() / ((exact - found) ** 2).sum()))
 
 
 @pytest.mark.parametrize("make", [resnet, mobilenet])
@@ -310,196 +198,6 @@ def test_a_relu_behind_a_concatenation_is_done_by_its_quantizer(engine: str) -> 
     assert all(seen.kernel_of(unit)[1] for unit in made.units)
     x = pictures()
     assert sqnr_db(run("onnxruntime", graph.model, x), run(engine, made.model, x)) > 25
-
-
-def bottleneck(width: int = 16) -> Graph:
-    """As ResNet-50 goes from stage to stage: two layers with strides over single values."""
-    net = Net()
-    x = net.relu(net.conv("x", "stem", 3, width))
-    y = net.conv(net.relu(net.conv(x, "a", width, width)), "b", width, width)
-    x = net.relu(net.add("Add", [x, y], "before"))
-    y = net.relu(net.conv(x, "c", width, width, 1, stride=2))
-    y = net.conv(net.relu(net.conv(y, "d", width, width)), "e", width, 2 * width, 1)
-    x = net.relu(net.add("Add", [net.conv(x, "f", width, 2 * width, 1, stride=2), y], "sum"))
-    net.head(x, 2 * width)
-    return net.graph()
-
-
-def test_strides_over_single_values_keep_their_layers_in_int8() -> None:
-    graph = bottleneck()
-    made, receipt = quantized(graph)
-    assert receipt.fused_int8 == receipt.asked_int8
-    assert receipt.kernels["Convolution u8"] == 7
-    assert "Pooling f32" not in receipt.kernels
-    written = onnx.load_model_from_string(made.model).graph.node
-    assert sum(one.op_type == "MaxPool" for one in written) == 1  # both layers read the same
-    x = pictures()
-    told = run("openvino", made.model, x)
-    assert sqnr_db(run("onnxruntime", made.model, x), told) > 30
-    batches = [{"x": pictures()}]
-    better, _ = correct_biases(graph, made, lambda size: batches, largest_tensor=16 * SIZE**2)
-    wanted = run("onnxruntime", graph.model, x)
-    assert sqnr_db(wanted, run("openvino", better.model, x)) > sqnr_db(wanted, told) > 20
-
-
-def test_files_of_other_tools_are_told_and_mended(tmp_path: Path) -> None:
-    """As NNCF and quantize_static write a ResNet-50."""
-    theirs, path = replace(OURS, moves_strides=False), tmp_path / "theirs.onnx"
-    made, receipt = quantized(bottleneck(), theirs)
-    fell = {one.name for one in receipt.nodes if one.reason.startswith("asked for INT8")}
-    assert fell >= {"n_c", "n_f"}
-    path.write_bytes(made.model)
-    found = why_slow(str(path), OURS, engine="openvino")
-    assert {one.node for one in found.fallen} >= {"n_c", "n_f"}
-    told = {one.node: one.findings[0].rule for one in found.fallen}
-    assert told["n_c"] == told["n_f"] == "strides over single values"
-    mended = transcode(str(path), OURS, engine="openvino")
-    rules = [one.rule for one in mended.changes]
-    assert rules.count("strides over single values") == 2
-    seen = executed_graph(mended.model, EngineOptions())
-    assert {one.precision for one in seen if one.kind == "Convolution"} == {"u8"}
-
-
-def test_strides_stay_where_other_layers_read_all_values() -> None:
-    """As in ResNet-8: a layer over 3x3 reads the same sum."""
-    net = Net()
-    stem = net.relu(net.conv("x", "stem", 3, 16))
-    x = net.relu(net.add("Add", [net.conv(stem, "a", 16, 16), stem], "before"))
-    y = net.conv(net.relu(net.conv(x, "b", 16, 32, stride=2)), "c", 32, 32)
-    net.head(net.relu(net.add("Add", [net.conv(x, "d", 16, 32, 1, stride=2), y], "sum")), 32)
-    made, receipt = quantized(net.graph())
-    assert receipt.fused_int8 == receipt.asked_int8
-    assert "MaxPool" not in [
-        one.op_type for one in onnx.load_model_from_string(made.model).graph.node
-    ]
-    assert not any(name.startswith("Pooling f32") for name in receipt.kernels)
-
-
-def dense(width: int = 16) -> Graph:
-    """As DenseNet does it: each layer normalizes all that was there before, and adds to it."""
-    net = Net()
-    x = net.add("MaxPool", [net.relu(net.conv("x", "stem", 3, width))], "pool", kernel_shape=[2, 2])
-    for i in range(3):
-        channels = width * (i + 1)
-        names = [net.constant(f"n{i}_{k}", np.ones(channels, np.float32)) for k in range(4)]
-        y = net.relu(net.add("BatchNormalization", [x, *names], f"normal{i}"))
-        x = net.add("Concat", [x, net.conv(y, f"grown{i}", channels, width)], f"all{i}", axis=1)
-    names = [net.constant(f"last_{k}", np.ones(4 * width, np.float32)) for k in range(4)]
-    net.head(net.relu(net.add("BatchNormalization", [x, *names], "normal")), 4 * width)
-    return net.graph()
-
-
-def test_channels_keep_their_scales_where_only_floats_are_made_of_them() -> None:
-    graph = dense()
-    made, receipt = quantized(graph)
-    assert receipt.fused_int8 == receipt.asked_int8
-    assert sum(n for name, n in receipt.kernels.items() if name.startswith("Concat")) == 3
-    assert not any(name.startswith("Convert") for name in receipt.kernels)
-    assert receipt.kernels["FakeQuantize f32"] == 1  # that of the input
-    written = onnx.load_model_from_string(made.model)
-    together = {one.output[0] for one in written.graph.node if one.op_type == "Concat"}
-    readers = [one.op_type for one in written.graph.node if together & set(one.input)]
-    assert set(readers) == {"BatchNormalization", "Concat"}
-    zeros = {one.name: numpy_helper.to_array(one) for one in written.graph.initializer}
-    assert zeros["grown0_zero_point"].dtype == np.int8
-    assert zeros["stem_relu_zero_point"].dtype == np.uint8
-    x = pictures()
-    told = run("openvino", made.model, x)
-    assert sqnr_db(run("onnxruntime", made.model, x), told) > 30
-    assert sqnr_db(run("onnxruntime", graph.model, x), told) > 25
-
-
-def test_codes_that_a_layer_reads_have_one_scale() -> None:
-    net = Net()
-    stem = net.relu(net.conv("x", "stem", 3, 16))
-    both = net.add("Concat", [net.conv(stem, "a", 16, 8), stem], "both", axis=1)
-    y = net.conv(both, "b", 24, 16)
-    names = [net.constant(f"n{k}", np.ones(24, np.float32)) for k in range(4)]
-    z = net.relu(net.add("BatchNormalization", [both, *names], "normal"))
-    net.head(net.relu(net.add("Add", [net.conv(z, "c", 24, 16), y], "sum")), 16)
-    made, receipt = quantized(net.graph())
-    assert receipt.fused_int8 == receipt.asked_int8
-    assert "both" in made.codes
-
-
-def attention(width: int = 16) -> Graph:
-    """As a transformer's block: queries by keys, weights by values."""
-    net = Net()
-    x = net.add(
-        "MaxPool", [net.conv("x", "stem", 3, width)], "p", kernel_shape=[4, 4], strides=[4, 4]
-    )
-    rows = net.constant("rows", np.array([0, width, -1]))
-    tokens = net.add(
-        "Transpose", [net.add("Reshape", [x, rows], "lined")], "tokens", perm=[0, 2, 1]
-    )
-    for name in "qkv":
-        weights = net.rng.normal(0, width**-0.5, (width, width)).astype(np.float32)
-        net.add("MatMul", [tokens, net.constant(f"{name}_w", weights)], name)
-    turned = net.add("Transpose", ["k"], "turned", perm=[0, 2, 1])
-    share = net.add("Softmax", [net.add("MatMul", ["q", turned], "scores")], "share", axis=-1)
-    mixed = net.add("Transpose", [net.add("MatMul", [share, "v"], "mixed")], "back", perm=[0, 2, 1])
-    shape = net.constant("shape", np.array([0, width, 4, 4]))
-    net.head(net.conv(net.add("Reshape", [mixed, shape], "map"), "last", width, width), width)
-    return net.graph()
-
-
-def test_products_of_activations_run_in_int8() -> None:
-    graph = attention()
-    made, receipt = quantized(graph)
-    nodes = {one.name: one for one in receipt.nodes}
-    assert {nodes["n_scores"].precision, nodes["n_mixed"].precision} == {"int8"}, receipt.nodes
-    assert receipt.int8_share == 1
-    assert [one.node for one in made.units if one.product] == ["n_scores", "n_mixed"]
-    zeros = {
-        t.name: numpy_helper.to_array(t)
-        for t in onnx.load_model_from_string(made.model).graph.initializer
-    }
-    assert zeros["q_zero_point"].dtype == np.int8
-    assert zeros["share_zero_point"].dtype == np.uint8
-    x = pictures()
-    told, wanted = run("openvino", made.model, x), run("onnxruntime", graph.model, x)
-    assert sqnr_db(wanted, told) > 20
-    batches = [{"x": pictures()}]
-    better, _ = correct_biases(graph, made, lambda size: batches, largest_tensor=16 * SIZE**2)
-    assert sqnr_db(wanted, run("openvino", better.model, x)) > 20
-
-
-def test_products_of_a_given_file_stay_in_int8(tmp_path: Path) -> None:
-    made, _ = quantized(attention())
-    path = tmp_path / "given.onnx"
-    path.write_bytes(made.model)
-    again = transcode(str(path), OURS, engine="openvino")
-    before, after = (
-        Counter(f"{one.kind} {one.precision}" for one in executed_graph(model, EngineOptions()))
-        for model in (made.model, again.model)
-    )
-    assert before == after
-    assert again.int8_nodes == len(made.units)
-    plain = transcode(str(path), dialect("onnxruntime-x86-vnni"))
-    kept = {one.where: one.what for one in plain.kept_float}
-    assert kept["n_scores"] == kept["n_mixed"] == "its weights are not constant"
-
-
-def test_products_are_blamed_and_decided_like_layers() -> None:
-    graph = attention()
-    ranges = calibrate(graph, lambda size: [{"x": pictures()}])
-    plan = plan_int8(graph, ranges, OURS)
-    whole = Whole(graph, ranges, plan, OURS, write_qdq(graph, ranges, plan, OURS))
-    blame = with_damage(
-        measure_times(whole, "openvino", {"x": pictures(1)}), whole, [{"x": pictures(4)}]
-    )
-    products = [one for one in blame.nodes if one.name in ("n_scores", "n_mixed")]
-    assert [len(one.reads) for one in products] == [2, 2]
-    assert not any(one.damage for one in products)  # no weights
-    assert {one.name for one in blame.tensors} >= {"q", "share", "v"}
-
-
-def test_the_time_of_a_stride_belongs_to_its_layer() -> None:
-    graph = bottleneck()
-    made, _ = quantized(graph)
-    seen = profile_graphs("openvino", graph, [made.model], {"x": pictures(1)})[0]
-    assert seen.nodes.keys() <= {one.name for one in graph.proto().graph.node}
-    assert not any("MaxPool" in name for kernel in seen.kernels for name in kernel)
 
 
 def test_what_stays_float_is_told_as_float() -> None:

@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
 import torch
+from compress_nets import NET
 from torch import nn
 
 from edgepress.__main__ import main
@@ -31,24 +32,9 @@ from edgepress.compress.settings import Distil, Int8, Qat
 from edgepress.compress.training.checkpoint import FILE
 from edgepress.runtime import Bundle, InputError, Preprocessing
 
-NETS = """
-import torch
-from torch import nn
-
-
-class Net(nn.Module):
-    def __init__(self, width=64):
-        super().__init__()
-        self.first = nn.Conv2d(3, width, 3, padding=1)
-        self.norm = nn.BatchNorm2d(width)
-        self.second = nn.Conv2d(width, width, 3, 2, padding=1)
-        self.last = nn.Linear(width, 4)
-
-    def forward(self, x):
-        x = torch.relu(self.norm(self.first(x)))
-        return self.last(torch.relu(self.second(x)).mean((2, 3)))
-
-
+NETS = (
+    NET
+    + """
 def uneven():
     \"\"\"One channel in eight is a hundred times as large as the others.\"\"\"
     torch.manual_seed(0)
@@ -61,6 +47,7 @@ def uneven():
             net.second.weight[:, at] /= 100
     return net
 """
+)
 PLAIN = Preprocessing(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
 TOML = "mean = [0.5, 0.4, 0.3]\nstd = [0.2, 0.2, 0.2]\n"
 QUICK = Qat(epochs=6, batch=32, lr=1e-4, layout="contiguous", tolerated=0.0)

@@ -27,6 +27,7 @@ class Dialect:
         weight_limit: Largest magnitude of a quantized weight; 127, or 63 where the processor adds
             pairs of products in 16 bits.
         weighted: Operators with constant weights that run in INT8.
+        reads_signed: Whether kernels take activations in int8 as well as in uint8.
         products: Those of them that multiply two activations in INT8, too, and give floats.
         elementwise: Operators on activations alone that run in INT8 between a quantized input and
             output.
@@ -73,6 +74,7 @@ class Dialect:
     uint8_weights: bool = False
     gates: frozenset[str] = frozenset()
     splits_dequantizers: bool = False
+    reads_signed: bool = False
     products: frozenset[str] = frozenset()
     joins_channels: bool = False
     moves_strides: bool = False
@@ -136,6 +138,7 @@ def _openvino(name: str, weight_limit: int) -> Dialect:
         moves_codes=False,
         uint8_weights=False,
         gates=frozenset({"Sigmoid", "Mul", "LeakyRelu", "HardSigmoid", "HardSwish", "Elu", "Tanh"}),
+        reads_signed=True,
         products=frozenset({"MatMul"}),
         joins_channels=True,
         moves_strides=True,

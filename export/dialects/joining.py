@@ -67,7 +67,7 @@ def shared_quantizers(
     plan: PrecisionPlan,
     dialect: Dialect,
     movable: Collection[str],
-    apart: Collection[str] = (),
+    apart: Collection[str],
 ) -> dict[str, PerTensor]:
     """By tensor that is not moved from another, the quantizer that it shares.
 

@@ -32,7 +32,7 @@ from ..plan import PrecisionPlan
 from ..ranges import Ranges
 from . import Dialect
 from .layout import Layout, lay_out_ranges
-from .products import is_product
+from .products import has_weights, is_product
 from .quantizers import PerChannel, PerTensor, bias_codes, weight_quantizer
 from .strides import Strides, are_moved
 
@@ -264,7 +264,7 @@ class _Writer:
         if self.dialect.moves_strides and are_moved(node, self.walk):
             self.nodes += self.strides.take_before(copy)
         product = is_product(node, self.walk, self.dialect)
-        weighted = node.op_type in self.dialect.weighted and not product
+        weighted = has_weights(node, self.walk, self.dialect)
         bias, bias_scale = self._weights(node, copy) if weighted else ("", None)
         if out not in self.layout.coded:
             self.nodes.append(copy)
