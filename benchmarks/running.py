@@ -14,15 +14,17 @@ Run: TypeAlias = Callable[[Arrays], Arrays]
 """Takes an array for each input by name, gives one for each output; dimension 0 is the batch."""
 
 
-def fixed_batch(run: Run, specs: Sequence[TensorSpec]) -> Run:
-    """Let ``run`` take batches of any size where its inputs have a fixed one.
+def fixed_batch(run: Run, specs: Sequence[TensorSpec], largest: int | None = None) -> Run:
+    """Let ``run`` take batches of any size where its inputs have a fixed one, or a largest.
 
-    Larger batches are cut; the last part is filled up by repeating its rows, and what comes out for
-    the repeats is cut off again. Where no input has a fixed batch, ``run`` is given back as it is.
+    Larger batches are cut; where the size is fixed, the last part is filled up by repeating its
+    rows, and what comes out for the repeats is cut off again. Where it is neither, ``run`` is given
+    back as it is.
 
     Args:
         run: What is judged.
         specs: Its inputs.
+        largest: Most rows that it takes at once, where their number is free; ``None`` for any.
 
     Returns:
         A run whose outputs have as many rows as its inputs.
@@ -32,27 +34,30 @@ def fixed_batch(run: Run, specs: Sequence[TensorSpec]) -> Run:
             has not one row for each row that went in.
     """
     sizes = {spec.batch for spec in specs if spec.batch is not None}
-    if len(sizes) != 1:
+    fixed = len(sizes) == 1
+    most = sizes.pop() if fixed else largest
+    if most is None or len(sizes) > 1:
         return run
-    size = sizes.pop()
+    size = most
 
     def any_batch(feeds: Arrays) -> Arrays:
         counts = {len(array) if array.ndim else 0 for array in feeds.values()}
-        if counts == {size}:
+        if counts == {size} or (not fixed and max(counts, default=0) <= size):
             return run(feeds)
         if len(counts) != 1 or 0 in counts:
             raise InputError(
                 "E_BATCH",
                 f"the inputs have {sorted(counts)} rows, expected the same count in all of them.",
-                mend=f"The network runs {size} rows at a time",
+                mend=f"The network runs {size} rows at a time{'' if fixed else ' at most'}",
             )
         count = counts.pop()
         parts: dict[str, list[Array]] = {}
         for start in range(0, count, size):
             rows = min(size, count - start)
-            filled = start + np.arange(size) % rows
+            given = size if fixed else rows
+            filled = start + np.arange(given) % rows
             for name, array in run({key: feed[filled] for key, feed in feeds.items()}).items():
-                parts.setdefault(name, []).append(_rows(name, array, size)[:rows])
+                parts.setdefault(name, []).append(_rows(name, array, given)[:rows])
         return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
     return any_batch

@@ -122,7 +122,10 @@ _keep = click.option(
     "--blame", is_flag=True, help="Measure what each node costs the score in INT8, for 'inspect'."
 )
 @click.option(
-    "--strict", is_flag=True, help="Exit 3 and write nothing where the recipe is declined."
+    "--strict",
+    is_flag=True,
+    help="Exit 3 and write nothing where the recipe is declined, or the engine takes less of the "
+    "network in INT8 than was written so.",
 )
 @click.option(
     "--calibration-size",
@@ -261,6 +264,12 @@ def _shape(text: str) -> tuple[int, ...]:
 @click.option(
     "--reference", type=click.Path(), default=None, help="A bundle or .onnx to agree with."
 )
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Folder that keeps engines that had to be built; without it nothing is written.",
+)
 @report_errors
 def evaluate(
     console: Console,
@@ -272,6 +281,7 @@ def evaluate(
     threads: int,
     batch: int,
     reference: str | None,
+    cache: Path | None,
 ) -> None:
     """Score MODEL on pictures: a bundle or .onnx file without torch, a factory in torch.
 
@@ -285,10 +295,11 @@ def evaluate(
             "E_TASK", "agreement needs something to agree with.", mend="Give --reference."
         )
     with ExitStack() as stack:
-        judged = open_judged(stack, model, weights, threads, images)
+        judged = open_judged(stack, model, weights, threads, images, cache)
         against = None
         if reference is not None:
-            against = aligned(open_judged(stack, reference, None, threads, images), judged)
+            other = open_judged(stack, reference, None, threads, images, cache)
+            against = aligned(other, judged)
         progress = stack.enter_context(console.progress())
 
         def batches() -> Iterator[Batch]:

@@ -18,7 +18,7 @@ from ..export.graph import Graph
 from ..export.measuring import Whole
 from ..export.node_times import kernels_ms
 from ..export.receipt import Receipt, bf16_receipt, int8_receipt
-from ..runtime.engine import PRECISIONS, WORDS, Precision, computed_in
+from ..runtime.engine import PRECISIONS, WORDS, EngineOptions, Precision, computed_in
 from ..runtime.tensors import Arrays
 from .drops import Drop
 from .judge import Judge
@@ -55,9 +55,9 @@ def with_bfloat16(outcome: Outcome, written: Whole, feeds: Arrays) -> Outcome | 
     plain = outcome.shipped
     macs = {node.name: node.macs for node in outcome.receipt.nodes}
     quantized, plan = written.quantized, written.plan
-    floats = computed_in(NAME)
+    options = EngineOptions(precision=computed_in(NAME))
     receipt = int8_receipt(
-        written.graph, macs, quantized, plan, plain.engine, precision=floats, feeds=feeds
+        written.graph, macs, quantized, plan, plain.engine, options=options, feeds=feeds
     )
     if not receipt.count(NAME):
         return None
@@ -146,8 +146,11 @@ def untouched(rival: Rival, original: Outcome, graph: Graph) -> Trial | None:
 
 
 def note_of(trial: Trial) -> list[str]:
-    """In words, what of that which ships is computed in bfloat16, and what it means elsewhere."""
+    """In words, what of that which ships is bfloat16 or FP16, and what it means elsewhere."""
     found, shipped = trial.comparison, trial.outcome.shipped
+    if trial.outcome.stand_in:
+        fast = "" if found is None else f", at {found.ratio:.2f}x the speed of float32"
+        return [f"the bundle holds the network as it came, written in FP16{fast}."]
     if computed_in(shipped.precision) != "bf16" or found is None:
         return []
     what = "the network as it came" if not trial.outcome.changed else "its network"

@@ -55,7 +55,21 @@ def halve(graph: Graph, settings: Fp16, context: Context) -> Outcome:
     settled = _settled(graph, ranges, context, None, settings.keep_float, settings.bound_db)
     report: dict[str, object] = {"pictures": ranges.pictures, "fp16": settled.report()}
     shipped, receipt = _shipped(graph, context, settled=settled)
-    return Outcome(shipped, bool(settled.half.nodes), receipt, report)
+    return Outcome(shipped, bool(settled.half.nodes), receipt, report, name="FP16")
+
+
+def beside_int8(graph: Graph, settings: Int8, context: Context) -> Outcome | None:
+    """The same network in FP16, which INT8 has to beat; ``None`` where nothing of it is in FP16.
+
+    Args:
+        graph: The float32 network.
+        settings: Of INT8; what stays float there does so here.
+        context: Of the pass.
+    """
+    if not has_fp16(context):
+        return None
+    halved = halve(graph, Fp16(keep_float=settings.keep_float), context)
+    return halved if halved.changed else None
 
 
 def halve_floats(
@@ -123,8 +137,11 @@ def _shipped(
         )
     if quantized is None or plan is None:
         model = settled.half.model
-        receipt = half_receipt(graph, context.macs, model, settled.plan, target.engine)
+        options = context.options(model)
+        receipt = half_receipt(graph, context.macs, model, settled.plan, target.engine, options)
         return Shipped(model, "fp16", "onnx", target.engine, receipt.to_dict()), receipt
-    receipt = int8_receipt(graph, context.macs, quantized, plan, target.engine, settled.plan)
-    model = quantized.model
+    model, options = quantized.model, context.options(quantized.model)
+    receipt = int8_receipt(
+        graph, context.macs, quantized, plan, target.engine, settled.plan, options
+    )
     return Shipped(model, "int8", target.dialect, target.engine, receipt.to_dict()), receipt

@@ -13,8 +13,9 @@ from ..benchmarks.measurement import Preset
 from ..benchmarks.running import Run, fixed_batch
 from ..benchmarks.tasks import Score, Task
 from ..export.graph import Graph
-from ..runtime.engine import WORDS, EngineOptions, Precision
+from ..runtime.engine import WORDS, Precision
 from ..runtime.engines import computes_in, open_engine
+from ..runtime.nvidia.fitting import fitted
 from ..runtime.preprocessing import Preprocessing
 from ..runtime.progress import Progress
 from ..runtime.tensors import Arrays
@@ -139,7 +140,7 @@ class Judge:
 
     def _run(self, stack: ExitStack, model: bytes, precision: Precision = "f32") -> Run:
         """A model's bytes as a Run for batches of any size; the engine closes with ``stack``."""
-        options = EngineOptions(precision=precision, cache=self.cache)
+        options = fitted(self.engine, model, self.example, precision=precision, cache=self.cache)
         engine = stack.enter_context(open_engine(self.engine)(model, options))
         return fixed_batch(engine.run, engine.inputs)
 

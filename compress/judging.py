@@ -45,7 +45,12 @@ class Judged:
 
 
 def open_judged(
-    stack: ExitStack, model: str, weights: str | None, threads: int, images: Images
+    stack: ExitStack,
+    model: str,
+    weights: str | None,
+    threads: int,
+    images: Images,
+    cache: Path | None = None,
 ) -> Judged:
     """Open what shall be scored; it closes with ``stack``.
 
@@ -56,6 +61,7 @@ def open_judged(
         threads: Threads of what runs it; 0 leaves the choice to it. Torch has its own back when
             ``stack`` closes.
         images: What it will be run on; they tell a factory's inputs.
+        cache: Folder that keeps engines that had to be built for a bundle.
 
     Raises:
         InputError: What opening it raises; ``E_USAGE`` for weights beside anything but a factory.
@@ -77,10 +83,10 @@ def open_judged(
         run = fixed_batch(engine.run, engine.inputs)
         names = tuple(spec.name for spec in engine.outputs)
         return Judged(run, engine.inputs, names, None, None, "onnxruntime")
-    session = stack.enter_context(Session.open(Bundle.open(model), threads=threads))
+    session = stack.enter_context(Session.open(Bundle.open(model), threads=threads, cache=cache))
     bundle = session.bundle
     return Judged(
-        fixed_batch(session.run, session.inputs),
+        fixed_batch(session.run, session.inputs, session.largest_batch),
         session.inputs,
         tuple(spec.name for spec in session.outputs),
         bundle.preprocessing,

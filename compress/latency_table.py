@@ -23,9 +23,10 @@ import numpy as np
 from ..benchmarks.fingerprint import fingerprint
 from ..export.probes import Probed, probe
 from ..runtime.cache import make_folder
-from ..runtime.engine import Engine, EngineOptions
+from ..runtime.engine import Engine
 from ..runtime.engines import import_backend, open_engine
 from ..runtime.files import write_file
+from ..runtime.nvidia.fitting import fitted
 from ..runtime.target import Target
 from ..runtime.tensors import Arrays
 from .costs import Frame
@@ -100,7 +101,8 @@ def time_models(
         kind = open_engine(target.engine)
         held: list[tuple[Engine, Arrays]] = []
         for model in models:
-            engine = stack.enter_context(kind(model, EngineOptions(threads=1)))
+            options = fitted(target.engine, model, feeds or {}, threads=1)
+            engine = stack.enter_context(kind(model, options))
             held.append((engine, feeds or _random(engine)))
         return timed_ms(held, seconds)
 

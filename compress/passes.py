@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 
+from ..benchmarks.running import fixed_batch
 from ..export.bias import PICTURES, correct_biases
 from ..export.bundling import Shipped
 from ..export.dialects import dialect
@@ -24,9 +25,10 @@ from ..export.receipt import Receipt, float_receipt, int8_receipt
 from ..export.rounding import Held, round_weights
 from ..runtime.engine import EngineOptions, Precision
 from ..runtime.engines import open_engine
+from ..runtime.nvidia.fitting import fitted
 from ..runtime.progress import Progress
 from ..runtime.target import Target
-from ..runtime.tensors import Arrays
+from ..runtime.tensors import Array, Arrays
 from .settings import Fp16, Int8
 from .subject import batch_size
 from .unproven import STAND_IN, written
@@ -73,6 +75,8 @@ class Context:
         seen: What calibration saw, for other targets too.
         codes: Of weights that were rounded anew, for the next plan that has them.
         floats: What the engine is to compute in what stays float beside INT8.
+        example: One sample by input name: the sizes that engines are built for.
+        cache: Folder for engines that are built; ``None`` builds them anew each time.
     """
 
     target: Target
@@ -85,11 +89,17 @@ class Context:
     seen: RangesOnce = field(default_factory=RangesOnce, compare=False)
     codes: Held = field(default_factory=dict, compare=False)
     floats: Precision = "f32"
+    example: Arrays = field(default_factory=dict[str, Array], compare=False)
+    cache: str | None = None
 
     @property
     def engine(self) -> str:
         """The engine that runs things here."""
         return self.target.engine if self.device_here else STAND_IN
+
+    def options(self, model: bytes) -> EngineOptions:
+        """How that engine runs a model here, one sample at a time where it is built for that."""
+        return fitted(self.engine, model, self.example, cache=self.cache)
 
 
 @dataclass(frozen=True)
@@ -103,6 +113,8 @@ class Outcome:
         report: What the pass did and saw, JSON values only.
         name: What reports call it.
         trained: Whether its weights were trained on other pictures than the original's.
+        stand_in: Whether it is the network as it came, in a precision that the recipe does not name
+            and that ships where what it names does not pay.
         written: The network in INT8 as it was written; ``None`` where it is not, and where another
             precision was written beside.
     """
@@ -113,6 +125,7 @@ class Outcome:
     report: dict[str, object] = field(default_factory=dict[str, object])
     name: str = "INT8"
     trained: bool = False
+    stand_in: bool = False
     written: Whole | None = field(default=None, repr=False, compare=False)
 
 
@@ -121,8 +134,9 @@ def float32(graph: Graph, context: Context) -> Outcome:
     if not context.device_here:
         shipped, receipt = written(graph, context.target, context.macs, context.calibration)
         return Outcome(shipped, False, receipt)
-    receipt = float_receipt(graph, context.macs, context.target.engine)
-    shipped = Shipped(graph.model, "float32", "onnx", context.target.engine, receipt.to_dict())
+    engine = context.target.engine
+    receipt = float_receipt(graph, context.macs, engine, context.options(graph.model))
+    shipped = Shipped(graph.model, "float32", "onnx", engine, receipt.to_dict())
     return Outcome(shipped, False, receipt)
 
 
@@ -282,12 +296,13 @@ def sqnr_db(
     shown = [ends.shown(model) for model in models]
     with ExitStack() as stack:
         engines = [
-            stack.enter_context(open_engine(context.engine)(one.model, EngineOptions()))
+            stack.enter_context(open_engine(context.engine)(one.model, context.options(one.model)))
             for one in shown
         ]
+        runs = [fixed_batch(engine.run, engine.inputs) for engine in engines]
         for feeds in _some(context):
-            ran = zip(shown, engines, strict=True)
-            wanted, *found = [one.pick(engine.run(feeds), feeds) for one, engine in ran]
+            ran = zip(shown, runs, strict=True)
+            wanted, *found = [one.pick(run(feeds), feeds) for one, run in ran]
             for key, value in wanted.items():
                 exact = value[np.isfinite(value)].astype(np.float64)
                 signal[key] = signal.get(key, 0.0) + float(np.sum(exact**2))

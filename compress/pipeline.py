@@ -120,7 +120,8 @@ def compress(
             Recipe.
         max_drop: Largest drop of the score, in points; by default 1 for classification, 3 for
             agreement (a cosine of 0.97), any for a score of the user's own.
-        strict: Raise instead of writing a bundle whose recipe was declined for any target.
+        strict: Raise instead of writing a bundle whose recipe was declined for any target, or whose
+            engine takes less of it in INT8 than was written so.
         calibration_size: Pictures for calibration, at most.
         seed: Of the split and of everything else that is random.
         opset: Of the exported graph, 18 by default; an ONNX file keeps its own.
@@ -154,8 +155,8 @@ def compress(
 
     Raises:
         InputError: For anything that was handed over and cannot be used; nothing is written then.
-        BoundError: ``E_DECLINED`` with ``strict``, where the recipe was declined; nothing is
-            written.
+        BoundError: ``E_DECLINED`` with ``strict``, where the recipe was declined, ``E_FALLBACK``
+            where the engine took a part of it; nothing is written.
     """
     out = Path(out)
     check_out(out, force=force)
@@ -250,7 +251,10 @@ def compress(
         if weights_out is not None and made is None:
             note = "no pruned or trained network ships, so that no weights were written."
             results = [replace(one, notes=[*one.notes, note]) for one in results]
-        bundles = [one.bundle(example, shipped, real_golden=golden_pictures) for one in results]
+        bundles = [
+            one.bundle(example, shipped, real_golden=golden_pictures, cache=folder)
+            for one in results
+        ]
         files = combine(bundles) if len(bundles) > 1 else bundles[0].files
         write_files(files, out, force=force)
         if weights_out is not None and made is not None:

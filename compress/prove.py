@@ -145,16 +145,40 @@ def try_out(
 
 
 def not_taken(candidate: Outcome) -> str:
-    """In words, that the engine took nothing of a candidate in INT8; empty where it did.
+    """In words, that the engine took nothing of a candidate in INT8 or FP16; empty where it did.
 
     Where weights alone are codes, no kernel computes on them, nor was asked to.
     """
     receipt, speech = candidate.receipt, DIALECTS.get(candidate.shipped.dialect)
-    if receipt.fused_int8 or not receipt.asked_int8 or (speech and speech.weight_only):
+    if candidate.shipped.precision == "fp16" and candidate.changed:
+        asked, taken = "nodes in FP16", receipt.count("fp16")
+    else:
+        asked, taken = f"{receipt.asked_int8} nodes in INT8", receipt.fused_int8
+        if not receipt.asked_int8 or (speech and speech.weight_only):
+            return ""
+    if taken:
         return ""
+    why = f"{candidate.name} is not what it runs"
+    if not receipt.tells:
+        why = "it does not tell what its layers compute in, so that nothing proves it"
+    return f"the engine took none of the {asked} that were written so: {why}"
+
+
+def fallen_back(candidate: Outcome) -> str:
+    """In words, which nodes the engine did not take in INT8 although they were written so.
+
+    Empty where it took all, and where its device is not here to tell.
+    """
+    receipt, speech = candidate.receipt, DIALECTS.get(candidate.shipped.dialect)
+    if candidate.shipped.emulated is not None or (speech and speech.weight_only):
+        return ""
+    if receipt.fused_int8 == receipt.asked_int8:
+        return ""
+    fallen = [node.name for node in receipt.nodes if node.reason.startswith("asked for INT8")]
+    more = ", ..." if len(fallen) > 5 else ""
     return (
-        f"the engine took none of the {receipt.asked_int8} nodes in INT8 that were written so: "
-        f"{candidate.name} is not what it runs"
+        f"the engine took {receipt.fused_int8} of {receipt.asked_int8} nodes in INT8; "
+        f"not {', '.join(fallen[:5])}{more}"
     )
 
 
@@ -236,7 +260,7 @@ def decide(
     """
     reasons: list[str] = [missed] if missed else []
     if comparison is None:
-        reasons.append("no layer of this network can run in INT8 on this target")
+        reasons.append(f"no layer of this network can run in {name} on this target")
     else:
         if comparison.faster != "a":
             reasons.append(_slower(name, "float32", comparison))

@@ -96,7 +96,8 @@ def _show_variant(console: Console, variant: Variant, made: Mapping[str, Any]) -
         )
     rows.append(_score_row(made["scores"]))
     shares = {"INT8": measured["int8_macs_share"]}
-    shares["bfloat16"] = measured.get("bfloat16_macs_share", 0.0)
+    for word, name in (("bfloat16", "bfloat16"), ("fp16", "FP16")):
+        shares[name] = measured.get(f"{word}_macs_share", 0.0)
     for what, share in shares.items():
         if share or (what == "INT8" and not any(shares.values())):
             rows.append((f"multiply-adds in {what}", "0 %", f"{100 * share:.1f} %", ""))

@@ -11,16 +11,17 @@ from ..benchmarks.fingerprint import fingerprint
 from ..benchmarks.tasks import Score
 from ..export.bundling import Shipped, assemble, synthetic_inputs
 from ..runtime.bundle import Bundle
-from ..runtime.engine import WORDS
+from ..runtime.engine import HALVES
 from ..runtime.errors import BoundError
 from ..runtime.manifest import MANIFEST, parse_manifest
+from ..runtime.nvidia.fitting import for_batches
 from ..runtime.preprocessing import Preprocessing
 from ..runtime.session import Session
 from ..runtime.tensors import Arrays
 from .history import Pruned
 from .material import Material, class_labels
 from .passes import Outcome
-from .prove import Rival, Trial
+from .prove import Rival, Trial, fallen_back
 from .subject import Subject, with_batch
 
 
@@ -59,9 +60,9 @@ class Result:
     def declined(self) -> bool:
         """Whether something was tried and nothing of it ships: the model is as it came.
 
-        An engine may be asked to compute it in bfloat16 all the same.
+        It may be computed in bfloat16 or written in FP16 all the same.
         """
-        return bool(self.trials) and not self.outcome.changed
+        return bool(self.trials) and (not self.outcome.changed or self.outcome.stand_in)
 
     @property
     def _trial(self) -> Trial | None:
@@ -71,10 +72,18 @@ class Result:
     @property
     def reasons(self) -> list[str]:
         """Why what was tried does not ship."""
-        return [reason for one in self.trials for reason in one.verdict.reasons]
+        told = [reason for one in self.trials for reason in one.verdict.reasons]
+        if not told and self.outcome.stand_in:
+            told = [f"it is not measurably faster than {self.outcome.name}"]
+        return told
 
     def bundle(
-        self, example: Arrays, preprocessing: Preprocessing | None, *, real_golden: bool
+        self,
+        example: Arrays,
+        preprocessing: Preprocessing | None,
+        *,
+        real_golden: bool,
+        cache: str | None = None,
     ) -> Bundle:
         """The bundle in memory, sealed, each variant opened and proved by its own self-test.
 
@@ -82,6 +91,7 @@ class Result:
             example: One sample by input name.
             preprocessing: What the bundle says of pictures.
             real_golden: Whether the self-test shows that sample; made up inputs like it otherwise.
+            cache: Folder for engines that are built.
 
         Raises:
             InputError: As :func:`edgepress.export.bundling.assemble`.
@@ -108,13 +118,15 @@ class Result:
             measurements=self._measurements(),
             notes=self.notes,
             declined=self.declined,
+            cache=cache,
         )
         manifest = parse_manifest(files[MANIFEST])
         held = None if labels is None else tuple(labels)
         made = Bundle(Path(f"the new bundle for {self.target}"), manifest, files, held)
         if shipped.emulated is None:  # else its device is not here to prove it on
             for variant in made.variants:
-                Session.open(made, variant=variant.name).close()
+                build = for_batches(variant.engine, made.model(variant), golden)
+                Session.open(made, variant=variant.name, cache=cache, build=build).close()
         return made
 
     def _made(self, beside: Shipped) -> dict[str, object]:
@@ -150,7 +162,7 @@ class Result:
             "size_bytes": {"original": len(graph.model), "result": len(self.outcome.shipped.model)},
             "macs": sum(self.macs.values()),
             "int8_macs_share": self.outcome.receipt.int8_share,
-            "bfloat16_macs_share": self.outcome.receipt.share(WORDS["bf16"]),
+            **{f"{word}_macs_share": self.outcome.receipt.share(word) for word in HALVES},
             "parity": graph.parity.to_dict() if graph.parity else None,
             "latency": _latency(shipped),
             "candidates": [_candidate(one) for one in self.trials],
@@ -159,18 +171,26 @@ class Result:
 
 
 def check_strict(result: Result, *, several: bool) -> None:
-    """Refuse a result whose recipe was declined.
+    """Refuse a result whose recipe was declined, or of which the engine runs less than was asked.
 
     Args:
         result: What came out for a target.
         several: Whether there are other targets, so that it must be named.
 
     Raises:
-        BoundError: ``E_DECLINED``.
+        BoundError: ``E_DECLINED``; ``E_FALLBACK`` where the engine took a part of it in INT8.
     """
-    if not result.declined:
-        return
     where = f" for {result.target}" if several else ""
+    if not result.declined:
+        fallen = fallen_back(result.outcome)
+        if fallen:
+            raise BoundError(
+                "E_FALLBACK",
+                f"{fallen}{where}.",
+                mend="Nothing was written, as --strict asks. Without it the bundle says so; "
+                "keep_float in the recipe asks for no more in INT8 than the engine takes.",
+            )
+        return
     raise BoundError(
         "E_DECLINED",
         f"the recipe '{result.recipe['name']}' was declined{where}: {'; '.join(result.reasons)}.",

@@ -10,17 +10,17 @@ from pathlib import Path
 from ..benchmarks.tasks import Score
 from ..export.graph import Graph
 from ..export.receipt import count_macs
-from ..runtime.progress import Progress
 from ..runtime.target import Target
 from ..runtime.tensors import Arrays
 from .backbone import Backbone
 from .computing import floats_beside_int8, int8_ways, note_of, untouched, ways
 from .drops import Drop, Drops, drop_in
+from .halves import beside_int8, has_fp16
 from .judge import Judge
 from .material import Material
 from .mixing import mix, notes_of
 from .passes import Context, Outcome, RangesOnce, finish, float32, prepare, run_pass
-from .prove import Trial, best_rival, forgotten, is_faster, outrun, try_out
+from .prove import Trial, best_rival, fallen_back, forgotten, is_faster, outrun, try_out
 from .pruning_pass import Cut, precision_after, prune_pass
 from .qat import Tuned, Tuner, as_fast, held_against
 from .recipe import Recipe
@@ -63,7 +63,7 @@ class Work:
     tuner: Tuner | None
     ranges: RangesOnce
 
-    def context(self, target: Target, graph: Graph, progress: Progress, here: bool) -> Context:
+    def context(self, target: Target, graph: Graph, judge: Judge, here: bool) -> Context:
         """What a pass from ``graph`` for a target may look at."""
         split, preprocessing = self.material.split, self.subject.preprocessing
         return Context(
@@ -72,9 +72,11 @@ class Work:
             calibration_count=len(split.calibration),
             selection=fixed_batches(graph, split.selection, preprocessing),
             macs=count_macs(graph, with_batch(self.example, graph)),
-            progress=progress,
+            progress=judge.progress,
             device_here=here,
             seen=self.ranges,
+            example=self.example,
+            cache=judge.cache,
         )
 
 
@@ -176,7 +178,7 @@ def follow(
         original: The original's score on the test pictures.
     """
     graph, material, passes = work.subject.graph, work.material, work.recipe.passes
-    context = work.context(target, graph, judge.progress, here)
+    context = work.context(target, graph, judge, here)
     plain = outcome = float32(graph, context)
     now, at, shipped_macs = graph, context, context.macs
     best: Trial | None = None
@@ -212,14 +214,21 @@ def follow(
             floats = floats_beside_int8(now, judge, dropping, work.max_drop)
             at = replace(at, floats=floats)
             drops = Drops.of(dropping, now, best, floats)
+            floor = _in_fp16(now, settings, at, judge, work, original, trained=outcome.trained)
+            if floor is not None:
+                trials.append(floor)
+                if floor.verdict.accepted and is_faster(floor, best, judge):
+                    best, outcome, shipped_macs = floor, floor.outcome, at.macs
             candidate = _candidate(now, settings, at, drops.judged, work.max_drop)
             candidates = int8_ways(replace(candidate, trained=outcome.trained), judge, at)
             reports.append(candidates[0].report)
+            notes += _without_blame(settings, at)
         tried = [try_out(one, judge, material, original, work.max_drop) for one in candidates]
         if without is not None:
             tried = [held_against(one, without) for one in tried]
         trials += tried
-        notes += [*(_fallen(candidates[0]) if here else []), *notes_of(candidates[0])]
+        fallen = fallen_back(candidates[0])
+        notes += [*([f"{fallen}."] if fallen else []), *notes_of(candidates[0])]
         notes += forgotten(tried[0], original)
         if not any(trial.verdict.accepted for trial in tried):
             notes += [f"{settings.kind} was declined: {reason}." for reason in _why(tried)]
@@ -232,7 +241,7 @@ def follow(
                 best, outcome = trial, trial.outcome
                 if made is not None:
                     smaller, now = made, made.graph
-                    at = work.context(target, now, judge.progress, here)
+                    at = work.context(target, now, judge, here)
                 shipped_macs = at.macs
     rival = best_rival(trials)
     if rival is not None:
@@ -302,7 +311,7 @@ def _tuned(
         int8,
         context,
         lambda made: replace(
-            work.context(context.target, made, judge.progress, context.device_here),
+            work.context(context.target, made, judge, context.device_here),
             floats=context.floats,
         ),
         drops.judged,
@@ -328,26 +337,46 @@ def _better(trial: Trial, best: Trial, without: Trial | None, judge: Judge) -> b
     return is_faster(trial, best, judge)
 
 
+def _in_fp16(
+    graph: Graph,
+    settings: Int8 | Fp16,
+    context: Context,
+    judge: Judge,
+    work: Work,
+    original: Score,
+    *,
+    trained: bool,
+) -> Trial | None:
+    """On a target that computes in FP16: the network in that, which INT8 has to beat."""
+    made = beside_int8(graph, settings, context) if isinstance(settings, Int8) else None
+    if made is None:
+        return None
+    made = replace(made, trained=trained, stand_in=graph is work.subject.graph)
+    return try_out(made, judge, work.material, original, work.max_drop)
+
+
+def _without_blame(settings: Int8 | Fp16, context: Context) -> list[str]:
+    """In words, why what each node costs was not measured although it was asked for."""
+    if not isinstance(settings, Int8) or not settings.blame:
+        return []
+    if has_fp16(context):
+        why = f"nodes are not timed one by one in {context.engine}"
+    elif settings.int8_nodes:
+        why = "the recipe names the nodes that are INT8"
+    elif not settings.mixed:
+        why = "the recipe has no mixed precision"
+    else:
+        return []
+    return [f"what each node costs the score was not measured: {why}."]
+
+
 def _candidate(
     graph: Graph, settings: Int8 | Fp16, context: Context, drop: Drop, max_drop: float | None
 ) -> Outcome:
     """What a pass makes of the network, in mixed precision where that is better."""
-    if not isinstance(settings, Int8) or "float16" in context.target.precisions:
+    if not isinstance(settings, Int8) or has_fp16(context):
         return run_pass(graph, settings, context)
     whole = prepare(graph, settings, context)
     if not settings.mixed or settings.int8_nodes:
         return finish(whole, settings, context)
     return mix(whole, settings, context, drop, max_drop)
-
-
-def _fallen(candidate: Outcome) -> list[str]:
-    """Which nodes the engine did not take in INT8 although they were written so."""
-    receipt = candidate.receipt
-    if receipt.fused_int8 == receipt.asked_int8:
-        return []
-    fallen = [node.name for node in receipt.nodes if node.reason.startswith("asked for INT8")]
-    more = ", ..." if len(fallen) > 5 else ""
-    return [
-        f"the engine took {receipt.fused_int8} of {receipt.asked_int8} nodes in INT8; "
-        f"not {', '.join(fallen[:5])}{more}."
-    ]

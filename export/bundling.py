@@ -14,6 +14,7 @@ from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ..runtime.errors import InputError
 from ..runtime.manifest import MODEL, Expected, Golden, Manifest, Tolerance, Variant
 from ..runtime.npz import write_npz
+from ..runtime.nvidia.fitting import for_batches
 from ..runtime.preprocessing import Preprocessing
 from ..runtime.seal import seal
 from ..runtime.tensors import Array, Arrays, TensorSpec
@@ -66,6 +67,7 @@ def assemble(
     measurements: Mapping[str, object],
     notes: Sequence[str],
     declined: bool,
+    cache: str | None = None,
 ) -> dict[str, bytes]:
     """All files of a bundle, sealed; nothing is written yet.
 
@@ -83,12 +85,13 @@ def assemble(
         measurements: Times and sizes.
         notes: Remarks for people.
         declined: Whether the recipe was declined.
+        cache: Folder for engines that are built.
 
     Raises:
         InputError: ``E_LABELS`` for class names with line breaks in them; what
             :func:`golden_outputs` raises.
     """
-    golden, tolerance = golden_outputs(shipped, golden_inputs)
+    golden, tolerance = golden_outputs(shipped, golden_inputs, cache)
     files = {
         MODEL: shipped.model,
         _GOLDEN_INPUTS: write_npz(golden_inputs),
@@ -96,7 +99,7 @@ def assemble(
     }
     variants = [_variant(shipped, MODEL)]
     for other in shipped.beside:
-        expected, within = golden_outputs(other, golden_inputs)
+        expected, within = golden_outputs(other, golden_inputs, cache)
         path = f"golden/{other.precision}.npz"
         files[path] = write_npz(expected)
         file = MODEL if other.model == shipped.model else f"variants/{other.precision}.onnx"
@@ -133,7 +136,9 @@ def _variant(shipped: Shipped, file: str) -> Variant:
     )
 
 
-def golden_outputs(shipped: Shipped, inputs: Arrays) -> tuple[Arrays, dict[str, Tolerance]]:
+def golden_outputs(
+    shipped: Shipped, inputs: Arrays, cache: str | None = None
+) -> tuple[Arrays, dict[str, Tolerance]]:
     """Outputs for the golden inputs, and how far another machine's may lie from them.
 
     The tolerance is not guessed: the same graph is run once more in ONNX Runtime with every
@@ -147,8 +152,13 @@ def golden_outputs(shipped: Shipped, inputs: Arrays) -> tuple[Arrays, dict[str, 
     """
     here = shipped.emulated is None
     model = shipped.model if shipped.emulated is None else shipped.emulated
-    options = EngineOptions(precision=computed_in(shipped.precision))
-    with open_engine(shipped.engine if here else "onnxruntime")(model, options) as engine:
+    name = shipped.engine if here else "onnxruntime"
+    options = EngineOptions(
+        precision=computed_in(shipped.precision),
+        cache=cache,
+        build=for_batches(name, model, inputs),
+    )
+    with open_engine(name)(model, options) as engine:
         golden = engine.run(inputs)
     with OnnxRuntimeEngine(model, EngineOptions(optimize="none")) as engine:
         plain = engine.run(inputs)

@@ -13,6 +13,7 @@ import click
 
 from ..runtime.bundle import Bundle
 from ..runtime.console import Console, report_errors
+from ..runtime.engine import HALVES
 from ..runtime.errors import InputError
 from ..runtime.files import check_file, write_file
 from ..runtime.target import TARGET_NAMES, target
@@ -212,8 +213,8 @@ def _show_receipt(console: Console, receipt: Mapping[str, Any], nodes: bool) -> 
         return
     engine = receipt.get("engine", {})
     where = f"{engine.get('engine', 'the engine')} {engine.get('version', '')}"
-    bfloat16 = receipt.get("bfloat16_macs_share")
-    if bfloat16 is None or receipt["asked_int8"]:
+    halves = {word: receipt[f"{word}_macs_share"] for word in HALVES if f"{word}_nodes" in receipt}
+    if not halves or receipt["asked_int8"]:
         told = (
             f"{receipt['fused_int8']} of {receipt['asked_int8']} nodes became INT8 kernels in "
             f"{where}: {100 * receipt['int8_macs_share']:.1f} % of {receipt['macs']:,} "
@@ -223,10 +224,10 @@ def _show_receipt(console: Console, receipt: Mapping[str, Any], nodes: bool) -> 
         if time is not None:
             told += f", {100 * time:.1f} % of the kernels' time"
         console.say(f"  receipt     {told}")
-    if bfloat16 is not None:
+    for word, share in halves.items():
         told = (
-            f"{where} computes {100 * bfloat16:.1f} % of {receipt['macs']:,} multiply-adds in "
-            f"bfloat16, {receipt['bfloat16_nodes']} nodes"
+            f"{where} computes {100 * share:.1f} % of {receipt['macs']:,} multiply-adds in "
+            f"{word}, {receipt[f'{word}_nodes']} nodes"
         )
         console.say(f"  receipt     {told}")
     kernels = receipt.get("kernels", {})

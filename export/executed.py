@@ -9,7 +9,7 @@ from typing import Protocol
 
 import onnx
 
-from ..runtime.engine import EngineOptions, Precision
+from ..runtime.engine import EngineOptions
 from ..runtime.engines import open_engine
 from ..runtime.engines.onnxruntime import optimized_model
 from ..runtime.engines.openvino import Executed, executed_graph
@@ -38,13 +38,14 @@ class Rewritten(Protocol):
         ...
 
 
-def rewritten(engine: str, model: bytes, precision: Precision = "f32") -> Rewritten:
+def rewritten(engine: str, model: bytes, options: EngineOptions | None = None) -> Rewritten:
     """What ``engine`` makes of a model on this machine.
 
     Args:
         engine: Which engine.
         model: Its model.
-        precision: What it computes floats in; only OpenVINO has more than float32.
+        options: How it runs it: OpenVINO computes floats in another precision than float32, and
+            TensorRT's engine is built.
 
     Raises:
         EngineError: ``E_BACKEND`` where it cannot load the model; ``E_ENGINE`` for an engine that
@@ -53,9 +54,9 @@ def rewritten(engine: str, model: bytes, precision: Precision = "f32") -> Rewrit
     if engine == "onnxruntime":
         return InOnnxRuntime(model)
     if engine == "openvino":
-        return InOpenVino(executed_graph(model, EngineOptions(precision=precision)))
+        return InOpenVino(executed_graph(model, options))
     if engine in ("tensorrt", "tensorrt-rtx"):
-        with open_engine(engine)(model) as running:
+        with open_engine(engine)(model, options) as running:
             if isinstance(running, NvidiaEngine):
                 return InTensorRt(layers_of(running.layers()))
     raise EngineError(
@@ -151,6 +152,11 @@ class InTensorRt:
     """
 
     layers: tuple[Layer, ...]
+
+    @property
+    def tells(self) -> bool:
+        """Whether any layer tells a type; that of a free shape does not in TensorRT 10."""
+        return any(layer.computes_in for layer in self.layers)
 
     def kernel_of(self, unit: Unit) -> tuple[str, bool]:
         """As the protocol says."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from ..runtime.engine import WORDS, EngineOptions, Precision
+from ..runtime.engine import HALVES, WORDS, EngineOptions
 from ..runtime.engines import open_engine
 from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ..runtime.engines.openvino import Executed
@@ -64,6 +64,7 @@ class Receipt:
         kernels: How often each kernel stands in the graph as the engine rewrote it.
         int8_time_share: Share of the kernels' time that INT8 kernels take on one thread here, 0 to
             1; ``None`` where that was not timed, or the engine does not tell.
+        tells: Whether the engine tells what its layers compute in.
     """
 
     engine: dict[str, object]
@@ -72,6 +73,7 @@ class Receipt:
     fused_int8: int
     kernels: dict[str, int]
     int8_time_share: float | None = None
+    tells: bool = True
 
     @property
     def macs(self) -> int:
@@ -119,17 +121,22 @@ class Receipt:
         return None if self.int8_time_share is None else round(self.int8_time_share, 4)
 
     def to_dict(self) -> dict[str, object]:
-        """JSON form; ``bfloat16_macs_share`` and ``..._nodes`` only where some run in that."""
-        bfloat16 = {
-            "bfloat16_macs_share": round(self.share(WORDS["bf16"]), 6),
-            "bfloat16_nodes": self.count(WORDS["bf16"]),
-        }
+        """JSON form.
+
+        ``bfloat16_macs_share`` and ``bfloat16_nodes`` stand there only where some run in that, the
+        same of ``fp16``.
+        """
+        halves: dict[str, object] = {}
+        for word in HALVES:
+            if self.count(word):
+                halves[f"{word}_macs_share"] = round(self.share(word), 6)
+                halves[f"{word}_nodes"] = self.count(word)
         return {
             "engine": self.engine,
             "macs": self.macs,
             "int8_macs_share": round(self.int8_share, 6),
             "int8_time_share": self._time_share,
-            **(bfloat16 if self.count(WORDS["bf16"]) else {}),
+            **halves,
             "asked_int8": self.asked_int8,
             "fused_int8": self.fused_int8,
             "kernels": self.kernels,
@@ -137,15 +144,20 @@ class Receipt:
         }
 
 
-def float_receipt(graph: Graph, macs: Mapping[str, int], engine: str = "onnxruntime") -> Receipt:
+def float_receipt(
+    graph: Graph,
+    macs: Mapping[str, int],
+    engine: str = "onnxruntime",
+    options: EngineOptions | None = None,
+) -> Receipt:
     """The receipt of an engine for the float32 graph itself, computed in float32."""
     why = "the whole graph is float32"
     nodes = tuple(
         NodeReceipt(node.name, node.op_type, macs.get(node.name, 0), "float32", why)
         for node in graph.proto().graph.node
     )
-    kernels = rewritten(engine, graph.model).kernels()
-    return Receipt(_facts(engine, graph.model), nodes, 0, 0, kernels, 0.0)
+    kernels = rewritten(engine, graph.model, options).kernels()
+    return Receipt(_facts(engine, graph.model, options), nodes, 0, 0, kernels, 0.0)
 
 
 def bf16_receipt(graph: Graph, macs: Mapping[str, int], engine: str = "openvino") -> Receipt:
@@ -154,8 +166,9 @@ def bf16_receipt(graph: Graph, macs: Mapping[str, int], engine: str = "openvino"
     Raises:
         EngineError: ``E_PRECISION`` where the engine does not compute in it here.
     """
-    facts = _facts(engine, graph.model, "bf16")
-    seen = rewritten(engine, graph.model, "bf16")
+    options = EngineOptions(precision="bf16")
+    facts = _facts(engine, graph.model, options)
+    seen = rewritten(engine, graph.model, options)
     nodes: list[NodeReceipt] = []
     for node in graph.proto().graph.node:
         precision, reason = "float32", f"asked for bfloat16, the engine made it {UNTOLD}"
@@ -176,7 +189,7 @@ def int8_receipt(
     plan: PrecisionPlan,
     engine: str = "onnxruntime",
     half: PrecisionPlan | None = None,
-    precision: Precision = "f32",
+    options: EngineOptions | None = None,
     *,
     feeds: Arrays | None = None,
 ) -> Receipt:
@@ -189,16 +202,18 @@ def int8_receipt(
         plan: What was asked for.
         engine: Which engine.
         half: Which of the floats beside INT8 are FP16, where some are.
-        precision: What the engine computes the other floats in.
+        options: How the engine runs it: what it computes the other floats in, how it is built.
         feeds: One picture, to time the kernels on; without one they are not.
     """
-    seen = rewritten(engine, quantized.model, precision)
+    options = options or EngineOptions()
+    seen = rewritten(engine, quantized.model, options)
     nodes = beside_int8(graph, macs, quantized, plan, seen, half)
     fused = sum(1 for unit in quantized.units if seen.kernel_of(unit)[1])
-    facts = _facts(engine, quantized.model, precision)
+    facts = _facts(engine, quantized.model, options)
     model = quantized.model
-    share = None if feeds is None else int8_time_share(engine, model, feeds, precision)
-    return Receipt(facts, nodes, len(quantized.units), fused, seen.kernels(), share)
+    share = None if feeds is None else int8_time_share(engine, model, feeds, options.precision)
+    asked = len(quantized.units)
+    return Receipt(facts, nodes, asked, fused, seen.kernels(), share, tells(seen))
 
 
 def beside_int8(
@@ -241,7 +256,12 @@ def beside_int8(
 
 
 def half_receipt(
-    graph: Graph, macs: Mapping[str, int], model: bytes, plan: PrecisionPlan, engine: str
+    graph: Graph,
+    macs: Mapping[str, int],
+    model: bytes,
+    plan: PrecisionPlan,
+    engine: str,
+    options: EngineOptions | None = None,
 ) -> Receipt:
     """The receipt of an engine for a graph in FP16.
 
@@ -251,8 +271,9 @@ def half_receipt(
         model: What ships.
         plan: FP16 or float32 by node name, and why.
         engine: Which engine.
+        options: How it is built.
     """
-    seen = rewritten(engine, model)
+    seen = rewritten(engine, model, options)
     nodes: list[NodeReceipt] = []
     for node in graph.proto().graph.node:
         choice = plan.nodes.get(node.name)
@@ -262,7 +283,13 @@ def half_receipt(
         precision, reason = _as_run(seen, node.name, precision, reason)
         work = macs.get(node.name, 0)
         nodes.append(NodeReceipt(node.name, node.op_type, work, precision, reason))
-    return Receipt(_facts(engine, model), tuple(nodes), 0, 0, seen.kernels(), 0.0)
+    facts = _facts(engine, model, options)
+    return Receipt(facts, tuple(nodes), 0, 0, seen.kernels(), 0.0, tells(seen))
+
+
+def tells(seen: Rewritten) -> bool:
+    """Whether an engine tells what its layers compute in."""
+    return not isinstance(seen, InTensorRt) or seen.tells
 
 
 def _home(seen: Rewritten, node: onnx.NodeProto) -> Executed | None:
@@ -277,15 +304,17 @@ def _runs_in(seen: Rewritten, node: str) -> str:
 
 
 def _as_run(seen: Rewritten, node: str, precision: str, reason: str) -> tuple[str, str]:
-    """Precision and reason, as asked for or as the engine tells."""
+    """Precision and reason, as the engine tells; as written, where it tells nothing of the node."""
     runs_in = _runs_in(seen, node)
+    if not runs_in and isinstance(seen, InTensorRt) and precision != "float32":
+        return f"{precision} as written", f"{reason}; no layer of the engine tells of it"
     if not runs_in or runs_in == precision:
         return precision, reason
     return runs_in, f"asked for {precision}, the engine runs it in {runs_in}"
 
 
-def _facts(engine: str, model: bytes, precision: Precision = "f32") -> dict[str, object]:
-    with open_engine(engine)(model, EngineOptions(precision=precision)) as running:
+def _facts(engine: str, model: bytes, options: EngineOptions | None = None) -> dict[str, object]:
+    with open_engine(engine)(model, options) as running:
         return running.facts()
 
 

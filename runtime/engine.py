@@ -22,6 +22,9 @@ PRECISIONS: tuple[Precision, ...] = ("f32", "bf16")
 WORDS: dict[Precision, str] = {"f32": "float32", "bf16": "bfloat16"}
 """What people, and the variants of bundles, call the precisions."""
 
+HALVES = (WORDS["bf16"], "fp16")
+"""What receipts call the precisions between float32 and INT8."""
+
 
 def computed_in(named: str) -> Precision:
     """What floats are computed in by a variant whose precision a bundle names so.
@@ -48,6 +51,8 @@ class EngineOptions:
         build: How an engine that builds something does so; the others have no use for it. ``None``
             is how ``cache`` remembers that it was last asked for with this model, else the
             defaults.
+        remember: Whether ``cache`` remembers ``build`` for whoever asks for none; what is built to
+            measure or to judge is not asked for to stay.
     """
 
     threads: int = 0
@@ -57,6 +62,7 @@ class EngineOptions:
     precision: Precision = "f32"
     cache: str | None = None
     build: BuildOptions | None = None
+    remember: bool = False
 
 
 class Engine(ABC):

@@ -25,8 +25,9 @@ class SelfTest:
 def check_schema(bundle: Bundle, variant: Variant, engine: Engine) -> None:
     """Check that a model has the inputs and outputs that its bundle declares.
 
-    Inputs must be declared exactly. Outputs must not contradict: one version of an engine may infer
-    a size that another leaves free.
+    Inputs must be declared exactly, but that an engine may have been built for one of the sizes
+    that are free. Outputs must not contradict: one version of an engine may infer a size that
+    another leaves free.
 
     Raises:
         BundleError: ``E_SCHEMA``.
@@ -37,7 +38,7 @@ def check_schema(bundle: Bundle, variant: Variant, engine: Engine) -> None:
     ):
         have = {spec.name: spec for spec in real}
         fits = set(have) == {spec.name for spec in told} and all(
-            _same(spec, have[spec.name], exact) for spec in told
+            _same(spec, have[spec.name], exact, engine.builds) for spec in told
         )
         if not fits:
             raise BundleError(
@@ -49,14 +50,17 @@ def check_schema(bundle: Bundle, variant: Variant, engine: Engine) -> None:
             )
 
 
-def _same(told: TensorSpec, real: TensorSpec, exact: bool) -> bool:
+def _same(told: TensorSpec, real: TensorSpec, exact: bool, builds: bool) -> bool:
     if told.dtype != real.dtype or len(told.shape) != len(real.shape):
         return False
     for one, other in zip(told.shape, real.shape, strict=True):
         if isinstance(one, int) and isinstance(other, int):
             if one != other:
                 return False
-        elif exact and isinstance(one, int) != isinstance(other, int):
+        elif isinstance(one, int):
+            if exact and not isinstance(other, int):
+                return False
+        elif exact and isinstance(other, int) and not builds:
             return False
     return True
 

@@ -112,6 +112,7 @@ class Session:
             precision=computed_in(chosen.precision),
             cache=None if cache is None else os.fspath(cache),
             build=build,
+            remember=True,
         )
         running = open_engine(chosen.engine)(bundle.model(chosen), options)
         try:
@@ -144,6 +145,11 @@ class Session:
     def close(self) -> None:
         """Free the engine; closing twice does no harm."""
         self._engine.__exit__(None, None, None)
+
+    @property
+    def largest_batch(self) -> int | None:
+        """Most samples in one run, of an engine that was built for no more; else ``None``."""
+        return self._engine.largest_batch
 
     def facts(self) -> dict[str, object]:
         """What serves: engine, version, providers, threads, whether it fell back; the variant.
@@ -225,7 +231,7 @@ class Session:
         self, pictures: Iterator[PictureSource], preprocessing: Preprocessing
     ) -> Iterator[Prediction]:
         at_once, padded = _batching(self.inputs[0], self.outputs)
-        at_once = min(at_once, self._engine.largest_batch or at_once)
+        at_once = min(at_once, self.largest_batch or at_once)
         waiting: list[Array] = []
         for source in pictures:
             row = preprocessing(source).astype(self.inputs[0].dtype, copy=False)

@@ -225,6 +225,21 @@ def test_a_fixed_batch_takes_any_number_of_rows(tiny_classifier, count: int) -> 
         assert fixed_batch(free.run, free.inputs) == free.run
 
 
+def test_a_free_batch_is_cut_to_what_an_engine_was_built_for() -> None:
+    spec, seen = TensorSpec("x", "float32", ("N", 1)), list[int]()
+
+    def run(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        seen.append(len(feeds["x"]))
+        return {"y": 2 * feeds["x"]}
+
+    x = np.arange(11, dtype=np.float32)[:, None]
+    np.testing.assert_array_equal(fixed_batch(run, [spec], largest=4)({"x": x})["y"], 2 * x)
+    assert seen == [4, 4, 3], "and nothing is filled up"
+    seen.clear()
+    assert len(fixed_batch(run, [spec], largest=16)({"x": x})["y"]) == 11
+    assert seen == [11]
+
+
 def test_a_fixed_batch_refuses_outputs_without_rows() -> None:
     spec = TensorSpec("x", "float32", (2, 1))
     run = fixed_batch(lambda feeds: {"sum": feeds["x"].sum()}, [spec])

@@ -39,9 +39,9 @@ from edgepress.runtime.doctor import examine
 from edgepress.runtime.engines import import_backend, load_backend
 from edgepress.runtime.nvidia import BuildOptions
 from edgepress.runtime.nvidia.builder import build_engine
-from edgepress.runtime.nvidia.building import DTYPES, build
+from edgepress.runtime.nvidia.building import DTYPES, build, configured
 from edgepress.runtime.nvidia.cache import EngineCache, key_of
-from edgepress.runtime.nvidia.driver import Cuda, cuda
+from edgepress.runtime.nvidia.driver import Cuda, Gpu, cuda
 from edgepress.runtime.nvidia.engine import NvidiaEngine
 from edgepress.runtime.nvidia.fitting import fitting
 from edgepress.runtime.nvidia.inspection import layers_of
@@ -200,10 +200,35 @@ def test_options_that_make_no_sense_are_refused(values: dict[str, Any]) -> None:
 
 
 def test_options_survive_as_json() -> None:
-    options = BuildOptions((1, 2, 3), {"H": (1, 2, 3)}, 2**30, 1, True, 3, 60.0, True)
+    options = BuildOptions((2, 2, 2), {"H": (3, 3, 3)}, 2**30, 1, True, 3, 60.0, True)
     again = BuildOptions.from_dict(json.loads(json.dumps(options.to_dict())))
     assert again == options
     assert options.to_dict().keys() - options.of_engine().keys() == {"time_limit_s", "cuda_graph"}
+
+
+def test_an_accelerator_takes_one_size() -> None:
+    assert BuildOptions(dla_core=0).batch == (1, 1, 1)
+    assert BuildOptions((8, 8, 8), dla_core=1).batch == (8, 8, 8)
+    for given in ({"batch": (1, 4, 8)}, {"sizes": {"H": (32, 64, 64)}}):
+        with pytest.raises(InputError, match="takes one size") as caught:
+            BuildOptions(dla_core=0, **given)  # pyright: ignore[reportArgumentType]
+        assert caught.value.code == "E_USAGE"
+
+
+@needs_rtx
+def test_one_size_is_fixed_in_the_network(tiny_classifier: Tiny) -> None:
+    """Only so does the inspector of TensorRT 10 tell types, and an accelerator take it."""
+    trt, model = load_backend("tensorrt-rtx"), tiny_classifier()
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    for batch, shape, profiles in (((4, 4, 4), 4, 0), ((1, 2, 4), -1, 1)):
+        network = builder.create_network(0)
+        assert trt.OnnxParser(network, logger).parse(model)
+        config = configured(trt, builder, network, model, BuildOptions(batch=batch))
+        assert tuple(network.get_input(0).shape) == (shape, 3, 8, 8)
+        assert network.get_output(0).shape[0] == shape
+        assert config.num_optimization_profiles == profiles
+    assert build(trt, model, BuildOptions(batch=(4, 4, 4))).plan
 
 
 @needs_rtx
@@ -420,7 +445,7 @@ ASKED: dict[str, object] = {"engine": "tensorrt", "provider": "", "model_sha256"
 
 
 def test_how_it_was_asked_to_be_built_is_remembered_by_model(cache: EngineCache) -> None:
-    options = BuildOptions((1, 8, 32), {"H": (32, 64, 96)}, dla_core=1, cuda_graph=True)
+    options = BuildOptions((1, 8, 32), {"H": (32, 64, 96)}, level=2, cuda_graph=True)
     assert cache.build(ASKED) is None
     cache.put_build(ASKED, options)
     assert EngineCache(cache.folder).build(ASKED) == options
@@ -446,6 +471,26 @@ def test_a_damaged_memory_of_how_it_was_built_is_none(cache: EngineCache, told: 
     (file,) = (cache.folder / "builds").iterdir()
     file.write_text(told, encoding="utf-8")
     assert cache.build(ASKED) is None
+
+
+@needs_rtx
+def test_what_is_built_to_be_measured_is_not_remembered(
+    tiny_classifier: Tiny, tmp_path: Path
+) -> None:
+    """`bench` builds for one picture; a session that comes after it is not to be held to that."""
+    model, folder, gpu = tiny_classifier(), str(tmp_path / "cache"), Gpu(0, "a GPU", "8.7", "12.6")
+    asked = BuildOptions((1, 8, 32))
+    made = open_engine("tensorrt-rtx")
+    for how, remember, left in (
+        (fitting(model, 1, {}), False, BuildOptions()),
+        (asked, True, asked),
+        (fitting(model, 1, {}), False, asked),
+    ):
+        engine: Any = made(model, EngineOptions(cache=folder, build=how, remember=remember))
+        plan, facts = engine._plan(import_backend("tensorrt-rtx"), gpu, engine.build_options())
+        assert plan
+        assert facts["from_cache"] is (left == asked and not remember)
+        assert made(model, EngineOptions(cache=folder)).build_options() == left  # pyright: ignore
 
 
 @every_engine
@@ -545,6 +590,27 @@ def test_the_inspector_tells_types_and_origins() -> None:
     assert (odd.computes_in, odd.origins) == ("fp16", ())
 
 
+def test_pictures_in_bytes_are_no_int8() -> None:
+    read = {"Format/Datatype": "Row major linear UInt8 format"}
+    (layer,) = layers_of(json.dumps({"Layers": [
+        {"Name": "cast", "LayerType": "Reformat", "Inputs": [read], "Outputs": [], "Metadata": ""},
+    ]}))  # fmt: skip
+    assert layer.computes_in == "uint8"
+
+
+def test_an_inspector_that_tells_no_types_proves_nothing() -> None:
+    """As TensorRT 10 has it where a shape is free."""
+    pytest.importorskip("onnx")
+    from edgepress.export.executed import InTensorRt
+    from edgepress.export.receipt import tells
+
+    free = {"Name": "t", "Format/Datatype": "N/A due to dynamic shapes"}
+    layer = {"Name": "conv", "LayerType": "CaskConvolution", "Metadata": "[ONNX Layer: conv]"}
+    untold = json.dumps({"Layers": [{**layer, "Inputs": [free], "Outputs": [free]}]})
+    assert not tells(InTensorRt(layers_of(untold)))
+    assert tells(InTensorRt(layers_of(json.dumps(TOLD))))
+
+
 @pytest.mark.parametrize("text", ["", "{}", '{"Layers": ["stem + Relu_r0"]}', "[]"])
 def test_an_engine_without_details_tells_nothing(text: str) -> None:
     with pytest.raises(EngineError) as caught:
@@ -596,10 +662,11 @@ def test_a_receipt_of_int8_tells_fp16_from_float32() -> None:
     rows = {one.name: one for one in beside_int8(graph, {"odd": 7}, quantized, plan, seen, half)}
     assert {name: one.precision for name, one in rows.items()} == {
         "stem": "float32", "Relu_r0": "float32", "c1": "int8", "Relu_c1": "int8", "Add_s": "int8",
-        "odd": "fp16", "untold": "fp16", "kept": "float32",
+        "odd": "fp16", "untold": "fp16 as written", "kept": "float32",
     }  # fmt: skip
     assert rows["stem"].reason == "asked for fp16, the engine runs it in float32"
-    assert rows["untold"].reason == "has no kernel; it fits into FP16"
+    told = "has no kernel; it fits into FP16; no layer of the engine tells of it"
+    assert rows["untold"].reason == told
     assert (rows["odd"].macs, rows["kept"].reason) == (7, "kept by the recipe")
 
 

@@ -43,7 +43,7 @@ def int8_share(file: Path, engine: str, macs: dict[str, int], precision: Precisi
             known += kernel is not None
             int8 += work if kernel is not None and is_int8_kernel(kernel) else 0
     else:
-        seen = rewritten(engine, model, precision)
+        seen = rewritten(engine, model, EngineOptions(precision=precision))
         kinds = {n.name: n.op_type for n in onnx.load_model_from_string(model).graph.node}
         for name, work in macs.items():
             if name in kinds:

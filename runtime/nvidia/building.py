@@ -2,7 +2,9 @@
 
 Networks are strongly typed: what is FP16 or INT8 stands in the graph, and the builder adds nothing.
 Where TensorRT 10 needs that to be asked for, it is; TensorRT 11 knows nothing else. TF32 is off:
-what the graph says is float32 is computed in float32.
+what the graph says is float32 is computed in float32. An input whose free dimensions have one size
+each is fixed to it in the network: DLA cores want that, and the engine inspector of TensorRT 10
+tells no types where a shape is free.
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ def build(
     if not parser.parse(model):
         told = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
         raise _refused(trt, "cannot read the model", told or logger.errors)
-    config = _config(trt, builder, network, model, options)
+    config = configured(trt, builder, network, model, options)
     if timing_cache is not None:
         cache = config.create_timing_cache(timing_cache)
         if cache is None:  # of another GPU or version: begin anew
@@ -91,7 +93,13 @@ def build(
     return Built(bytes(memoryview(plan)), measured, facts)
 
 
-def _config(trt: Any, builder: Any, network: Any, model: bytes, options: BuildOptions) -> Any:
+def configured(trt: Any, builder: Any, network: Any, model: bytes, options: BuildOptions) -> Any:
+    """The builder's configuration; sizes that are one alone are fixed in ``network``.
+
+    Raises:
+        EngineError: ``E_PROVIDER`` for an accelerator that is not there.
+        InputError: ``E_SHAPE`` as :meth:`BuildOptions.shapes`.
+    """
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.clear_flag(trt.BuilderFlag.TF32)
@@ -112,11 +120,15 @@ def _config(trt: Any, builder: Any, network: Any, model: bytes, options: BuildOp
         if options.gpu_fallback:
             config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
     profile, free = builder.create_optimization_profile(), False
-    for spec in network_inputs(network, model):
+    for number, spec in enumerate(network_inputs(network, model)):
         shapes = options.shapes(spec)
-        if shapes is not None:
-            free = True
-            profile.set_shape(spec.name, *shapes)
+        if shapes is None:
+            continue
+        if len(set(shapes)) == 1:
+            network.get_input(number).shape = shapes[0]
+            continue
+        free = True
+        profile.set_shape(spec.name, *shapes)
     if free:
         config.add_optimization_profile(profile)
     return config

@@ -139,7 +139,7 @@ def _build(name: str, model: bytes, options: BuildOptions, folder: Path) -> dict
             f"the engine '{name}' builds nothing.",
             mend="Engines that do: " + ", ".join(_ENGINES),
         )
-    with made(model, EngineOptions(cache=str(folder), build=options)) as running:
+    with made(model, EngineOptions(cache=str(folder), build=options, remember=True)) as running:
         return running.facts()
 
 

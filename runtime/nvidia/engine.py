@@ -35,8 +35,8 @@ class NvidiaEngine(Engine):
     """Runs an ONNX graph in TensorRT or TensorRT-RTX, on a GPU or a DLA core.
 
     ``options.provider`` is ``GPU`` (the default), ``GPU:1``, or ``DLA:0``; with ``options.cache``
-    an engine that was built is kept in that folder, and found there the next time, as is how it was
-    asked to be built.
+    an engine that was built is kept in that folder, and found there the next time; with
+    ``options.remember`` so is how it was asked to be built.
 
     Args:
         model: An ONNX model in the engine's dialect: its types are those that are computed.
@@ -101,7 +101,8 @@ class NvidiaEngine(Engine):
             "version": str(trt.__version__),
             "provider_asked": self.options.provider or "GPU",
             "providers": [served, "GPU"] if build.gpu_fallback else [served],
-            "fell_back": False,
+            # TensorRT does not say which layers of an accelerator's engine went to the GPU
+            "fell_back": None if build.gpu_fallback else False,
             "device": gpu.name,
             "compute_capability": gpu.compute_capability,
             "driver": gpu.driver,
@@ -168,7 +169,8 @@ class NvidiaEngine(Engine):
         number, build = int(match[2] or 0), self.build_options()
         if match[1] == "GPU":
             return number, build
-        return 0, replace(build, dla_core=number, gpu_fallback=self.options.allow_fallback)
+        fallback = build.gpu_fallback or self.options.allow_fallback
+        return 0, replace(build, dla_core=number, gpu_fallback=fallback)
 
     def _asked(self) -> dict[str, object]:
         """What a way of building it is remembered by."""
@@ -197,7 +199,7 @@ class NvidiaEngine(Engine):
             return made.plan, {**made.facts, "from_cache": False}
         cache = EngineCache(Path(self.options.cache))
         found = self._cached(cache, device, made_of, build, gpu.index)
-        asked = self.options.build
+        asked = self.options.build if self.options.remember else None
         if asked not in (None, cache.build(self._asked())):  # it was built, and so can be again
             cache.put_build(self._asked(), asked)
         return found

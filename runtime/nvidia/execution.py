@@ -1,4 +1,4 @@
-"""Run an engine that was built: device buffers, a stream, and where it pays a CUDA graph.
+"""Run an engine that was built: device buffers, a stream, and where it is wanted a CUDA graph.
 
 Memory is taken when shapes are seen for the first time and kept until they change. Inputs and
 outputs go through page-locked memory, so that copies run in the order of the stream.
@@ -177,7 +177,7 @@ class Execution:
         for tensor in self._tensors:
             if tensor.is_input:
                 shape = shapes[tensor.name]
-                _check_shape(tensor, shape)
+                check_shape(tensor, shape)
                 if not self._context.set_input_shape(tensor.name, shape):
                     raise _failed(self._trt, f"refuses the shape {shape} of '{tensor.name}'")
         for tensor in self._tensors:
@@ -230,7 +230,12 @@ class Execution:
         self._buffers.clear()
 
 
-def _check_shape(tensor: Tensor, shape: tuple[int, ...]) -> None:
+def check_shape(tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse an input that the engine was not built for.
+
+    Raises:
+        InputError: ``E_INPUT``.
+    """
     fits = len(shape) == len(tensor.least) and all(
         low <= size <= high
         for low, size, high in zip(tensor.least, shape, tensor.largest, strict=True)

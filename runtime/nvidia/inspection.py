@@ -18,6 +18,7 @@ from ..errors import EngineError
 
 _ORIGIN = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 _TYPES = (
+    ("uint8", ("uint8",)),
     ("int8", ("int8",)),
     ("fp16", ("fp16", "half")),
     ("fp8", ("fp8",)),

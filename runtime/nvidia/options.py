@@ -15,6 +15,7 @@ Extent: TypeAlias = tuple[int, int, int]
 Shapes: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 """Least, likeliest and largest shape of one input."""
 
+_BATCH: Extent = (1, 1, 16)
 _NOT_BUILT = ("time_limit_s", "cuda_graph")
 
 
@@ -28,7 +29,8 @@ class BuildOptions:
         sizes: The same for other free dimensions, by their name.
         workspace_bytes: Most device memory that one layer may take for its work; ``None`` leaves it
             to TensorRT (all that the GPU has).
-        dla_core: The deep-learning accelerator that shall run it, where the device has some.
+        dla_core: The deep-learning accelerator that shall run it, where the device has some. It
+            takes one size of each dimension: a batch of 1 where no other is given.
         gpu_fallback: Whether layers that the accelerator cannot run go to the GPU; without it such
             a network is refused.
         level: How long the builder searches, 0 to 5; ``None`` for TensorRT's own choice.
@@ -37,7 +39,7 @@ class BuildOptions:
             processor where layers are small.
     """
 
-    batch: Extent = (1, 1, 16)
+    batch: Extent = _BATCH
     sizes: Mapping[str, Extent] = field(default_factory=dict[str, Extent])
     workspace_bytes: int | None = None
     dla_core: int | None = None
@@ -47,12 +49,21 @@ class BuildOptions:
     cuda_graph: bool = False
 
     def __post_init__(self) -> None:
+        if self.dla_core is not None and self.batch == _BATCH:
+            object.__setattr__(self, "batch", (1, 1, 1))
         for name, extent in (("batch", self.batch), *self.sizes.items()):
             if not 1 <= extent[0] <= extent[1] <= extent[2]:
                 raise InputError(
                     "E_USAGE",
                     f"the sizes of '{name}' are {extent[0]}, {extent[1]} and {extent[2]}.",
                     mend="Give the least, the likeliest and the largest, in this order, from 1 up.",
+                )
+            if self.dla_core is not None and len(set(extent)) > 1:
+                raise InputError(
+                    "E_USAGE",
+                    f"the sizes of '{name}' are {extent[0]}, {extent[1]} and {extent[2]}; a DLA "
+                    "core takes one size.",
+                    mend="Give that size three times, or run it on the GPU.",
                 )
         if self.level is not None and not 0 <= self.level <= 5:
             raise InputError(
