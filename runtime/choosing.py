@@ -177,6 +177,21 @@ def unsuited(variant: Variant) -> str | None:
     return why_not
 
 
+def unproved(bundle: Bundle) -> dict[str, str]:
+    """Which variants a session on this machine passes over, by name, and why.
+
+    The only one of a bundle is none of them, nor the first whose engine is here where no dialect
+    suits: those a session takes, and proves.
+    """
+    if len(bundle.variants) == 1:
+        return {}
+    passed = {one.name: why for one in bundle.variants if (why := unsuited(one)) is not None}
+    here = (one.name for one in bundle.variants if missing(one) is None)
+    if len(passed) == len(bundle.variants):
+        passed.pop(next(here, ""), None)
+    return passed
+
+
 def lesser(bundle: Bundle, choice: Choice) -> tuple[str, ...]:
     """In words, which variants before the chosen one are the same model in another precision.
 

@@ -513,6 +513,32 @@ def test_the_commands_join_prove_predict_and_measure(make: Make, tmp_path: Path)
     assert json.loads(again.stdout)["error"]["code"] == "E_EXISTS"
 
 
+def test_verify_passes_over_what_a_session_would(
+    make: Make, joined: Callable[..., Bundle], on: On
+) -> None:
+    """The one for VNNI gives other numbers where there is none: that is nobody's fault."""
+    both = joined(
+        make("one", dialect="onnxruntime-x86-vnni", shift=1.0),
+        make("two", dialect="onnxruntime-x86", precision="int8"),
+    )
+    run, words = CliRunner(), ["verify", str(both.path), "--json"]
+    on(COFFEE_LAKE)
+    done = run.invoke(cli, words)
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert [one["name"] for one in told["variants"]] == ["onnxruntime-int8"]
+    why = "onnxruntime-x86-vnni is not the dialect of this processor"
+    assert told["not_proved"] == {"onnxruntime-float32": why}
+    assert why in run.invoke(cli, words[:2]).stdout
+    on(TIGER_LAKE)
+    done = run.invoke(cli, words)
+    assert done.exit_code != 0
+    assert json.loads(done.stdout)["error"]["code"] == "E_SELFTEST"
+    on(RASPBERRY_PI_4, "aarch64")
+    done = run.invoke(cli, words)
+    assert json.loads(done.stdout)["error"]["code"] == "E_SELFTEST", "a session would take it"
+
+
 def test_benchmarks_take_the_variant_that_a_session_would(
     make: Make, joined: Callable[..., Bundle]
 ) -> None:
