@@ -2,9 +2,9 @@
 
 Entries are measured through the runtime's engine on probes of the real shapes, in the precision
 that will ship, one thread, batch 1, and kept in the cache folder under the fingerprint of all that
-they depend on: processor, engine and its version, precision. Widths between measured ones are
-interpolated; narrow layers are measured at every width, since there the steps of an engine's
-kernels are largest.
+they depend on: processor, GPU and driver, engine and its version, precision. Widths between
+measured ones are interpolated; narrow layers are measured at every width, since there the steps of
+an engine's kernels are largest.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ from ..benchmarks.fingerprint import fingerprint
 from ..export.probes import Probed, probe
 from ..runtime.cache import make_folder
 from ..runtime.engine import Engine
-from ..runtime.engines import import_backend, open_engine
+from ..runtime.engines import find_device, import_backend, open_engine
 from ..runtime.files import write_file
 from ..runtime.nvidia.fitting import fitted
-from ..runtime.target import Target
+from ..runtime.target import Target, processor
 from ..runtime.tensors import Arrays
 from .costs import Frame
 from .layers import Layer
@@ -133,12 +133,15 @@ class LatencyTable:
     def identity(self) -> dict[str, object]:
         """What the entries depend on besides the layers."""
         machine: Any = fingerprint()
+        gpu = find_device(self.target.engine)
         return {
             "version": _VERSION,
             "engine": self.target.engine,
             "engine_version": import_backend(self.target.engine),
             "dialect": self.dialect,
-            "cpu": {key: machine["cpu"][key] for key in ("model", "machine", "flags", "governor")},
+            "processor": processor(),
+            "cpu": {key: machine["cpu"][key] for key in ("flags", "governor")},
+            "gpu": None if gpu is None else asdict(gpu),
             "threads": 1,
             "batch": 1,
         }

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,17 +64,14 @@ def choose(bundle: Bundle, engine: str | None = None) -> Choice:
     if len(variants) == 1:
         return Choice(variants[0], "the only one")
     passed: list[tuple[str, str]] = []
-    unsuited: list[Variant] = []
     for variant in variants:
-        why_not = missing(variant)
-        if why_not is None and serves(variant.dialect):
-            return Choice(variant, "the first that this machine suits", tuple(passed))
+        why_not = unsuited(variant)
         if why_not is None:
-            unsuited.append(variant)
-            why_not = f"{variant.dialect} is not the dialect of this processor"
+            return Choice(variant, "the first that this machine suits", tuple(passed))
         passed.append((variant.name, why_not))
-    if unsuited:
-        return Choice(unsuited[0], "the first whose engine is here", tuple(passed))
+    for variant in variants:
+        if missing(variant) is None:
+            return Choice(variant, "the first whose engine is here", tuple(passed))
     raise EngineError(
         "E_ENGINE",
         "none of the bundle's variants can run here: "
@@ -94,14 +91,18 @@ def fastest(
 ) -> Choice:
     """The variant that is quickest here: all that suit are timed in turn on the golden inputs.
 
+    That takes a second or two for each. An engine that has to be built (TensorRT's) is built before
+    it is timed, which takes minutes; without a cache that is thrown away, and what turns out to be
+    quickest is built once more to run.
+
     Args:
         bundle: What holds the variants.
         threads: Threads for one inference, as the session will have; 0 leaves it to the engines.
         engine: Only variants for this engine are looked at.
         cache: A folder that remembers the choice, and engines that had to be built for it, made
             where it is not there; nothing is written without it. What it holds is for this bundle,
-            processor, number of threads and these versions of the engines, and is not looked at for
-            any other.
+            processor, number of threads and these versions of the engines, and where one of them
+            runs on a GPU for that GPU and its driver; it is not looked at for any other.
         build: How engines that have to be built are.
 
     Raises:
@@ -109,9 +110,7 @@ def fastest(
         BundleError: ``E_SELFTEST`` where a variant gives other numbers here.
         InputError: ``E_WRITE`` where the choice cannot be remembered.
     """
-    variants = [
-        one for one in _for_engine(bundle, engine) if missing(one) is None and serves(one.dialect)
-    ]
+    variants = [one for one in _for_engine(bundle, engine) if unsuited(one) is None]
     if len(variants) < 2:
         return choose(bundle, engine)
     remembered = None if cache is None else _Memory(Path(cache), bundle, variants, threads, build)
@@ -170,6 +169,29 @@ def missing(variant: Variant) -> str | None:
     return None if able else f"{variant.engine} has no {WORDS[precision]} on this processor"
 
 
+def unsuited(variant: Variant) -> str | None:
+    """Why a variant does not suit this machine, in words; ``None`` where it does."""
+    why_not = missing(variant)
+    if why_not is None and not serves(variant.dialect):
+        return f"{variant.dialect} is not the dialect of this processor"
+    return why_not
+
+
+def unproved(bundle: Bundle) -> dict[str, str]:
+    """Which variants a session on this machine passes over, by name, and why.
+
+    The only one of a bundle is none of them, nor the first whose engine is here where no dialect
+    suits: those a session takes, and proves.
+    """
+    if len(bundle.variants) == 1:
+        return {}
+    passed = {one.name: why for one in bundle.variants if (why := unsuited(one)) is not None}
+    here = (one.name for one in bundle.variants if missing(one) is None)
+    if len(passed) == len(bundle.variants):
+        passed.pop(next(here, ""), None)
+    return passed
+
+
 def lesser(bundle: Bundle, choice: Choice) -> tuple[str, ...]:
     """In words, which variants before the chosen one are the same model in another precision.
 
@@ -198,7 +220,12 @@ def _timed(
     try:
         for one in variants:
             sessions[one.name] = Session.open(
-                bundle, variant=one.name, threads=threads, cache=cache, build=build
+                bundle,
+                variant=one.name,
+                engine=one.engine,
+                threads=threads,
+                cache=cache,
+                build=build,
             )
         feeds = bundle.golden()[0]
         for session in sessions.values():
@@ -219,6 +246,12 @@ def _timed(
     return {name: sorted(values)[len(values) // 2] for name, values in samples.items()}
 
 
+def _gpu(engine: str) -> dict[str, object] | None:
+    """The GPU that an engine runs on, and its driver; ``None`` for one that needs none."""
+    gpu = find_device(engine)
+    return None if gpu is None else asdict(gpu)
+
+
 class _Memory:
     """One choice in a folder, under a key of all that it depends on."""
 
@@ -235,7 +268,7 @@ class _Memory:
         depends = {
             "bundle": bundle.files[MANIFEST_HASH].decode("ascii").strip(),
             "variants": sorted(self.variants),
-            "engines": {name: import_backend(name) for name in engines},
+            "engines": {name: (import_backend(name), _gpu(name)) for name in engines},
             "processor": processor(),
             "cores": os.cpu_count(),
             "threads": threads,

@@ -82,9 +82,11 @@ class Session:
                 any.
             variant: Name of the variant; by default the first whose engine is here and whose
                 dialect suits this processor (`facts` tells which, and what was passed over).
-            fastest: Time the variants that suit, a second or two, and take the quickest.
+            fastest: Time the variants that suit, a second or two each, and take the quickest. Where
+                their engines have to be built (TensorRT's) that takes minutes: give a ``cache``.
             cache: A folder that keeps what was quickest, and engines that had to be built for
-                this device; without one nothing is written.
+                this device; without one nothing is written, such an engine is built anew each time,
+                and with ``fastest`` once to be timed and once more to run.
             build: How an engine that has to be built (TensorRT's) is: the sizes of a free batch and
                 of other free dimensions, its memory, a DLA core. By default as ``cache`` remembers
                 that it was last asked for, by this or by ``edgepress engine``.

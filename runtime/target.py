@@ -8,6 +8,23 @@ from pathlib import Path
 
 from .errors import InputError
 
+_CPUINFO = Path("/proc/cpuinfo")
+_BOARD = Path("/proc/device-tree/model")
+_TOLD = (
+    "vendor_id",
+    "cpu family",
+    "model",
+    "model name",
+    "stepping",
+    "CPU implementer",
+    "CPU variant",
+    "CPU part",
+    "CPU revision",
+    "Hardware",
+    "Model",
+)
+"""What Linux tells of a core and of its board: the first five on x86, the others on Arm."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -86,14 +103,19 @@ def serves(dialect: str) -> bool:
 
 
 def processor() -> str:
-    """Kind and model of the processor at hand, as far as the system tells."""
-    told = platform.processor()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{platform.machine()} {models[0] if models else told}".strip()
+    """Kind and model of the processor at hand and of its board, as far as the system tells.
+
+    On Arm two processors may go by one name, or by none: there the numbers of the cores tell them
+    apart, each kind of core once, and the board by its own name.
+    """
+    found: list[str] = []
+    for line in _read(_CPUINFO).splitlines():
+        name, _, value = (part.strip() for part in line.partition(":"))
+        if name in _TOLD:
+            found.append(f"{name} {value}")
+    board = _read(_BOARD).rstrip("\0\n")
+    told = [*dict.fromkeys(found), board] if found else [platform.processor(), board]
+    return ", ".join(filter(None, [platform.machine(), *told]))
 
 
 def _is_arm() -> bool:
@@ -101,8 +123,12 @@ def _is_arm() -> bool:
 
 
 def _has_vnni() -> bool:
+    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(_read(_CPUINFO).split())
+
+
+def _read(path: Path) -> str:
+    """What the system tells in a file of its own; nothing where it has none such."""
     try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return False
-    return "avx512_vnni" in flags or "avx_vnni" in flags
+        return ""

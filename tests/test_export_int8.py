@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import numpy as np
 import onnx
 import onnx.parser
@@ -17,6 +21,7 @@ from int8_graphs import (
     network,
     quantize,
     residual,
+    sqnr_db,
 )
 from onnx import numpy_helper
 
@@ -28,6 +33,9 @@ from edgepress.export.plan import plan_int8
 from edgepress.export.ranges import calibrate
 from edgepress.export.receipt import count_macs, int8_receipt
 from edgepress.runtime import InputError
+from edgepress.runtime.engines import import_backend
+from edgepress.runtime.target import target
+from edgepress.runtime.tensors import Arrays
 
 # ---------------------------------------------------------------- what fuses
 
@@ -49,15 +57,71 @@ def test_every_convolution_add_and_gemm_fuses(speech: str) -> None:
     assert largest <= dialect(speech).weight_limit
 
 
-def test_the_arm_dialect_runs_and_tells_what_this_machine_does_not_fuse() -> None:
+def test_the_arm_dialect_is_int8_around_its_zero_points() -> None:
     made = quantize(residual(), "onnxruntime-arm")
-    assert made.receipt.asked_int8 == 10
-    kinds = {t.name: t.data_type for t in made.model.graph.initializer}
-    for node in made.model.graph.node:
-        if node.op_type == "QuantizeLinear":
-            assert kinds[node.input[2]] == onnx.TensorProto.INT8
-    for node in made.receipt.nodes:
-        assert node.precision == "int8" or node.reason
+    values = {t.name: numpy_helper.to_array(t) for t in made.model.graph.initializer}
+    points = {
+        node.input[0]: values[node.input[2]]
+        for node in made.model.graph.node
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+    }
+    codes = {name: values[name] for name in points if name in values}
+    weights = [one for one in codes.values() if one.dtype == np.int8]
+    biases = [one for one in codes.values() if one.dtype == np.int32]
+    assert len(weights) == 6, "two of the seven layers share theirs"
+    assert len(weights) + len(biases) == len(codes)
+    assert max(np.abs(one.astype(int)).max() for one in weights) == 127
+    for name, one in codes.items():
+        assert points[name].dtype == one.dtype
+        assert not points[name].any()
+    activations = {name: points[name] for name in points.keys() - codes.keys()}
+    assert {one.dtype.name for one in activations.values()} == {"int8"}
+    assert all(one.shape == () for one in activations.values()), "one for all channels"
+    for name in ("r0", "r1", "r2", "k3", "k4"):
+        assert points[f"{name}_codes"] == -128, "the lowest code is 0, which a ReLU ends at"
+    assert points["x"] not in (-128, 127), "pictures lie on both sides of 0"
+
+
+def test_every_node_of_the_arm_dialect_fuses_where_int8_codes_stay_as_they_are() -> None:
+    """ONNX Runtime on Arm leaves int8 codes alone; on x86 it has to be told to.
+
+    On its own it makes uint8 of some of them there, and what lies between the two stays float.
+    Source: QDQIsInt8Allowed in its core/optimizer/qdq_transformer.
+    """
+    made = quantize(residual(), "onnxruntime-arm")
+    kernels, found = as_on_arm(made.quantized.model, next(iter(batches_for(residual())(4))))
+    assert kernels["QLinearConv"] == 6
+    assert kernels["QLinearAdd"] == 2
+    assert kernels["QLinearGlobalAveragePool"] == 1
+    assert kernels["QGemm"] == 1
+    assert kernels["QuantizeLinear"] == 1, "of the pictures"
+    assert kernels["DequantizeLinear"] == 1, "of the map that goes out"
+    assert not {"Conv", "Add", "Relu", "Clip", "Gemm", "GlobalAveragePool"} & kernels.keys()
+    for name, value in made.found["none"].items():
+        assert sqnr_db(value, found[name]) > 30, name
+    lost = [one for one in made.receipt.nodes if one.reason.startswith("asked for INT8")]
+    assert made.receipt.asked_int8 == made.receipt.fused_int8 + len(lost) == 10
+    assert (not lost) is (target("onnxruntime-cpu").dialect == "onnxruntime-arm")
+    assert {one.precision for one in lost} <= {"float32"}
+
+
+def as_on_arm(model: bytes, feeds: Arrays) -> tuple[Counter[str], Arrays]:
+    """Operators that ONNX Runtime makes of a graph where int8 codes are allowed, and outputs."""
+    import_backend("onnxruntime")  # a bare import sends telemetry
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.qdqisint8allowed", "1")
+    with TemporaryDirectory() as folder:
+        options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        optimized = onnx.load(options.optimized_model_filepath)
+    outputs = dict(
+        zip((one.name for one in session.get_outputs()), session.run(None, feeds), strict=True)
+    )
+    return Counter(node.op_type for node in optimized.graph.node), outputs
 
 
 def test_an_absorbed_clip_has_no_code_beyond_its_bound() -> None:
@@ -113,6 +177,18 @@ LAYERS = {
     "concatenated": f"({PICTURES}) => (float[N,8,14,14] y) {{ c = Conv(x, stem) r = Relu(c)"
     " k = Concat <axis=1> (r, c) s = Slice(k, i0, i8, i1) y = Conv(s, point) }",
 }
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_of_every_kind_fuse_on_arm_as_on_x86(name: str) -> None:
+    graph = network(LAYERS[name])
+    made = quantize(graph, "onnxruntime-arm")
+    kernels, _ = as_on_arm(made.quantized.model, next(iter(batches_for(graph)(4))))
+    wanted = quantize(graph).receipt.kernels
+    apart = {"Transpose"}  # layouts are another matter
+    assert {k: n for k, n in kernels.items() if k not in apart} == {
+        k: n for k, n in wanted.items() if k not in apart
+    }
 
 
 @pytest.mark.parametrize("opset", [13, 18, 21])

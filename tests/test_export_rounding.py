@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import onnx
@@ -12,13 +11,14 @@ import onnx.parser
 import pytest
 from onnx import numpy_helper
 
-from edgepress.compress.passes import Context, finish, prepare
+from edgepress.compress.passes import Context, bias_corrected, finish, prepare
 from edgepress.compress.settings import Int8
 from edgepress.export import rounding
 from edgepress.export.dialects import dialect
 from edgepress.export.dialects.qdq import Quantized, write_qdq
 from edgepress.export.exact import tidy
 from edgepress.export.graph import Graph, Walk, channel_axis
+from edgepress.export.measuring import Whole
 from edgepress.export.plan import plan_int8
 from edgepress.export.ranges import Batches, calibrate
 from edgepress.export.receipt import count_macs
@@ -257,23 +257,84 @@ def test_what_was_chosen_before_is_taken_from_there() -> None:
 # ---------------------------------------------------------------- kept where it pays
 
 
-@pytest.mark.parametrize("bias_correction", [True, False])
-def test_a_pass_keeps_the_better_one(bias_correction: bool) -> None:
-    graph = network(BODIES["two layers"])
-    context = Context(
+def context_for(graph: Graph, calibration: Batches, selection: Batches) -> Context:
+    return Context(
         target=target("onnxruntime-cpu"),
-        calibration=pictures(*MAPS),
+        calibration=calibration,
         calibration_count=48,
-        selection=pictures(*MAPS, seed=2),
+        selection=selection,
         macs=count_macs(graph, {"x": np.zeros((1, *MAPS), np.float32)}),
         progress=lambda stage, done, total: None,
     )
+
+
+def candidates(whole: Whole, context: Context, *, bias_correction: bool) -> dict[str, bytes]:
+    """Made once more, step by step, of what the pass chooses from."""
+    anew = round_weights(whole.graph, whole.quantized, context.calibration)
+    assert anew is not None
+    if not bias_correction:
+        return {"as calibrated": whole.quantized.model, "weights rounded anew": anew.model}
+    both = bias_corrected(replace(whole, quantized=anew), context)
+    return {
+        "as calibrated": whole.quantized.model,
+        "biases corrected": bias_corrected(whole, context).model,
+        "weights rounded anew, biases corrected": both.model,
+    }
+
+
+def decibels(graph: Graph, model: bytes, batches: Batches) -> float:
+    wanted = run(graph.model, batches)
+    lost = wanted - run(model, batches)
+    return float(10 * np.log10(np.sum(wanted**2) / np.sum(lost**2)))
+
+
+@pytest.mark.parametrize("bias_correction", [True, False])
+def test_a_pass_keeps_the_better_one(bias_correction: bool) -> None:
+    graph = network(BODIES["two layers"])
+    context = context_for(graph, pictures(*MAPS), pictures(*MAPS, seed=2))
     settings = Int8(bias_correction=bias_correction)
-    outcome = finish(prepare(graph, settings, context), settings, context)
-    sqnr: Any = outcome.report["sqnr_db_on_selection"]
-    name = "weights rounded anew" + (", biases corrected" if bias_correction else "")
-    assert set(sqnr) == {"as calibrated", name, *(["biases corrected"] if bias_correction else [])}
-    assert outcome.report["chosen"] == max(sqnr, key=lambda one: sqnr[one])
+    whole = prepare(graph, settings, context)
+    outcome = finish(whole, settings, context)
+    models = candidates(whole, context, bias_correction=bias_correction)
+    measured = {n: decibels(graph, one, context.selection) for n, one in models.items()}
+    best = max(measured, key=lambda one: measured[one])
+    assert outcome.report["sqnr_db_on_selection"] == pytest.approx(measured, abs=0.01)
+    assert outcome.report["chosen"] == best
+    assert outcome.shipped.model == models[best], "what is told is what ships"
+    assert outcome.written is not None
+    assert outcome.written.quantized.model == models[best]
     without = replace(settings, rounding=False)
     plain = finish(prepare(graph, without, context), without, context)
-    assert name not in str(plain.report)
+    assert "rounded" not in str(plain.report)
+    left = {n: one for n, one in models.items() if "rounded" not in n}
+    assert plain.shipped.model == left[max(left, key=lambda one: measured[one])]
+
+
+def lit(first: bool, seed: int, every: int) -> Batches:
+    """Pictures in which two of the four channels are bright: the first, or the others.
+
+    One of ``every`` has the others bright, so that ranges are the same; none where that is 0.
+    """
+    values = 0.3 * next(iter(pictures(*MAPS, seed=seed)(48)))["x"]
+    turned = np.arange(48) % every == 0 if every else np.zeros(48, bool)
+    ones = turned ^ first
+    values[ones, :2] += 3
+    values[~ones, 2:] += 3
+    return lambda size: iter([{"x": values[i : i + size]} for i in range(0, 48, size)])
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_biases_stay_where_correcting_them_takes_more_than_it_gives(alike: bool) -> None:
+    """What is lost on average on pictures of one kind is not what is lost on another's."""
+    graph = network(BODIES["two layers"])
+    context = context_for(graph, lit(True, 1, 6), lit(alike, 2, 6 if alike else 0))
+    settings = Int8(rounding=False)
+    whole = prepare(graph, settings, context)
+    outcome = finish(whole, settings, context)
+    corrected = bias_corrected(whole, context).model
+    gain = decibels(graph, corrected, context.selection) - decibels(
+        graph, whole.quantized.model, context.selection
+    )
+    assert gain > 1 if alike else gain < -1, "dB, as the test needs it"
+    assert outcome.report["chosen"] == ("biases corrected" if alike else "as calibrated")
+    assert outcome.shipped.model == (corrected if alike else whole.quantized.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch_pruning")
+from processors import JETSON_ORIN, pretend, pretend_gpu
 from prune_nets import batch, framed, net
 
 from edgepress.compress.candidates import Stopwatch
@@ -18,6 +20,7 @@ from edgepress.compress.latency_table import LatencyTable, timed_ms
 from edgepress.export.probes import Probed, probe
 from edgepress.runtime.engine import EngineOptions
 from edgepress.runtime.engines import open_engine
+from edgepress.runtime.nvidia.driver import Gpu
 from edgepress.runtime.target import target
 from edgepress.runtime.tensors import Arrays
 
@@ -64,6 +67,39 @@ def test_the_table_is_kept_and_read_again(tmp_path: Path) -> None:
     other = LatencyTable(CPU, "int8", tmp_path / "cache")
     assert other.path != again.path
     assert not other.entries
+
+
+def test_a_table_is_kept_for_its_gpu_and_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orin = Gpu(0, "Orin", "8.7", "CUDA 12.6")
+    paths: list[Path | None] = []
+    others: set[Path | None] = set()
+    for gpu in (
+        orin,
+        replace(orin, name="Orin Nano"),
+        replace(orin, compute_capability="8.9"),
+        replace(orin, driver="CUDA 13.0"),
+    ):
+        pretend_gpu(monkeypatch, gpu)
+        table = LatencyTable(target("tensorrt"), "int8", tmp_path)
+        assert not table.entries, "measured on another"
+        table.entries["a layer"] = 1.0
+        table.save()
+        assert LatencyTable(target("tensorrt"), "int8", tmp_path).entries == {"a layer": 1.0}
+        paths.append(table.path)
+        others.add(LatencyTable(CPU, "int8", tmp_path).path)
+    assert len(set(paths)) == len(paths)
+    assert len(others) == 1, "what needs no GPU is the same with another"
+
+
+def test_a_table_is_kept_for_its_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths: set[Path | None] = set()
+    for board in ("NVIDIA Jetson AGX Orin Developer Kit", "NVIDIA Jetson Orin Nano Developer Kit"):
+        (tmp_path / board).mkdir()
+        pretend(monkeypatch, tmp_path / board, JETSON_ORIN, "aarch64", board)
+        paths.add(LatencyTable(CPU, "float32", tmp_path).path)
+    assert len(paths) == 2
 
 
 def test_a_model_learns_from_whole_networks(tmp_path: Path) -> None:

@@ -12,6 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from processors import (
+    ALDER_LAKE,
+    COFFEE_LAKE,
+    JETSON_ORIN,
+    RASPBERRY_PI_4,
+    RASPBERRY_PI_4_AGAIN,
+    ROCKCHIP,
+    SKYLAKE_SERVER,
+    TIGER_LAKE,
+    pretend,
+    pretend_gpu,
+)
 
 from edgepress.__main__ import cli
 from edgepress.benchmarks.latency import Own
@@ -24,6 +36,7 @@ from edgepress.runtime import (
     InputError,
     MissingExtraError,
     Session,
+    choosing,
     open_engine,
 )
 from edgepress.runtime.choosing import choose, fastest
@@ -31,14 +44,13 @@ from edgepress.runtime.combining import combine
 from edgepress.runtime.engines import import_backend
 from edgepress.runtime.manifest import Golden, Manifest, Tolerance, Variant
 from edgepress.runtime.npz import write_npz
-from edgepress.runtime.nvidia.driver import cuda
+from edgepress.runtime.nvidia.driver import Gpu, cuda
 from edgepress.runtime.seal import seal, write_files
-from edgepress.runtime.target import onnxruntime_dialect
+from edgepress.runtime.target import openvino_dialect, processor, serves, target
 
 Make = Callable[..., Bundle]
-OTHERS = {"onnxruntime-x86-vnni", "onnxruntime-x86", "onnxruntime-arm"}
-HERE = onnxruntime_dialect()
-ELSEWHERE = "onnxruntime-x86-vnni" if HERE != "onnxruntime-x86-vnni" else "onnxruntime-arm"
+On = Callable[..., None]
+HERE, ELSEWHERE = "onnxruntime-x86-vnni", "onnxruntime-arm"
 OPENVINO = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
 
 
@@ -54,6 +66,17 @@ def without_driver() -> bool:
     return False
 
 
+@pytest.fixture(autouse=True)
+def on(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> On:
+    """Tests are on a processor with VNNI, as far as the system tells, until they go to another."""
+
+    def go(cpuinfo: str, machine: str = "x86_64", board: str = "") -> None:
+        pretend(monkeypatch, tmp_path_factory.mktemp("told"), cpuinfo, machine, board)
+
+    go(TIGER_LAKE)
+    return go
+
+
 @pytest.fixture
 def make(tmp_path: Path, tiny_classifier: Callable[..., bytes]) -> Make:
     """A bundle of one variant of the tiny classifier, on the disk and opened."""
@@ -64,9 +87,10 @@ def make(tmp_path: Path, tiny_classifier: Callable[..., bytes]) -> Make:
         dialect: str = "onnx",
         precision: str = "float32",
         shift: float = 0,
+        model: bytes | None = None,
         **change: Any,
     ) -> Bundle:
-        model = tiny_classifier()
+        model = model or tiny_classifier()
         with open_engine("onnxruntime")(model) as running:
             spec = running.inputs[0]
             shape = [size if isinstance(size, int) else 1 for size in spec.shape]
@@ -164,11 +188,83 @@ def test_the_first_that_suits_this_processor_is_chosen(
 def test_where_no_dialect_suits_the_first_engine_here_is_taken(
     make: Make, joined: Callable[..., Bundle]
 ) -> None:
-    other = next(iter(OTHERS - {HERE, ELSEWHERE, "onnxruntime-x86"}), "onnxruntime-arm")
-    both = joined(make("one", dialect=ELSEWHERE), make("two", dialect=other, precision="int8"))
+    both = joined(make("one", dialect=ELSEWHERE), make("two", dialect=ELSEWHERE, precision="int8"))
     found = choose(both)
     assert found.variant.name == "onnxruntime-float32"
     assert found.reason == "the first whose engine is here"
+
+
+PROCESSORS = {
+    "VNNI in AVX-512": (TIGER_LAKE, "x86_64", "onnxruntime-x86-vnni", "openvino"),
+    "VNNI in AVX": (ALDER_LAKE, "x86_64", "onnxruntime-x86-vnni", "openvino"),
+    "AVX2": (COFFEE_LAKE, "x86_64", "onnxruntime-x86", "openvino-half"),
+    "AVX-512 without VNNI": (SKYLAKE_SERVER, "x86_64", "onnxruntime-x86", "openvino-half"),
+    "nothing told": ("", "AMD64", "onnxruntime-x86", "openvino-half"),
+    "Arm, Linux": (RASPBERRY_PI_4, "aarch64", "onnxruntime-arm", "openvino"),
+    "Arm, 32 bits": (RASPBERRY_PI_4, "armv7l", "onnxruntime-arm", "openvino"),
+    "Arm, macOS": ("", "arm64", "onnxruntime-arm", "openvino"),
+}
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "machine", "wanted", "with_openvino"), PROCESSORS.values(), ids=PROCESSORS.keys()
+)
+def test_a_processor_is_given_its_dialect(
+    make: Make,
+    joined: Callable[..., Bundle],
+    on: On,
+    cpuinfo: str,
+    machine: str,
+    wanted: str,
+    with_openvino: str,
+) -> None:
+    dialects = ("onnxruntime-arm", "onnxruntime-x86-vnni", "onnxruntime-x86")
+    three = joined(*(make(one, dialect=one) for one in dialects))
+    on(cpuinfo, machine)
+    assert target("onnxruntime-cpu").dialect == wanted
+    assert target("openvino-cpu").dialect == openvino_dialect() == with_openvino
+    assert serves("openvino") is (with_openvino == "openvino")
+    with Session.open(three) as session:
+        assert session.variant.dialect == wanted
+        passed = session.facts()["passed_over"]
+    before = dialects[: dialects.index(wanted)]
+    assert passed == {
+        f"{one}-float32": f"{one} is not the dialect of this processor" for one in before
+    }
+
+
+def test_a_processor_whose_flags_cannot_be_read_is_given_the_careful_dialect(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, on: On
+) -> None:
+    monkeypatch.setattr("edgepress.runtime.target._CPUINFO", tmp_path / "none")
+    monkeypatch.setattr("edgepress.runtime.target._BOARD", tmp_path / "none")
+    assert target("onnxruntime-cpu").dialect == "onnxruntime-x86"
+    assert processor().startswith("x86_64")
+    on("", "arm64")
+    assert processor().startswith("arm64")
+
+
+def test_processors_are_told_apart(on: On) -> None:
+    told: list[str] = []
+    for words in (
+        (TIGER_LAKE,),
+        (TIGER_LAKE.replace("stepping\t: 1", "stepping\t: 2"),),
+        (COFFEE_LAKE,),
+        (RASPBERRY_PI_4, "aarch64"),
+        (RASPBERRY_PI_4.replace("Rev 1.1", "Rev 1.5"), "aarch64"),
+        (JETSON_ORIN, "aarch64", "NVIDIA Jetson AGX Orin Developer Kit"),
+        (JETSON_ORIN, "aarch64", "NVIDIA Jetson Orin Nano Developer Kit"),
+        (ROCKCHIP, "aarch64", "Radxa ROCK 5B"),
+        (ROCKCHIP.replace("0xd05", "0xd0b"), "aarch64", "Radxa ROCK 5B"),
+    ):
+        on(*words)
+        told.append(processor())
+    assert len(set(told)) == len(told)
+    assert "i7-1165G7" in told[0]
+    assert told[-3].endswith(", NVIDIA Jetson Orin Nano Developer Kit")
+    assert told[-2].count("CPU part") == 2, "each kind of core once"
+    on(RASPBERRY_PI_4_AGAIN, "aarch64")
+    assert processor() == told[3], "two of a kind are one"
 
 
 def test_an_engine_that_is_not_here_is_passed_over_by_name(
@@ -233,6 +329,102 @@ def test_the_fastest_is_measured_once_and_remembered(
     assert fastest(both, threads=1, cache=cache).reason == "the fastest, measured just now"
     with Session.open(both, fastest=True, threads=1, cache=cache) as session:
         assert session.facts()["chosen"] == "the fastest when it was measured here"
+
+
+def heavy(model: bytes, size: int = 512) -> bytes:
+    """The same function, and beside it products of ``size * size`` matrices that count for 0."""
+    onnx = pytest.importorskip("onnx")
+    found = onnx.load_model_from_string(model)
+    node, graph = onnx.helper.make_node, found.graph
+    graph.node[-1].output[0] = "light"
+    graph.node.extend(
+        [
+            node("ReduceMean", ["input"], ["one"], keepdims=0),
+            node("Expand", ["one", "square"], ["m0"]),
+            *(node("MatMul", [f"m{i}", "m0"], [f"m{i + 1}"]) for i in range(2)),
+            node("Sigmoid", ["m2"], ["finite"]),
+            node("ReduceMean", ["finite"], ["mean_of_all"], keepdims=0),
+            node("Mul", ["mean_of_all", "nothing"], ["added"]),
+            node("Add", ["light", "added"], ["logits"]),
+        ]
+    )
+    for name, value in (("square", [size, size]), ("nothing", 0.0)):
+        dtype = np.int64 if name == "square" else np.float32
+        graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, dtype), name))
+    return found.SerializeToString()
+
+
+@pytest.mark.serial
+@pytest.mark.parametrize("first", ["heavy", "light"])
+def test_the_fastest_is_the_quicker_one_wherever_it_stands(
+    make: Make, joined: Callable[..., Bundle], tiny_classifier: Callable[..., bytes], first: str
+) -> None:
+    light = make("light", dialect="onnx", model=tiny_classifier(), precision="int8")
+    more = make("heavy", dialect="onnx", model=heavy(tiny_classifier()))
+    both = joined(more, light) if first == "heavy" else joined(light, more)
+    names = {"light": "onnxruntime-int8", "heavy": "onnxruntime-float32"}
+    with Session.open(both, threads=1) as session:
+        assert session.variant.name == names[first], "unmeasured, the first one"
+    with Session.open(both, threads=1, fastest=True) as session:
+        assert session.variant.name == names["light"]
+        told = dict(session.facts()["passed_over"])  # type: ignore[call-overload]
+    times = {name: float(told[names[name]].removesuffix(" ms")) for name in names}
+    assert times["heavy"] > 2 * times["light"] > 0
+
+
+def test_what_is_timed_is_what_will_run(
+    make: Make, joined: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Two in plain ONNX for OpenVINO, asked for in another engine: OpenVINO has no say in it."""
+    both = joined(
+        make("one", engine="openvino", dialect="onnx"),
+        make("two", engine="openvino", dialect="onnx", precision="int8"),
+    )
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    for reason in ("the fastest, measured just now", "the fastest when it was measured here"):
+        with Session.open(
+            both, engine="onnxruntime", fastest=True, threads=1, cache=tmp_path / "cache"
+        ) as session:
+            assert session.facts()["chosen"] == reason
+            assert session.facts()["engine"] == "onnxruntime"
+
+
+def test_a_choice_is_remembered_for_its_processor(
+    make: Make, joined: Callable[..., Bundle], on: On, tmp_path: Path
+) -> None:
+    both = joined(make("one", dialect="onnx"), make("two", dialect=ELSEWHERE, precision="int8"))
+    devices = [
+        (RASPBERRY_PI_4, "Raspberry Pi 4 Model B Rev 1.1"),
+        (JETSON_ORIN, "NVIDIA Jetson AGX Orin Developer Kit"),
+        (JETSON_ORIN, "NVIDIA Jetson Orin Nano Developer Kit"),
+    ]
+    for reason in ("the fastest, measured just now", "the fastest when it was measured here"):
+        for cpuinfo, board in devices:
+            on(cpuinfo, "aarch64", board)
+            assert fastest(both, threads=1, cache=tmp_path / "cache").reason == reason
+
+
+def test_a_choice_is_remembered_for_its_gpu_and_driver(
+    make: Make, joined: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No engine of a GPU is opened: the times are made up, what they are kept under is not."""
+    plain, quantized = make("one", dialect="onnx"), make("two", dialect=HERE, precision="int8")
+    mixed = joined(plain, make("three", engine="tensorrt", dialect="onnx"))
+    without = joined_again(plain, quantized)
+    monkeypatch.setattr(choosing, "_timed", lambda _, all, *__: {one.name: 1.0 for one in all})
+    anew = "the fastest, measured just now"
+    orin = Gpu(0, "Orin", "8.7", "CUDA 12.6")
+    for gpu in (
+        orin,
+        replace(orin, name="Orin Nano"),
+        replace(orin, compute_capability="8.9"),
+        replace(orin, driver="CUDA 13.0"),
+    ):
+        pretend_gpu(monkeypatch, gpu)
+        assert fastest(mixed, cache=tmp_path / "cache").reason == anew
+        assert fastest(mixed, cache=tmp_path / "cache").reason != anew
+        found = fastest(without, cache=tmp_path / "cache").reason
+        assert (found == anew) is (gpu is orin), "what needs no GPU is the same with another"
 
 
 def test_without_a_cache_nothing_is_written(
@@ -319,6 +511,32 @@ def test_the_commands_join_prove_predict_and_measure(make: Make, tmp_path: Path)
     again = run.invoke(cli, ["combine", str(out), str(out), "--out", str(out), "--json"])
     assert again.exit_code == 2
     assert json.loads(again.stdout)["error"]["code"] == "E_EXISTS"
+
+
+def test_verify_passes_over_what_a_session_would(
+    make: Make, joined: Callable[..., Bundle], on: On
+) -> None:
+    """The one for VNNI gives other numbers where there is none: that is nobody's fault."""
+    both = joined(
+        make("one", dialect="onnxruntime-x86-vnni", shift=1.0),
+        make("two", dialect="onnxruntime-x86", precision="int8"),
+    )
+    run, words = CliRunner(), ["verify", str(both.path), "--json"]
+    on(COFFEE_LAKE)
+    done = run.invoke(cli, words)
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert [one["name"] for one in told["variants"]] == ["onnxruntime-int8"]
+    why = "onnxruntime-x86-vnni is not the dialect of this processor"
+    assert told["not_proved"] == {"onnxruntime-float32": why}
+    assert why in run.invoke(cli, words[:2]).stdout
+    on(TIGER_LAKE)
+    done = run.invoke(cli, words)
+    assert done.exit_code != 0
+    assert json.loads(done.stdout)["error"]["code"] == "E_SELFTEST"
+    on(RASPBERRY_PI_4, "aarch64")
+    done = run.invoke(cli, words)
+    assert json.loads(done.stdout)["error"]["code"] == "E_SELFTEST", "a session would take it"
 
 
 def test_benchmarks_take_the_variant_that_a_session_would(

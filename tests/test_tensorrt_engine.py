@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -19,9 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import helper
 
 from edgepress.__main__ import main
 from edgepress.runtime import (
@@ -46,7 +45,7 @@ from edgepress.runtime.nvidia.engine import NvidiaEngine
 from edgepress.runtime.nvidia.fitting import fitting
 from edgepress.runtime.nvidia.inspection import layers_of
 from edgepress.runtime.nvidia.trtexec import trtexec_line
-from edgepress.runtime.seal import seal, write_files
+from edgepress.runtime.seal import seal, write_files, write_zip
 from edgepress.runtime.target import TARGET_NAMES, target
 
 ENGINES = ("tensorrt", "tensorrt-rtx")
@@ -740,6 +739,31 @@ def test_the_command_refuses_a_bundle_for_another_engine(
     assert f"--onnx={small_bundle / 'model.onnx'}" in told["trtexec"]
 
 
+def test_the_line_for_a_zip_is_for_what_is_unpacked(
+    small_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    packed = tmp_path / "my bundle.zip"
+    write_zip(Bundle.open(small_bundle).files, packed)
+    monkeypatch.chdir(tmp_path)
+    words = ["--engine", "tensorrt", "--trtexec", "--json"]
+    with pytest.raises(SystemExit) as ended:
+        main(["engine", packed.name, *words])
+    assert ended.value.code == 0
+    told = capsys.readouterr()
+    line = shlex.split(json.loads(told.out)["trtexec"])
+    (model,) = (word.removeprefix("--onnx=") for word in line if word.startswith("--onnx="))
+    assert list(tmp_path.iterdir()) == [packed], "nothing is written"
+    unpack = shlex.split(told.err.rpartition("first: ")[2].splitlines()[0])
+    subprocess.run([sys.executable, *unpack[1:]], check=True)
+    assert Path(model).read_bytes() == (small_bundle / "model.onnx").read_bytes()
+    with pytest.raises(SystemExit):
+        main(["engine", str(small_bundle), *words])
+    assert "unpack" not in capsys.readouterr().err, "a folder is one already"
+
+
 # ---------------------------------------------------------------- on a GPU
 
 
@@ -892,16 +916,26 @@ def test_a_folder_that_cannot_be_locked_still_gives_what_it_has(
     assert cache.find(MADE_OF) == b"plan"
 
 
-def test_what_is_measured_is_built_for_what_is_measured() -> None:
-    model = helper.make_model(
-        helper.make_graph(
-            [helper.make_node("Relu", ["x"], ["y"])],
-            "free",
-            [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 3, "H", "W"])],
-            [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", 3, "H", "W"])],
-        )
-    )
-    found = fitting(model.SerializeToString(), 4, {"x": (1, 3, 16, 24)})
-    assert found == BuildOptions(batch=(4, 4, 4), sizes={"H": (16, 16, 16), "W": (24, 24, 24)})
-    made = build_engine("tensorrt-rtx", model.SerializeToString(), found)
-    assert made.plan
+@pytest.fixture
+def free_sizes() -> bytes:
+    """A network for pictures of any number and size."""
+    onnx = pytest.importorskip("onnx")
+    helper, dtype = onnx.helper, onnx.TensorProto.FLOAT
+    ends = [[helper.make_tensor_value_info(name, dtype, ["N", 3, "H", "W"])] for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "free", *ends)
+    return helper.make_model(graph).SerializeToString()
+
+
+MEASURED = BuildOptions(batch=(4, 4, 4), sizes={"H": (16, 16, 16), "W": (24, 24, 24)})
+
+
+def test_what_is_measured_has_the_sizes_that_it_is_measured_with(free_sizes: bytes) -> None:
+    assert fitting(free_sizes, 4, {"x": (1, 3, 16, 24)}) == MEASURED
+
+
+@needs_rtx
+def test_what_is_measured_is_built_for_what_is_measured(free_sizes: bytes) -> None:
+    assert build_engine("tensorrt-rtx", free_sizes, MEASURED).plan
+    with pytest.raises(InputError) as caught:
+        build_engine("tensorrt-rtx", free_sizes, BuildOptions())
+    assert caught.value.code == "E_SHAPE"

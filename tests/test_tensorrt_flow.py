@@ -25,6 +25,7 @@ from edgepress.benchmarks import compare
 from edgepress.benchmarks.measurement import Preset
 from edgepress.compress import compress
 from edgepress.runtime import BoundError, Bundle, Session
+from edgepress.runtime.nvidia.driver import Gpu
 
 PIXELS = 12
 CLASSES = 4
@@ -34,7 +35,8 @@ CLASSES = 4
 def gpu(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
     """A GPU that is none."""
     monkeypatch.setattr("edgepress.runtime.engines.tensorrt.TensorRtEngine", StandIn)
-    monkeypatch.setattr("edgepress.runtime.nvidia.driver.cuda", lambda: None)
+    driver = SimpleNamespace(gpu=lambda: Gpu(0, "a GPU", "8.7", "12.6"))
+    monkeypatch.setattr("edgepress.runtime.nvidia.driver.cuda", lambda: driver)
     version = SimpleNamespace(__version__="10.3.0")
     monkeypatch.setattr("edgepress.runtime.engines.tensorrt.load", lambda: version)
     monkeypatch.setattr(StandIn, "built", [])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..engine import Engine, Precision
 from ..errors import EngineError
+
+if TYPE_CHECKING:
+    from ..nvidia.driver import Gpu
 
 __all__ = [
     "ENGINE_NAMES",
@@ -50,18 +53,22 @@ def open_engine(name: str) -> type[Engine]:
     )
 
 
-def find_device(name: str) -> None:
+def find_device(name: str) -> Gpu | None:
     """Ask for what the engine called ``name`` needs beside a processor, before it is imported.
 
+    Returns:
+        The GPU that it runs on where no other is asked for; ``None`` where it needs none.
+
     Raises:
-        EngineError: ``E_DRIVER`` where it needs a GPU and there is none, or no driver; ``E_ENGINE``
-            for a name that is not an engine.
+        EngineError: ``E_DRIVER`` where it needs a GPU and there is none, or no driver;
+            ``E_BACKEND`` where the driver fails; ``E_ENGINE`` for a name that is not an engine.
     """
     open_engine(name)
     if name in ("tensorrt", "tensorrt-rtx"):
         from ..nvidia.driver import cuda
 
-        cuda()
+        return cuda().gpu()
+    return None
 
 
 def import_backend(name: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -104,6 +105,9 @@ def engine(
     )
     line = trtexec_line(chosen, file, inputs, options)
     told: dict[str, object] = {"path": path, "engine": chosen, "trtexec": line}
+    if not prove and file != path and Path(path).is_file():
+        unpack = shlex.join(["python3", "-m", "zipfile", "-e", path, "."])
+        console.note(f"Note: '{file}' is inside of the zip; unpack it first: {unpack}")
     if line_only:
         console.say(line)
         console.result(told)
@@ -146,7 +150,7 @@ def _build(name: str, model: bytes, options: BuildOptions, folder: Path) -> dict
 def _model(
     path: str, variant: str | None, name: str | None
 ) -> tuple[bytes, tuple[TensorSpec, ...], str, str]:
-    """The model, its inputs, the file that it is, and the engine to build."""
+    """The model, its inputs, the file that it is (in a zip: once unpacked), the engine to build."""
     if path.lower().endswith(".onnx"):
         if name is None:
             raise InputError(
@@ -175,12 +179,8 @@ def _model(
             mend="Choose a variant for that engine, or leave the engine to the bundle.",
             path=path,
         )
-    return (
-        bundle.model(chosen),
-        bundle.inputs,
-        str(Path(path) / chosen.file),
-        name or chosen.engine,
-    )
+    file = chosen.file if Path(path).is_file() else str(Path(path) / chosen.file)
+    return bundle.model(chosen), bundle.inputs, file, name or chosen.engine
 
 
 def _named(text: str) -> tuple[str, Extent]:
