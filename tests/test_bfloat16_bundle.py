@@ -32,7 +32,7 @@ from edgepress.compress.prove import Rival, Trial, Verdict
 from edgepress.compress.result import Result, check_strict
 from edgepress.compress.settings import Int8
 from edgepress.compress.subject import Subject, first_rows, make_subject
-from edgepress.export.receipt import count_macs
+from edgepress.export.receipt import NodeReceipt, count_macs
 from edgepress.runtime import BoundError, Bundle, EngineError, Preprocessing, Session
 from edgepress.runtime.choosing import choose, fastest
 from edgepress.runtime.combining import combine
@@ -311,6 +311,20 @@ def test_strict_refuses_it(made: tuple[Subject, Context, Judge, Result]) -> None
     assert "in bfloat16" in refused.value.mend
     with pytest.raises(BoundError, match="declined for openvino-cpu"):
         check_strict(made[3], several=True)
+
+
+def test_strict_refuses_what_the_engine_takes_in_part(
+    made: tuple[Subject, Context, Judge, Result],
+) -> None:
+    result = made[3]
+    fell = NodeReceipt("pool", "AveragePool", 0, "float32", "asked for INT8, the engine made it f")
+    part = replace(result.outcome.receipt, nodes=(fell,), asked_int8=3, fused_int8=2)
+    outcome = replace(result.outcome, changed=True, receipt=part)
+    with pytest.raises(BoundError, match="took 2 of 3 nodes in INT8; not pool") as refused:
+        check_strict(replace(result, outcome=outcome), several=False)
+    assert refused.value.code == "E_FALLBACK"
+    all_of_it = replace(outcome, receipt=replace(part, fused_int8=3))
+    check_strict(replace(result, outcome=all_of_it), several=False)
 
 
 def test_a_smaller_network_is_tried_in_both_precisions(

@@ -23,9 +23,12 @@ from stand_in_gpu import StandIn
 
 from edgepress.benchmarks import compare
 from edgepress.benchmarks.measurement import Preset
-from edgepress.compress import compress
-from edgepress.runtime import BoundError, Bundle, Session
+from edgepress.compress import Recipe, compress
+from edgepress.compress.unproven import missing_device
+from edgepress.runtime import BoundError, Bundle, MissingExtraError, Session
+from edgepress.runtime.engines import import_backend
 from edgepress.runtime.nvidia.driver import Gpu
+from edgepress.runtime.target import target
 
 PIXELS = 12
 CLASSES = 4
@@ -119,9 +122,8 @@ def made(folder: Path, model: Path, **options: Any) -> Bundle:
         pictures(folder / "data.npz", 120),
         test_data=pictures(folder / "test.npz", 60),
         preprocessing=how,
-        target="tensorrt",
         out=folder / "out",
-        **options,
+        **{"target": "tensorrt", **options},
     )
 
 
@@ -155,7 +157,8 @@ def test_fp16_ships_where_int8_is_not_faster_than_it(
     gpu: type[StandIn], speeds: dict[str, float], tmp_path: Path
 ) -> None:
     speeds["int8"] = 1.9  # than float32, which is no way to run anything there
-    bundle = made(tmp_path, network(tmp_path / "net.onnx"))
+    recipe = Recipe.open("int8").blamed()
+    bundle = made(tmp_path, network(tmp_path / "net.onnx"), recipe=recipe)
     (variant,) = bundle.variants
     assert (variant.precision, variant.dialect) == ("fp16", "onnx")
     assert kind(bundle.model(variant)) == "fp16"
@@ -165,6 +168,7 @@ def test_fp16_ships_where_int8_is_not_faster_than_it(
     assert measured["latency"]["speedup"] == pytest.approx(2.0)
     assert any("written in FP16, at 2.00x" in note for note in bundle.manifest.notes)
     assert any("INT8 would do" in note for note in bundle.manifest.notes)
+    assert any("not timed one by one in tensorrt" in note for note in bundle.manifest.notes)
     with Session.open(bundle) as session:
         assert session.run({"x": np.zeros((3, 3, PIXELS, PIXELS), np.float32)})["y"].shape[0] == 3
 
@@ -197,3 +201,30 @@ def test_an_engine_that_tells_no_types_proves_neither_int8_nor_fp16(
     assert (variant.precision, bundle.manifest.declined) == ("float32", True)
     for one in candidates(bundle).values():
         assert "does not tell what its layers compute in" in one["reasons"][0]
+
+
+# ---------------------------------------------------------------- on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    missing_device(target("tensorrt")) is not None, reason="there is no usable NVIDIA driver"
+)
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
+def test_on_a_gpu_the_whole_way_is_gone(name: str, tmp_path: Path) -> None:
+    """Whatever ships, it was scored, timed and read from the engine itself."""
+    try:
+        import_backend(name)
+    except MissingExtraError:
+        pytest.skip(f"the extra {name} is not installed")
+    bundle = made(tmp_path, network(tmp_path / "net.onnx", sizes=("H", "W")), target=name)
+    (variant,) = bundle.variants
+    assert variant.engine == name
+    tried = candidates(bundle)
+    assert set(tried) == {"FP16", "INT8"}
+    for one in tried.values():
+        assert one["latency"]["speedup"] > 0
+        assert not any("does not tell" in reason for reason in one["reasons"])
+    receipt: Any = variant.receipt
+    assert receipt["engine"]["engine"] == name
+    assert receipt["kernels"]
