@@ -53,6 +53,8 @@ class BuilderRules(Rules):
             found += self._sum(node)
         else:
             text = f"{self.title} has no INT8 kernel for {node.op_type}: it only rounds, and costs"
+            if node.op_type == "ConvTranspose" and not self.dialect.weight_only:
+                text = f"edgepress leaves ConvTranspose float for {self.title}: no kernel was proved"
             found.append(Finding("quantizer off the inputs", text))
         found.sort(key=lambda one: one.rule not in REFUSED)
         return tuple(found)
