@@ -54,7 +54,7 @@ class BuilderRules(Rules):
         else:
             text = f"{self.title} has no INT8 kernel for {node.op_type}: it only rounds, and costs"
             if node.op_type == "ConvTranspose" and not self.dialect.weight_only:
-                text = f"edgepress leaves ConvTranspose float: no kernel of {self.title}'s was proved"
+                text = f"edgepress leaves it float: no kernel of {self.title} was proved"
             found.append(Finding("quantizer off the inputs", text))
         found.sort(key=lambda one: one.rule not in REFUSED)
         return tuple(found)
