@@ -43,11 +43,13 @@ class Liberties:
         one_scale: An activation with scales for each channel gets the widest.
         moved: Values that are only moved keep the scale that they had before, whatever the given
             file has behind.
+        signed: Codes around 0 stay int8 in a dialect that reads them.
     """
 
     gates: bool = True
     one_scale: bool = True
     moved: bool = True
+    signed: bool = True
 
 
 @dataclass
@@ -244,7 +246,8 @@ class Decision:
         """The quantizer of a tensor in the dialect, from the given file's."""
         codes = self.known[name]
         around_zero = (codes.kind, codes.lowest, int(codes.zero)) == ("int8", -128, 0)
-        if self.dialect.reads_signed and around_zero and codes.highest == 127 and clip is None:
+        signed = self.liberties.signed and self.dialect.reads_signed
+        if signed and around_zero and codes.highest == 127 and clip is None:
             return PerTensor(np.float32(codes.scale), 0, signed=True)
         if codes.kind == "int8" and self.dialect.activation == "uint8":
             self._note(name, "int8 activation", "uint8: the same scale, zero point + 128")

@@ -108,8 +108,8 @@ def transcode(
     """
     given = read_onnx(path)
     result = _attempt(given, path, dialect, engine, Liberties())
-    fewer = [Liberties(one_scale=False)] if dialect.at_inputs else _FEWER_LIBERTIES
-    for less in fewer:
+    fewer = _FEWER_LIBERTIES[0 if dialect.reads_signed else 1 :]
+    for less in [Liberties(one_scale=False)] if dialect.at_inputs else fewer:
         if result.equality.layer_steps > LARGEST_STEPS:
             other = _attempt(given, path, dialect, engine, less)
             result = min(result, other, key=lambda one: one.equality.layer_steps)
@@ -140,8 +140,9 @@ def _too_far(path: str, result: Transcoded) -> BoundError:
 
 
 _FEWER_LIBERTIES = [
-    Liberties(*kept) for kept in sorted(product((True, False), repeat=3), key=sum, reverse=True)
-][1:]
+    Liberties(*kept, signed=False)
+    for kept in sorted(product((True, False), repeat=3), key=sum, reverse=True)
+]
 
 
 def _attempt(

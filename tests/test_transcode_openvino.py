@@ -104,6 +104,27 @@ def test_a_sum_in_front_of_a_gate_keeps_its_quantizer(clipped: bool, tmp_path: P
     assert in_codes(found.model) == 2
 
 
+@pytest.mark.parametrize("step", [0.05, 0.3])
+def test_a_gate_of_int8_codes_is_uint8_where_that_would_skip_a_rounding(
+    step: float, tmp_path: Path
+) -> None:
+    """HardSwish around 0, as ModelOpt leaves it: of int8 codes the sum sees no rounded values."""
+    net = Net(31)
+    y = net.pair(net.conv(net.pair("x", 0.03), 4, 8), step)
+    ends = [net.constant(np.float32(end)) for end in (0, 6)]
+    gate = net.op("Clip", net.op("Add", y, net.constant(np.float32(3))), *ends)
+    y = net.pair(net.op("Div", net.op("Mul", y, net.pair(gate, 6 / 127)), ends[1]), 0.06)
+    path = net.write(tmp_path / "a.onnx", net.op("Relu", net.conv(y, 8, 4)))
+    found = transcode(path, OURS, engine="openvino")
+    assert found.equality.layer_steps <= 1.01
+    assert in_codes(found.model) == 2
+    kinds = {
+        one.data_type for one in onnx.load_model_from_string(found.model).graph.initializer
+        if one.name.endswith("zero_point")
+    }  # fmt: skip
+    assert (onnx.TensorProto.UINT8 in kinds) == (step == 0.3)
+
+
 def test_why_slow_reads_what_openvino_executes(tmp_path: Path) -> None:
     net = Net(22)
     x = net.pair("x", 0.03)
