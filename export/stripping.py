@@ -32,6 +32,7 @@ from .normalization import as_factors
 from .onnx_files import check_valid, constant_tensors
 from .qoperators import QOPERATORS, plain_equal, why_not_bias, why_not_plain
 from .ranges import element_types, tensor_ranks
+from .turned_scales import quantize_before_transposes
 
 _MOVES = MOVING | {"Concat", "Identity"}
 _GIVE_QDQ = "Give the Q/DQ form of the network (quant_format=QDQ in quantize_static)."
@@ -77,6 +78,7 @@ def strip(model: onnx.ModelProto, path: str) -> Stripped:
     """
     check_valid(model, path)
     initializers_are_not_inputs(model)
+    quantize_before_transposes(model)
     name_nodes(model)
     return _Stripper(model, path).strip()
 

@@ -17,6 +17,8 @@ from edgepress.__main__ import main
 from edgepress.export.dialects import dialect
 from edgepress.export.slowness import why_slow
 from edgepress.export.transcoding import Transcoded, transcode
+from edgepress.runtime import BoundError, EngineOptions
+from edgepress.runtime.engines.onnxruntime import OnnxRuntimeEngine
 
 X86 = dialect("onnxruntime-x86-vnni")
 
@@ -188,6 +190,81 @@ def test_scales_for_each_channel_of_an_input(tmp_path: Path) -> None:
     found = transcode(net.write(tmp_path / "a.onnx", net.op("Relu", net.conv(y, 4, 4))), X86)
     assert found.equality.layer_steps <= 1.01
     assert [c.what[:8] for c in found.changes if c.rule == "per-channel activation"] == ["left out"]
+
+
+@pytest.mark.parametrize("group", [1, 8], ids=["full", "depthwise"])
+@pytest.mark.parametrize("axis", [3, -1])
+@pytest.mark.parametrize("target", ["onnxruntime-x86-vnni", "openvino", "tensorrt"])
+def test_scales_of_channels_between_two_transposes(
+    target: str, axis: int, group: int, tmp_path: Path
+) -> None:
+    """NHWC between the layers: the engine cancels the Transposes, and the tensor between them."""
+    net = Net(71)
+    y = net.op("Relu", net.conv(net.pair("x", 0.03), 4, 8))
+    y = net.op("Transpose", y, perm=[0, 2, 3, 1])
+    y = net.pair(y, np.linspace(0.03, 0.05, 8), axis=axis)
+    y = net.op("Transpose", y, perm=[0, 3, 1, 2])
+    path = net.write(tmp_path / "a.onnx", net.pair(net.conv(y, 8, 8, group=group), 0.05))
+    found = transcode(path, dialect(target), engine=target.split("-")[0])
+    assert found.equality.layer_steps <= 1.01
+    assert found.equality.layers >= 3
+    assert found.equality.not_compared == ()
+    assert found.int8_nodes == 2
+    left, right = (run(one) for one in (Path(path).read_bytes(), found.model))
+    assert np.abs(left - right).max() <= 0.05 * 2.01  # two layers, a step each
+
+
+def run(model: bytes) -> np.ndarray:
+    """The first output of a file, for random inputs."""
+    feeds = {"x": np.random.default_rng(7).normal(size=(2, 4, 16, 16)).astype(np.float32)}
+    with OnnxRuntimeEngine(model, EngineOptions(optimize="none")) as engine:
+        return next(iter(engine.run(feeds).values()))
+
+
+@pytest.mark.parametrize("target", ["onnxruntime-x86-vnni", "openvino"])
+def test_scales_of_channels_before_a_transpose_that_are_left_out(
+    target: str, tmp_path: Path
+) -> None:
+    """What was filled in for the input there is no quantizer of the new file, either."""
+    net = Net(72)
+    y = net.op("Transpose", net.pair("x", np.geomspace(0.001, 0.02, 4)), perm=[0, 1, 3, 2])
+    y = net.pair(net.op("Relu", net.pair(y, 0.01)), np.geomspace(0.001, 0.02, 4), 0, "uint8")
+    codes = net.rng.choice([-1, 1], (4, 1, 5, 5)).astype(np.int8)
+    one = (net.constant(np.ones(4, np.float32)), net.constant(np.zeros(4, np.int8)))
+    weights = net.op("DequantizeLinear", net.constant(codes), *one, axis=0)
+    y = net.pair(net.op("Conv", y, weights, group=4, pads=[2, 2, 2, 2]), 0.01)
+    path = net.write(tmp_path / "a.onnx", y)
+    found = transcode(path, dialect(target), engine=target.split("-")[0])
+    assert found.equality.layer_steps <= 1.01
+    assert found.equality.layers >= 3
+
+
+def test_a_quantizer_that_vanished_with_its_tensor_is_judged_by_the_layer_around_it(
+    tmp_path: Path,
+) -> None:
+    """Between a convolution and its ReLU, which are one kernel: what it rounds, nothing rounds."""
+    net = Net(73)
+    y = net.pair(net.conv(net.pair("x", 0.03), 4, 8), np.geomspace(0.02, 0.4, 8))
+    y = net.pair(net.op("Relu", y), 0.04, 0, "uint8")
+    path = net.write(tmp_path / "a.onnx", net.pair(net.conv(y, 8, 4), 0.05))
+    with pytest.raises(BoundError) as refused:
+        transcode(path, X86)
+    assert refused.value.code == "E_BOUND"
+    assert transcode(path, X86, force=True).equality.layer_steps > 1.01
+
+
+def test_folded_scales_that_a_dialect_leaves_out_are_measured_in_their_own_steps(
+    tmp_path: Path,
+) -> None:
+    """A float stem in front of a depthwise layer, which reads its input as floats there."""
+    net = Net(74)
+    weights = net.constant(net.rng.normal(0, 0.2, (8, 4, 3, 3)).astype(np.float32))
+    y = net.op("Relu", net.op("Conv", "x", weights, pads=[1, 1, 1, 1]))
+    y = net.pair(y, np.linspace(0.01, 0.04, 8), 0, "uint8")
+    path = net.write(tmp_path / "a.onnx", net.pair(net.conv(y, 8, 8, group=8), 0.05))
+    found = transcode(path, dialect("tensorrt-rtx"), engine="tensorrt-rtx")
+    assert 0.4 < found.equality.layer_steps <= 0.51  # half a step of what the given file rounds
+    assert found.equality.layers == 2
 
 
 @pytest.mark.parametrize("scale", [0.01, 0.05])
