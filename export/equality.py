@@ -23,14 +23,11 @@ from onnx import numpy_helper
 from ..runtime.engine import EngineOptions
 from ..runtime.engines import open_engine
 from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
-from ..runtime.errors import EngineError
 from ..runtime.tensors import Array, Arrays, TensorSpec
 from .codes import Codes
 from .dialects.qdq import Quantized
-from .exact import SIZES, synthetic
 from .graph import IR_VERSION, Walk, all_names, fresh, give_out
-
-_BATCH = 2
+from .random_inputs import fitting
 
 
 @dataclass(frozen=True)
@@ -190,26 +187,18 @@ def _apart(left: Array, right: Array) -> Array:
 
 def _feeds(truth: Truth, inputs: tuple[TensorSpec, ...]) -> Arrays:
     """Random inputs that fill the range of an input's quantizer, where it has one."""
-    told: EngineError | None = None
-    for size in SIZES:
-        feeds = synthetic(inputs, batch=_BATCH, size=size)
+
+    def run(feeds: Arrays) -> Arrays:
         for name, codes in truth.codes.items():
             if name in feeds and feeds[name].dtype == np.float32:
                 middle, reach = (codes.high + codes.low) / 2, (codes.high - codes.low) / 2
                 feeds[name] = np.clip(
                     middle + feeds[name] * np.float32(reach / 2.5), codes.low, codes.high
                 ).astype(np.float32)
-        try:
-            _run_given(truth, [], feeds)
-        except EngineError as error:
-            told = error
-            continue
+        _run_given(truth, [], feeds)
         return feeds
-    raise told or EngineError(
-        "E_BACKEND",
-        "the given file runs with no size of its inputs.",
-        mend="Export it with the sizes of its inputs fixed.",
-    )
+
+    return fitting(inputs, run, batches=(2, 1))
 
 
 def _run_given(truth: Truth, tensors: list[str], feeds: Arrays) -> Arrays:

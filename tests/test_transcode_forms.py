@@ -134,6 +134,26 @@ def test_every_size_is_free(tmp_path: Path) -> None:
     assert why_slow(path, X86, runs=2).total_ms > 0
 
 
+@pytest.mark.parametrize("target", ["onnxruntime-x86-vnni", "openvino", "tensorrt"])
+def test_a_batch_that_was_frozen_at_export(
+    target: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    net = Net(75)
+    y = net.op("Relu", net.conv(net.pair("x", 0.03), 4, 8))
+    y = net.pair(net.op("GlobalAveragePool", net.pair(y, 0.02)), 0.01)
+    y = net.op("Reshape", y, net.constant(np.array([1, 8])))
+    bias = net.constant(net.rng.normal(0, 1, 5).astype(np.float32))
+    y = net.op("Gemm", y, net.weights(5, 8), bias, transB=1)
+    path = net.write(tmp_path / "a.onnx", net.pair(y, 0.05))
+    found = transcode(path, dialect(target), engine=target.split("-")[0])
+    assert capfd.readouterr().err == ""
+    assert found.equality.layer_steps <= 1.01
+    assert found.equality.layers >= 3
+    (value,) = onnx.load_model_from_string(found.model).graph.input
+    assert value.type.tensor_type.shape.dim[0].dim_value == 1
+    assert why_slow(path, X86, runs=2).total_ms > 0
+
+
 @pytest.mark.parametrize("scale", [0.0, 1e-38, 1e-20])
 def test_dead_channels(scale: float, tmp_path: Path) -> None:
     """Two channels with weights of nothing but zeros, at a scale of nothing."""
