@@ -284,6 +284,14 @@ def _proved(model: onnx.ModelProto, feeds: Arrays, wanted: Arrays, source: str) 
             mend="Please report this network; nothing was written.",
             path=source,
         )
+    shapes = {spec.name: spec.shape for spec in outputs}
+    for value in model.graph.output:
+        if not value.type.tensor_type.HasField("shape"):  # behind operators that ONNX does not know
+            kind, rank = value.type.tensor_type.elem_type, found[value.name].ndim
+            shape = shapes[value.name] if len(shapes[value.name]) == rank else [None] * rank
+            value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, kind, shape))
+            _name_free_dimensions([value])
+            data = serialize(model)
     return Graph(data, inputs, outputs, source=source)
 
 

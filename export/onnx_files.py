@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 from ..runtime.errors import InputError
-from .graph import IR_VERSION
+from .graph import IR_VERSION, tensor_types
 
 _LIMIT_BYTES = 2**31 - 1
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinear", "QGemm")
@@ -117,11 +117,18 @@ def check_float_network(model: onnx.ModelProto, source: str) -> None:
 def check_valid(model: onnx.ModelProto, source: str) -> None:
     """Refuse what ONNX's checker refuses; the version of the file is no matter.
 
+    Outputs without a type or a shape get what inference tells, in place; where that tells no shape
+    they stay without one, as engines take them.
+
     Raises:
         InputError: ``E_MODEL``.
     """
+    _infer_outputs(model)
+    shapeless = [value for value in model.graph.output if _has_no_shape(value)]
     checker, version = cast("Any", onnx.checker), model.ir_version
     model.ir_version = min(max(version, 4), IR_VERSION)
+    for value in shapeless:
+        value.type.tensor_type.shape.SetInParent()
     try:
         checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:
@@ -133,6 +140,20 @@ def check_valid(model: onnx.ModelProto, source: str) -> None:
         ) from error
     finally:
         model.ir_version = version
+        for value in shapeless:
+            value.type.tensor_type.ClearField("shape")
+
+
+def _infer_outputs(model: onnx.ModelProto) -> None:
+    bare = [v for v in model.graph.output if v.type.WhichOneof("value") is None or _has_no_shape(v)]
+    kinds = tensor_types(model) if bare else {}
+    for value in bare:
+        if value.name in kinds:
+            value.type.tensor_type.CopyFrom(kinds[value.name])
+
+
+def _has_no_shape(value: onnx.ValueInfoProto) -> bool:
+    return value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape")
 
 
 def is_quantized(node: onnx.NodeProto) -> bool:

@@ -354,6 +354,16 @@ def test_an_onnx_network_of_a_fixed_batch(
     assert bundle.golden()[0]["input"].shape == (batch, 3, 8, 8)
 
 
+def test_an_onnx_network_whose_output_has_no_declared_shape(
+    tmp_path: Path, tiny_classifier: Callable[..., bytes]
+) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (17, 8, 8, 3), dtype=np.uint8)
+    model = parse_onnx(tiny_classifier(), "net.onnx")
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    bundle = made(model, Images.from_arrays(x), tmp_path, preprocessing=Preprocessing())
+    assert bundle.outputs[0].shape == ("N", 4)
+
+
 def frozen(shape: list[int], kind: str) -> onnx.ModelProto:
     """A network of free sizes with one of them frozen in a Reshape."""
     rng = np.random.default_rng(0)

@@ -272,6 +272,23 @@ def test_free_dimensions_of_the_pictures_that_it_is_meant_for() -> None:
     assert caught.value.code == "E_SHAPE"
 
 
+@pytest.mark.parametrize("last", ["Relu", "com.microsoft.QuickGelu"])
+@pytest.mark.parametrize("typed", [True, False])
+def test_an_output_without_a_declared_shape(last: str, typed: bool) -> None:
+    text = f'<ir_version: 8, opset_import: ["" : 18, "com.microsoft" : 1]> net ({PICTURES})'
+    before = onnx.parser.parse_model(f"{text} => (float[a,b] y) {{ r = Abs(x) y = {last}(r) }}")
+    before.graph.output[0].type.tensor_type.ClearField("shape")
+    if not typed and last == "Relu":  # ONNX tells the type of its own operators alone
+        before.graph.output[0].ClearField("type")
+    graph = tidy(before, source="no shape")
+    assert graph.outputs[0].shape == ("N", 3, 16, 16)
+    (value,) = graph.proto().graph.output
+    assert len(value.type.tensor_type.shape.dim) == 4
+    feeds = synthetic(graph.inputs, seed=3)
+    wanted = run(before.SerializeToString(), feeds)
+    assert largest_relative(wanted, run(graph.model, feeds)) < 1e-5
+
+
 FROZEN = "{ p = GlobalAveragePool(x) r = Reshape(p, shape) y = Gemm(r, w) }"
 
 

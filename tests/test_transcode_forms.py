@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 
 from edgepress.__main__ import main
 from edgepress.export.dialects import dialect
+from edgepress.export.inspection import inspect_onnx
 from edgepress.export.slowness import why_slow
 from edgepress.export.transcoding import Transcoded, transcode
 from edgepress.runtime import BoundError, EngineOptions
@@ -152,6 +153,24 @@ def test_a_batch_that_was_frozen_at_export(
     (value,) = onnx.load_model_from_string(found.model).graph.input
     assert value.type.tensor_type.shape.dim[0].dim_value == 1
     assert why_slow(path, X86, runs=2).total_ms > 0
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_an_output_without_a_declared_shape(typed: bool, tmp_path: Path) -> None:
+    net = Net(76)
+    path = net.write(tmp_path / "a.onnx", residual(net))
+
+    def forget(model: onnx.ModelProto) -> None:
+        model.graph.output[0].type.tensor_type.ClearField("shape")
+        if not typed:
+            model.graph.output[0].ClearField("type")
+
+    rewrite(path, forget)
+    (output,) = inspect_onnx(path)["outputs"]
+    assert output["shape"] == ["N", 4, 1, 1]
+    assert "missing output quantizer" in fell_out(path).values()
+    found = within_a_step(path, 2)
+    onnx.checker.check_model(onnx.load_model_from_string(found.model), full_check=True)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-38, 1e-20])
