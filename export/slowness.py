@@ -21,6 +21,7 @@ import onnx
 from ..runtime.errors import InputError
 from .builder_rules import REFUSED, REMEDIES, BuilderRules
 from .dialects import Dialect
+from .exact import initializers_are_not_inputs
 from .fusion_rules import RULES, TITLES, Finding, Rules
 from .graph import IR_VERSION, name_nodes
 from .onnx_files import check_valid, is_quantized, read_onnx
@@ -163,6 +164,8 @@ def why_slow(
             path=path,
         )
     name_nodes(model)
+    if model.ir_version < 4:  # where initializers are constants, and have to be inputs as well
+        initializers_are_not_inputs(model)
     model.ir_version = min(max(model.ir_version, 4), IR_VERSION)
     if dialect.at_inputs:
         return _by_rules(model, BuilderRules(model, dialect, dialect.name), TITLES[dialect.name])
