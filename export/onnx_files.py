@@ -11,11 +11,20 @@ from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 from ..runtime.errors import InputError
-from .graph import IR_VERSION, tensor_types
+from .graph import IR_VERSION, attribute, evaluate, tensor_types
 
 _LIMIT_BYTES = 2**31 - 1
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinear", "QGemm")
 _WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization")
+_CASTS = (
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.DOUBLE,
+    onnx.TensorProto.INT8,
+    onnx.TensorProto.UINT8,
+    onnx.TensorProto.INT32,
+    onnx.TensorProto.INT64,
+)
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
 
 
@@ -173,6 +182,27 @@ def constant_tensors(model: onnx.ModelProto) -> list[tuple[str, onnx.TensorProto
                 value = np.asarray(onnx.helper.get_attribute_value(item), kind)
                 found.append((node.output[0], numpy_helper.from_array(value)))
     return found
+
+
+def fold_casts(model: onnx.ModelProto) -> None:
+    """Make constants of what a Cast or an Identity makes of constants, in place.
+
+    Not of initializers that are inputs, too: those are defaults, which may be given another value.
+    """
+    given = {value.name for value in (*model.graph.input, *model.graph.output)}
+    known = {n: numpy_helper.to_array(t) for n, t in constant_tensors(model) if n not in given}
+    kept: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        casts = node.op_type == "Cast" and attribute(node, "to") in _CASTS
+        constant = (casts or node.op_type == "Identity") and node.input[0] in known
+        if not constant or node.output[0] in given:
+            kept.append(node)
+            continue
+        value = evaluate(node, model.opset_import, {node.input[0]: known[node.input[0]]})
+        known[node.output[0]] = value
+        model.graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
 
 
 def _check_no_control_flow(model: onnx.ModelProto, path: str) -> None:

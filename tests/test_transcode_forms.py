@@ -278,8 +278,8 @@ def test_scales_of_channels_between_two_transposes(
 
 
 def run(model: bytes) -> np.ndarray:
-    """The first output of a file, for random inputs."""
-    feeds = {"x": np.random.default_rng(7).normal(size=(2, 4, 16, 16)).astype(np.float32)}
+    """The first output of a file, for a random input."""
+    feeds = {"x": np.random.default_rng(7).normal(size=(1, 4, 16, 16)).astype(np.float32)}
     with OnnxRuntimeEngine(model, EngineOptions(optimize="none")) as engine:
         return next(iter(engine.run(feeds).values()))
 
@@ -328,6 +328,49 @@ def test_folded_scales_that_a_dialect_leaves_out_are_measured_in_their_own_steps
     found = transcode(path, dialect("tensorrt-rtx"), engine="tensorrt-rtx")
     assert 0.4 < found.equality.layer_steps <= 0.51  # half a step of what the given file rounds
     assert found.equality.layers == 2
+
+
+def between_codes(net: Net, move: Callable[[str], str], channels: int) -> str:
+    """Codes, uint8 around 100, that ``move`` moves between two convolutions."""
+    parts = [net.constant(np.float32(0.02)), net.constant(np.uint8(100))]
+    y = net.conv(net.pair("x", 0.03), 4, 8)
+    y = net.op("DequantizeLinear", move(net.op("QuantizeLinear", y, *parts)), *parts)
+    return net.pair(net.conv(y, channels, 4), 0.05)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("target", ["onnxruntime-x86-vnni", OPENVINO, "tensorrt"])
+def test_codes_that_are_put_together_with_constant_ones(
+    target: str, first: bool, tmp_path: Path
+) -> None:
+    net = Net(78)
+    some = net.constant(net.rng.integers(0, 256, (1, 3, 16, 16)).astype(np.uint8))
+
+    def join(codes: str) -> str:
+        return net.op("Concat", *((some, codes) if first else (codes, some)), axis=1)
+
+    path = net.write(tmp_path / "a.onnx", between_codes(net, join, 11))
+    found = transcode(path, dialect(target), engine=target.split("-")[0])
+    assert found.equality.layer_steps <= 1.01
+    assert found.equality.layers >= 3
+    assert found.int8_nodes >= 2
+    left, right = (run(one) for one in (Path(path).read_bytes(), found.model))
+    assert np.abs(left - right).max() <= 0.05 * 2.01  # two layers, a step each
+
+
+@pytest.mark.parametrize("value", [None, 30])
+@pytest.mark.parametrize("target", ["onnxruntime-x86-vnni", OPENVINO, "tensorrt"])
+def test_codes_that_are_padded(target: str, value: int | None, tmp_path: Path) -> None:
+    """Without a value with code 0, which is far from 0.0 here."""
+    net = Net(79)
+    pads = net.constant(np.array([0, 0, 1, 1, 0, 0, 1, 1]))
+    with_value = [] if value is None else [net.constant(np.uint8(value))]
+    y = between_codes(net, lambda codes: net.op("Pad", codes, pads, *with_value), 8)
+    path = net.write(tmp_path / "a.onnx", y)
+    found = transcode(path, dialect(target), engine=target.split("-")[0])
+    assert found.equality.layer_steps <= 1.01
+    left, right = (run(one) for one in (Path(path).read_bytes(), found.model))
+    assert np.abs(left - right).max() <= 0.05 * 2.01
 
 
 @pytest.mark.parametrize("scale", [0.01, 0.05])
@@ -459,6 +502,35 @@ def test_an_operator_that_no_dialect_knows_stays_float(tmp_path: Path) -> None:
     assert [change.what for change in found.kept_float] == [
         f"{X86.name} has no INT8 kernel for Erf"
     ]
+
+
+class Stored(Net):
+    """Floats in float16 and codes in int32, behind a Cast; or all behind an Identity."""
+
+    def __init__(self, seed: int, form: str) -> None:
+        super().__init__(seed)
+        self.form = form
+
+    def constant(self, value: Any, *, as_node: bool = False) -> str:
+        value = np.asarray(value)
+        if self.form == "Identity":
+            return self.op("Identity", super().constant(value, as_node=as_node))
+        kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+        held = np.float16 if value.dtype == np.float32 else np.int32
+        return self.op("Cast", super().constant(value.astype(held), as_node=as_node), to=kind)
+
+
+@pytest.mark.parametrize("form", ["Cast", "Identity"])
+def test_constants_behind_what_only_casts_or_names_them(form: str, tmp_path: Path) -> None:
+    """The findings are those of the same file with plain constants."""
+    told: list[dict[str, str]] = []
+    for net in (Net(80), Stored(80, form)):
+        y = net.pair(net.op("Relu", net.conv(net.pair("x", 0.03), 4, 8)), 0.02)
+        path = net.write(tmp_path / "a.onnx", net.pair(net.conv(y, 8, 4), 0.05))
+        told.append({n.op_type: n.findings[0].rule for n in why_slow(path, X86, runs=2).fallen})
+    assert told[0] == told[1] == {"Conv": "zero point behind an activation function"}
+    found = within_a_step(path, 2)
+    assert not any(change.rule == "weights" for change in found.changes)
 
 
 def test_several_inputs_and_outputs_keep_their_names(tmp_path: Path) -> None:
