@@ -184,7 +184,7 @@ def compress(
         else preprocessing
     )
     with disk_room(), ExitStack() as stack:
-        opened = open_model(model, weights)
+        opened = open_model(model, weights, given)
         opset = opset_for(opened, opset)
         if any(isinstance(one, (Prune, Qat)) for one in steps.passes):
             torch_network(opened)

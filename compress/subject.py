@@ -49,18 +49,26 @@ class Subject:
     weights_sha256: str | None
 
 
-def open_model(model: Model, weights: str | None) -> Backbone | Graph:
+def open_model(
+    model: Model, weights: str | None, preprocessing: Preprocessing | None = None
+) -> Backbone | Graph:
     """The network that the user named.
+
+    Args:
+        model: As the user gave it.
+        weights: File of the weights, where that names a factory.
+        preprocessing: The user's own, which tells an ONNX network's size where that is free.
 
     Raises:
         InputError: What reading it raises; ``E_USAGE`` for weights beside an ONNX file or a module,
             or a model that is nothing of the kind.
     """
+    picture = preprocessing.size if preprocessing is not None else None
     if isinstance(model, (str, Path)):
         if not _is_onnx(model):
             return Backbone.open(str(model), weights)
         if weights is None:
-            return tidy(read_onnx(str(model)), source=Path(model).name)
+            return tidy(read_onnx(str(model)), source=Path(model).name, picture=picture)
         raise InputError(
             "E_USAGE",
             "an ONNX file holds its own weights.",
@@ -79,7 +87,7 @@ def open_model(model: Model, weights: str | None) -> Backbone | Graph:
         return Backbone.of(model)
     given = cast("object", model)
     if isinstance(given, onnx.ModelProto):
-        return tidy(given, source="the ONNX model")
+        return tidy(given, source="the ONNX model", picture=picture)
     raise InputError(
         "E_USAGE",
         f"the model is a {type(given).__name__}.",

@@ -23,14 +23,11 @@ from onnx import numpy_helper
 from ..runtime.engine import EngineOptions
 from ..runtime.engines import open_engine
 from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
-from ..runtime.errors import EngineError
 from ..runtime.tensors import Array, Arrays, TensorSpec
 from .codes import Codes
 from .dialects.qdq import Quantized
-from .exact import SIZES, synthetic
 from .graph import IR_VERSION, Walk, all_names, fresh, give_out
-
-_BATCH = 2
+from .random_inputs import fitting
 
 
 @dataclass(frozen=True)
@@ -116,9 +113,8 @@ def compare_layers(
     feeds = _feeds(truth, inputs)
     options = EngineOptions(optimize="none") if at_inputs else EngineOptions()
     left_out = truth.codes.keys() - quantized.codes.keys()
-    floats = {name: name for name in left_out if truth.codes[name].per_channel}
-    if at_inputs:
-        floats = {name: name for name in left_out & _tensors(quantized.model)}
+    there = left_out & _tensors(quantized.model)
+    floats = {name: name for name in there if at_inputs or truth.codes[name].per_channel}
     tensors = {
         name: at for name, at in {**quantized.codes, **floats}.items() if name in truth.views
     }
@@ -191,26 +187,18 @@ def _apart(left: Array, right: Array) -> Array:
 
 def _feeds(truth: Truth, inputs: tuple[TensorSpec, ...]) -> Arrays:
     """Random inputs that fill the range of an input's quantizer, where it has one."""
-    told: EngineError | None = None
-    for size in SIZES:
-        feeds = synthetic(inputs, batch=_BATCH, size=size)
+
+    def run(feeds: Arrays) -> Arrays:
         for name, codes in truth.codes.items():
             if name in feeds and feeds[name].dtype == np.float32:
                 middle, reach = (codes.high + codes.low) / 2, (codes.high - codes.low) / 2
                 feeds[name] = np.clip(
                     middle + feeds[name] * np.float32(reach / 2.5), codes.low, codes.high
                 ).astype(np.float32)
-        try:
-            _run_given(truth, [], feeds)
-        except EngineError as error:
-            told = error
-            continue
+        _run_given(truth, [], feeds)
         return feeds
-    raise told or EngineError(
-        "E_BACKEND",
-        "the given file runs with no size of its inputs.",
-        mend="Export it with the sizes of its inputs fixed.",
-    )
+
+    return fitting(inputs, run, batches=(2, 1))
 
 
 def _run_given(truth: Truth, tensors: list[str], feeds: Arrays) -> Arrays:
@@ -353,13 +341,17 @@ def _reads(
 def _step(truth: Truth, name: str, layers: _Layers) -> float:
     """The step to measure a layer's output in: the coarsest that it reads or writes."""
     steps = [float(layers.meaning[name].scale)] if name in layers.meaning else []
-    if name in truth.codes and name not in truth.shares:
-        steps.append(float(truth.codes[name].scale.max()))
+    if name in truth.codes and not (steps and name in truth.shares):
+        steps.append(_step_given(truth, name))
     for read in layers.reads[name]:
         meant, given = layers.meaning.get(read), truth.codes.get(read)
-        coarser = meant is not None and given is not None and meant.scale > given.scale.max()
-        if read in truth.filled or coarser:
-            steps.append(float(layers.meaning[read].scale))
-        elif read not in layers.meaning:  # a quantizer of the given file that was left out
-            steps.append(float(truth.codes[read].scale.max()))
+        if meant is None:  # a quantizer of the given file that was left out
+            steps.append(_step_given(truth, read))
+        elif read in truth.filled or (given is not None and meant.scale > given.scale.max()):
+            steps.append(float(meant.scale))
     return max(steps)
+
+
+def _step_given(truth: Truth, name: str) -> float:
+    """The coarsest step that the given file has at a tensor, in the new file's scale."""
+    return float((truth.codes[name].scale / truth.shares.get(name, np.float32(1))).max())

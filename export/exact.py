@@ -18,8 +18,8 @@ the opset conversion is onnx.version_converter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar, cast
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -45,11 +45,11 @@ from .graph import (
     tensor_types,
 )
 from .onnx_files import check_float_network, constant_tensors
+from .random_inputs import SIZES, fitting, has_free
 
 _OLDEST_OPSET = 13  # per-axis DequantizeLinear came with it
 _RAISED_OPSET = 18
 _RELATIVE_TOLERANCE = 1e-3
-SIZES = (64, 224, 32, 320, 256, 1)  # tried in turn for free dimensions, until the model runs
 
 
 def tidy(
@@ -58,14 +58,16 @@ def tidy(
     source: str,
     example: Mapping[str, Array] | None = None,
     keep: Iterable[str] = (),
+    picture: tuple[int, int] | None = None,
 ) -> Graph:
-    """The Graph of an ONNX model.
+    """The Graph of an ONNX model; its batch is fixed where it is free and runs with one alone.
 
     Args:
         model: Any valid float model; it is not modified.
         source: Where it came from, in a few words, for messages and reports.
         example: Inputs to prove the rewrites on, by name; random ones without it.
         keep: Tensors that nothing is folded across.
+        picture: Height and width that free dimensions are meant for, where that is known.
 
     Raises:
         InputError: ``E_MODEL`` for an invalid model, one already quantized, or one that the
@@ -95,7 +97,9 @@ def tidy(
     _drop_unused(work)
     name_nodes(work)
     _name_free_dimensions([*work.graph.input, *work.graph.output])
-    feeds, wanted = _first_run(before, specs(work.graph.input), example, source)
+    feeds, wanted = _first_run(before, specs(work.graph.input), example, source, picture)
+    if example is None:
+        _fix_batch(work, feeds)
     return _proved(work, feeds, wanted, source)
 
 
@@ -225,79 +229,45 @@ def _name_free_dimensions(values: Iterable[onnx.ValueInfoProto]) -> None:
                 dim.dim_param = "N" if i == 0 else f"{word}_{i}"
 
 
-def synthetic(
-    inputs: tuple[TensorSpec, ...], *, seed: int = 0, batch: int = 2, size: int = 64
-) -> Arrays:
-    """Random inputs: standard normal, or whole numbers 0 and 1 where the input is not of floats.
-
-    Args:
-        inputs: The inputs of a network.
-        seed: Of the random numbers.
-        batch: Length of every first dimension that is free.
-        size: Length of every other free dimension.
-    """
-    generator = np.random.default_rng(seed)
-    lengths: dict[str, int] = {}
-    for spec in inputs:
-        lengths.update({d: batch for d in spec.shape[:1] if isinstance(d, str)})
-    feeds: Arrays = {}
-    for spec in inputs:
-        shape = [d if isinstance(d, int) else lengths.get(d, size) for d in spec.shape]
-        kind = np.dtype(spec.dtype)
-        normal = kind.kind == "f"
-        values = generator.standard_normal(shape) if normal else generator.integers(0, 2, shape)
-        feeds[spec.name] = np.asarray(values).astype(kind)
-    return feeds
-
-
-T = TypeVar("T")
-
-
-def fitting(inputs: tuple[TensorSpec, ...], run: Callable[[Arrays], T]) -> T:
-    """What ``run`` gives for random inputs of one picture, of the first size that fits.
-
-    Raises:
-        EngineError: What it raised first, where none does.
-    """
-    failure: EngineError | None = None
-    for size in SIZES:
-        try:
-            return run(synthetic(inputs, batch=1, size=size))
-        except EngineError as error:
-            failure = failure or error
-            if not any(isinstance(d, str) for spec in inputs for d in spec.shape[1:]):
-                break
-    raise failure or EngineError(
-        "E_BACKEND",
-        "the file runs with no size of its inputs.",
-        mend="Export it with the sizes of its inputs fixed.",
-    )
+def _fix_batch(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> None:
+    """Say that the batch is one where no two were found to run: a size frozen at export."""
+    values = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
+    loose = {
+        dims[0].dim_param
+        for name, dims in values.items()
+        if dims and dims[0].dim_value <= 0 and feeds[name].shape[0] == 1
+    }
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in loose:
+                dim.dim_value = 1
 
 
 def _first_run(
-    model: bytes, inputs: tuple[TensorSpec, ...], example: Mapping[str, Array] | None, source: str
+    model: bytes,
+    inputs: tuple[TensorSpec, ...],
+    example: Mapping[str, Array] | None,
+    source: str,
+    picture: tuple[int, int] | None,
 ) -> tuple[Arrays, Arrays]:
     """Inputs that the model takes, and what it gives for them."""
-    free = any(isinstance(d, str) for spec in inputs for d in spec.shape[1:])
     with OnnxRuntimeEngine(model, EngineOptions(optimize="none")) as engine:
         if example is not None:
             return dict(example), engine.run(example)
-        told = ""
-        for size in SIZES:
-            feeds = synthetic(inputs, size=size)
-            try:
-                return feeds, engine.run(feeds)
-            except EngineError as error:
-                if not free:
-                    raise
-                told = error.message
-    raise InputError(
-        "E_SHAPE",
-        f"{source} has free dimensions and runs with none of the sizes "
-        f"{', '.join(map(str, SIZES))}: {told}",
-        mend="Export it with the sizes that it is meant for.",
-        path=source,
-    )
+        try:
+            return fitting(
+                inputs, lambda feeds: (feeds, engine.run(feeds)), batches=(2, 1), picture=picture
+            )
+        except EngineError as error:
+            if not has_free(inputs, slice(1, None)):
+                raise
+            raise InputError(
+                "E_SHAPE",
+                f"{source} has free dimensions and runs with none of the sizes "
+                f"{', '.join(map(str, [*filter(None, [picture]), *SIZES]))}: {error.message}",
+                mend="Export it with the sizes that it is meant for.",
+                path=source,
+            ) from error
 
 
 def _proved(model: onnx.ModelProto, feeds: Arrays, wanted: Arrays, source: str) -> Graph:
@@ -314,6 +284,14 @@ def _proved(model: onnx.ModelProto, feeds: Arrays, wanted: Arrays, source: str) 
             mend="Please report this network; nothing was written.",
             path=source,
         )
+    shapes = {spec.name: spec.shape for spec in outputs}
+    for value in model.graph.output:
+        if not value.type.tensor_type.HasField("shape"):  # behind operators that ONNX does not know
+            kind, rank = value.type.tensor_type.elem_type, found[value.name].ndim
+            shape = shapes[value.name] if len(shapes[value.name]) == rank else [None] * rank
+            value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, kind, shape))
+            _name_free_dimensions([value])
+            data = serialize(model)
     return Graph(data, inputs, outputs, source=source)
 
 

@@ -35,6 +35,7 @@ RULES = {
     "float16": "writes float32 around the INT8 kernels: this processor computes in no other",
     "not explained": "writes it in the form that is known to fuse",
     "scale in a list of one": "writes it as a scalar",
+    "scale listed as an input": "takes it off the inputs: it is a constant again",
     "unfolded BatchNormalization": "writes it as an INT8 convolution of size 1",
     "strides over single values": "takes them by a MaxPool of single values before it",
     "quantizer inside of a kernel": "leaves it out: the activation function runs in the kernel",
@@ -46,6 +47,7 @@ _HARMLESS = {
     "openvino": frozenset(
         {
             "scale in a list of one",
+            "scale listed as an input",
             "int8 activation",
             "mixed types",
             "zero point behind an activation function",
@@ -102,6 +104,7 @@ class Rules:
         self.constants = {
             name: numpy_helper.to_array(tensor) for name, tensor in constant_tensors(model)
         }
+        self.listed = self.walk.input_names & self.constants.keys()
 
     def has_quantized_inputs(self, node: onnx.NodeProto) -> bool:
         """Whether a node computes and reads a dequantized activation."""
@@ -118,7 +121,7 @@ class Rules:
             return (Finding("unfolded BatchNormalization", text),)
         if not weighted and node.op_type not in self.dialect.elementwise:
             return (Finding("no INT8 kernel", f"{self.title} has none for {node.op_type}"),)
-        found: list[Finding] = []
+        found = self._listed(node, weighted)
         if weighted:
             found += self._weights(node)
         reads = list(node.input[:1]) if weighted else [name for name in node.input if name]
@@ -150,6 +153,24 @@ class Rules:
             found.append(Finding("strides over single values", text))
         return tuple(found) or (Finding("not explained", f"{self.title} did not fuse it"),)
 
+    def _listed(self, node: onnx.NodeProto, weighted: bool) -> list[Finding]:
+        """Whether a scale around a node is an input with a default, which nothing may fold."""
+        tail = self._tail(node)
+        readers = self.walk.consumers.get((tail or node).output[0], [])
+        found = [
+            name for one in readers if one.op_type == "QuantizeLinear" for name in one.input[1:]
+        ]
+        for i, name in enumerate(node.input):
+            maker = self._maker_of(name)
+            if maker is not None and maker.op_type == "DequantizeLinear":
+                of_weights = weighted and i > 0  # whose zero points may be anything
+                found += maker.input[1:2] if of_weights else maker.input[1:]
+        name = next((name for name in found if name in self.listed), None)
+        if name is None:
+            return []
+        text = f"'{name}' is an input, too: it could be given another value at any run"
+        return [Finding("scale listed as an input", text)]
+
     def _kernel(self, node: onnx.NodeProto) -> tuple[int, ...]:
         """Sizes of a layer's kernel; none where its weights are not constant."""
         name = node.input[1]
@@ -174,14 +195,16 @@ class Rules:
             source = self.walk.producer[source.input[0]]
         return [Finding("computed weights", "its weights are computed while it runs")]
 
+    def _tail(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
+        """The activation function behind a node that nothing else reads."""
+        tail = self.walk.only_consumer(node.output[0])
+        return tail if tail is not None and tail.op_type in ("Relu", "Clip") else None
+
     def _output(self, node: onnx.NodeProto, given: list[_Quantizer]) -> list[Finding]:
         """What is wrong behind a node."""
-        out = node.output[0]
-        tail = self.walk.only_consumer(out)
-        if tail is not None and tail.op_type in ("Relu", "Clip"):
+        out, tail = node.output[0], self._tail(node)
+        if tail is not None:
             out = tail.output[0]
-        else:
-            tail = None
         readers = self.walk.consumers.get(out, [])
         quantizers = [reader for reader in readers if reader.op_type == "QuantizeLinear"]
         if not quantizers:
@@ -228,9 +251,7 @@ class Rules:
 
     def _quantizer_of(self, name: str) -> _Quantizer | None:
         """The quantizer of an activation, through what only moves it; ``None`` for a constant."""
-        maker = self.walk.producer.get(name)
-        while maker is not None and maker.op_type in _FREE:
-            maker = self.walk.producer.get(maker.input[0])
+        maker = self._maker_of(name)
         if maker is None or maker.op_type != "DequantizeLinear":
             return None
         source = maker.input[0]
@@ -238,6 +259,13 @@ class Rules:
         if source in self.constants or (made is not None and made.input[0] in self.constants):
             return None
         return self._read(maker)
+
+    def _maker_of(self, name: str) -> onnx.NodeProto | None:
+        """What makes a tensor, through what only moves it."""
+        maker = self.walk.producer.get(name)
+        while maker is not None and maker.op_type in _FREE:
+            maker = self.walk.producer.get(maker.input[0])
+        return maker
 
     def _read(self, node: onnx.NodeProto) -> _Quantizer | None:
         scale = self.constants.get(node.input[1])

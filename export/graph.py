@@ -279,7 +279,7 @@ def tensor_types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
             graph.input.append(kind)
     inferred = onnx.shape_inference.infer_shapes(light).graph
     values = [*inferred.value_info, *inferred.input, *inferred.output]
-    return {value.name: value.type.tensor_type for value in values}
+    return {v.name: v.type.tensor_type for v in values if v.type.HasField("tensor_type")}
 
 
 def rows(feeds: Mapping[str, Array]) -> int:

@@ -32,10 +32,10 @@ from .dialects.layout import lay_out, pads_with_zero
 from .dialects.qdq import Quantized
 from .dialects.quantizers import PerTensor
 from .dialects.residual import skip_inputs
-from .exact import fitting
 from .graph import Graph, Walk, all_names, attribute, clip_bounds, fresh, give_out, is_standard
 from .kept_codes import has_grid
 from .plan import Choice, PrecisionPlan, channels_read, why_not_weights
+from .random_inputs import fitting
 from .stripping import Stripped
 
 CARRYING = (MOVING - {"Resize"}) | {"Identity", "Relu"}

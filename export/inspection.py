@@ -11,10 +11,10 @@ import onnx
 
 from ..runtime.engines.onnxruntime import optimized_model
 from ..runtime.errors import EdgepressError, EngineError
-from .exact import synthetic
 from .executed import is_int8_kernel
 from .graph import Graph, name_nodes, opset_of, specs
 from .onnx_files import check_valid, constant_tensors, is_quantized, read_onnx
+from .random_inputs import synthetic
 from .receipt import count_macs
 
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")

@@ -11,11 +11,20 @@ from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 from ..runtime.errors import InputError
-from .graph import IR_VERSION
+from .graph import IR_VERSION, attribute, evaluate, tensor_types
 
 _LIMIT_BYTES = 2**31 - 1
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinear", "QGemm")
 _WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization")
+_CASTS = (
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.DOUBLE,
+    onnx.TensorProto.INT8,
+    onnx.TensorProto.UINT8,
+    onnx.TensorProto.INT32,
+    onnx.TensorProto.INT64,
+)
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
 
 
@@ -117,11 +126,18 @@ def check_float_network(model: onnx.ModelProto, source: str) -> None:
 def check_valid(model: onnx.ModelProto, source: str) -> None:
     """Refuse what ONNX's checker refuses; the version of the file is no matter.
 
+    Outputs without a type or a shape get what inference tells, in place; where that tells no shape
+    they stay without one, as engines take them.
+
     Raises:
         InputError: ``E_MODEL``.
     """
+    _infer_outputs(model)
+    shapeless = [value for value in model.graph.output if _has_no_shape(value)]
     checker, version = cast("Any", onnx.checker), model.ir_version
     model.ir_version = min(max(version, 4), IR_VERSION)
+    for value in shapeless:
+        value.type.tensor_type.shape.SetInParent()
     try:
         checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:
@@ -133,6 +149,20 @@ def check_valid(model: onnx.ModelProto, source: str) -> None:
         ) from error
     finally:
         model.ir_version = version
+        for value in shapeless:
+            value.type.tensor_type.ClearField("shape")
+
+
+def _infer_outputs(model: onnx.ModelProto) -> None:
+    bare = [v for v in model.graph.output if v.type.WhichOneof("value") is None or _has_no_shape(v)]
+    kinds = tensor_types(model) if bare else {}
+    for value in bare:
+        if value.name in kinds:
+            value.type.tensor_type.CopyFrom(kinds[value.name])
+
+
+def _has_no_shape(value: onnx.ValueInfoProto) -> bool:
+    return value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape")
 
 
 def is_quantized(node: onnx.NodeProto) -> bool:
@@ -152,6 +182,27 @@ def constant_tensors(model: onnx.ModelProto) -> list[tuple[str, onnx.TensorProto
                 value = np.asarray(onnx.helper.get_attribute_value(item), kind)
                 found.append((node.output[0], numpy_helper.from_array(value)))
     return found
+
+
+def fold_casts(model: onnx.ModelProto) -> None:
+    """Make constants of what a Cast or an Identity makes of constants, in place.
+
+    Not of initializers that are inputs, too: those are defaults, which may be given another value.
+    """
+    given = {value.name for value in (*model.graph.input, *model.graph.output)}
+    known = {n: numpy_helper.to_array(t) for n, t in constant_tensors(model) if n not in given}
+    kept: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        casts = node.op_type == "Cast" and attribute(node, "to") in _CASTS
+        constant = (casts or node.op_type == "Identity") and node.input[0] in known
+        if not constant or node.output[0] in given:
+            kept.append(node)
+            continue
+        value = evaluate(node, model.opset_import, {node.input[0]: known[node.input[0]]})
+        known[node.output[0]] = value
+        model.graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
 
 
 def _check_no_control_flow(model: onnx.ModelProto, path: str) -> None:

@@ -21,9 +21,10 @@ import onnx
 from ..runtime.errors import InputError
 from .builder_rules import REFUSED, REMEDIES, BuilderRules
 from .dialects import Dialect
+from .exact import initializers_are_not_inputs
 from .fusion_rules import RULES, TITLES, Finding, Rules
 from .graph import IR_VERSION, name_nodes
-from .onnx_files import check_valid, is_quantized, read_onnx
+from .onnx_files import check_valid, fold_casts, is_quantized, read_onnx
 from .timed import Timed, timed
 
 
@@ -162,6 +163,9 @@ def why_slow(
             mend="Give an INT8 file; 'edgepress bench' tells how fast a float32 one is.",
             path=path,
         )
+    if model.ir_version < 4:  # where initializers are constants, and have to be inputs as well
+        initializers_are_not_inputs(model)
+    fold_casts(model)
     name_nodes(model)
     model.ir_version = min(max(model.ir_version, 4), IR_VERSION)
     if dialect.at_inputs:

@@ -28,10 +28,12 @@ from .codes import CODE_RANGES, Codes, check_fits, read_codes
 from .dialects import MOVING
 from .exact import initializers_are_not_inputs
 from .graph import all_names, attribute, evaluate, fresh, name_nodes, opset_of
+from .moved_codes import moved
 from .normalization import as_factors
-from .onnx_files import check_valid, constant_tensors
+from .onnx_files import check_valid, constant_tensors, fold_casts
 from .qoperators import QOPERATORS, plain_equal, why_not_bias, why_not_plain
 from .ranges import element_types, tensor_ranks
+from .turned_scales import quantize_before_transposes
 
 _MOVES = MOVING | {"Concat", "Identity"}
 _GIVE_QDQ = "Give the Q/DQ form of the network (quant_format=QDQ in quantize_static)."
@@ -77,6 +79,8 @@ def strip(model: onnx.ModelProto, path: str) -> Stripped:
     """
     check_valid(model, path)
     initializers_are_not_inputs(model)
+    fold_casts(model)
+    quantize_before_transposes(model)
     name_nodes(model)
     return _Stripper(model, path).strip()
 
@@ -204,11 +208,8 @@ class _Stripper:
                 if codes.per_channel:
                     codes = replace(codes, axis=shape.weight_axis(node))
                 check_fits(codes, self.constants[name], node, self.path)
-                value = codes.decode(self.constants[name])
-                inputs.append(self._constant(f"{name}_float", value))
-                self.found.weights.add(inputs[-1])
-                if not codes.per_channel:
-                    self.found.constants[inputs[-1]] = codes
+                value = self.constants[name]
+                inputs.append(self._dequantized(f"{name}_float", codes, value))
             else:
                 raise self._refuse(
                     f"'{node.name}' reads codes that come in.", _GIVE_FLOATS, node.name
@@ -227,6 +228,14 @@ class _Stripper:
         codes = self._codes(node, list(node.input[shape.result : shape.result + 2]))
         self.coded[out] = (out, codes)
         self._stands_on(out, codes, out)
+
+    def _dequantized(self, name: str, codes: Codes, value: Array) -> str:
+        """A constant of codes, as what they stand for."""
+        name = self._constant(name, codes.decode(value))
+        self.found.weights.add(name)
+        if not codes.per_channel:
+            self.found.constants[name] = codes
+        return name
 
     def _constant(self, name: str, value: Array) -> str:
         name = fresh(self.taken, name)
@@ -318,25 +327,7 @@ class _Stripper:
 
     def _move(self, node: onnx.NodeProto) -> None:
         """Codes that are moved: the floats that they stand for are moved alike."""
-        codes = self.coded[node.input[0]][1] if node.input[0] in self.coded else None
-        read = [self.coded[n][1] for n in node.input if n in self.coded]
-        if codes is None or codes.per_channel or not all(codes.same(one) for one in read):
-            raise self._refuse(
-                f"'{node.name}' ({node.op_type}) moves codes of different scales.",
-                "Give the Q/DQ form of the network.",
-                node.name,
-            )
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        for i, name in enumerate(node.input):
-            copy.input[i] = self.coded[name][0] if name in self.coded else name
-        added = node.input[2] if node.op_type == "Pad" and len(node.input) > 2 else ""
-        if added and added not in self.coded:
-            if added not in self.constants:
-                told = f"'{node.name}' pads codes with a value that is computed while it runs."
-                raise self._refuse(told, "Give the Q/DQ form of the network.", node.name)
-            value = codes.decode(self.constants[added])
-            copy.input[2] = self._constant(f"{added}_float", value)
+        copy, codes = moved(node, self.coded, self.constants, self._dequantized, self.path)
         self.nodes.append(copy)
         for name in node.output:
             self.coded[name] = (name, codes)

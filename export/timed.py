@@ -14,9 +14,9 @@ from ..runtime.engines.onnxruntime import optimized_model, profile
 from ..runtime.engines.openvino import Executed, executed_times
 from ..runtime.errors import EngineError
 from ..runtime.tensors import Arrays, TensorSpec
-from .exact import fitting
 from .executed import INT8, InOpenVino, is_int8_kernel, told
 from .graph import Walk, specs
+from .random_inputs import fitting
 
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 _HALVES = ("Div", "Round", "Mul", "Add", "Clip")  # a quantizer of float16 is made of these

@@ -154,7 +154,7 @@ def _attempt(
     decided = makes(stripped, dialect, liberties)
     decided.tell_left_out()
     folded = decided.fold()
-    graph = tidy(stripped.model, source=path, keep=sorted(stripped.codes))
+    graph = tidy(stripped.model, source=path, keep=sorted(original.keys() | stripped.codes.keys()))
     quantized = decided.write(graph)
     filled = {name: decided.known[name] for name in decided.filled}
     truth = Truth(given, original, stripped.views, folded, filled)

@@ -12,6 +12,12 @@ from .errors import EngineError
 from .nvidia.options import BuildOptions
 from .tensors import Array, Arrays, TensorSpec, check_arrays
 
+SIZES_MEND = (
+    "Check that the sizes of the inputs suit the graph: one that was frozen into it at export, in "
+    "a Reshape or an Expand, fits no other."
+)
+"""How to mend a run that failed."""
+
 _E = TypeVar("_E", bound="Engine")
 
 Precision: TypeAlias = Literal["f32", "bf16"]

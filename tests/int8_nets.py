@@ -41,16 +41,22 @@ class Net:
         return out
 
     def pair(
-        self, x: str, scale: Any, zero: Any = 0, kind: str = "int8", *, as_node: bool = False
+        self,
+        x: str,
+        scale: Any,
+        zero: Any = 0,
+        kind: str = "int8",
+        *,
+        as_node: bool = False,
+        axis: int = 1,
     ) -> str:
         """QuantizeLinear and DequantizeLinear on an activation."""
         scale = np.asarray(scale, np.float32)
         zero = np.broadcast_to(np.asarray(zero, kind), scale.shape)
         parts = [self.constant(scale, as_node=as_node), self.constant(zero, as_node=as_node)]
-        axis = {"axis": 1} if scale.ndim else {}
-        return self.op(
-            "DequantizeLinear", self.op("QuantizeLinear", x, *parts, **axis), *parts, **axis
-        )
+        along = {"axis": axis} if scale.ndim else {}
+        codes = self.op("QuantizeLinear", x, *parts, **along)
+        return self.op("DequantizeLinear", codes, *parts, **along)
 
     def weights(self, *shape: int, stored: str = "codes") -> str:
         """Dequantized weights: from ``codes``, or from ``floats`` behind both quantizers."""

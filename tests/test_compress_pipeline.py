@@ -16,7 +16,10 @@ import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
+import onnx
+import onnx.parser
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 from edgepress.__main__ import main
@@ -349,6 +352,47 @@ def test_an_onnx_network_of_a_fixed_batch(
     bundle = made(model, Images.from_arrays(x), tmp_path, preprocessing=Preprocessing())
     assert bundle.inputs[0].shape == (batch, 3, 8, 8)
     assert bundle.golden()[0]["input"].shape == (batch, 3, 8, 8)
+
+
+def test_an_onnx_network_whose_output_has_no_declared_shape(
+    tmp_path: Path, tiny_classifier: Callable[..., bytes]
+) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (17, 8, 8, 3), dtype=np.uint8)
+    model = parse_onnx(tiny_classifier(), "net.onnx")
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    bundle = made(model, Images.from_arrays(x), tmp_path, preprocessing=Preprocessing())
+    assert bundle.outputs[0].shape == ("N", 4)
+
+
+def frozen(shape: list[int], kind: str) -> onnx.ModelProto:
+    """A network of free sizes with one of them frozen in a Reshape."""
+    rng = np.random.default_rng(0)
+    model = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["" : 18]> net (float[{kind}] x) => (float[n,4] y)'
+        "{ c = Conv <kernel_shape=[4,4], strides=[4,4]> (x, w) r = Relu (c)"
+        " f = Reshape (r, shape) y = MatMul (f, v) }"
+    )
+    sizes = {"w": (2, 3, 4, 4), "v": (shape[1], 4)}
+    for name, size in sizes.items():
+        value = rng.normal(0, 0.2, size).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(shape), "shape"))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind"), [([0, 84], "n,3,h,w"), ([1, 84], "n,3,24,28")], ids=["size", "batch"]
+)
+def test_an_onnx_network_with_a_size_that_was_frozen_at_export(
+    shape: list[int], kind: str, tmp_path: Path
+) -> None:
+    """The preprocessing tells which pictures fit; a batch is then one."""
+    x = np.random.default_rng(0).integers(0, 256, (17, 30, 30, 3), dtype=np.uint8)
+    sized = Preprocessing(center_crop=(24, 28))
+    model = frozen(shape, kind)
+    bundle = made(model, Images.from_arrays(x), tmp_path, preprocessing=sized)
+    assert bundle.inputs[0].shape[0] == ("n" if shape[0] == 0 else 1)
+    assert bundle.golden()[0]["x"].shape[1:] == (3, 24, 28)
 
 
 def test_an_onnx_file_is_told_by_its_hash(

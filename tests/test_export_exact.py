@@ -11,10 +11,11 @@ import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgepress.export.exact import largest_relative, synthetic, tidy, with_opset
+from edgepress.export.exact import largest_relative, tidy, with_opset
 from edgepress.export.graph import Graph, opset_of
 from edgepress.export.onnx_files import parse_onnx, read_onnx
-from edgepress.runtime import EngineOptions, InputError
+from edgepress.export.random_inputs import synthetic
+from edgepress.runtime import EngineError, EngineOptions, InputError
 from edgepress.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from edgepress.runtime.tensors import Arrays
 
@@ -255,6 +256,64 @@ def test_free_dimensions_that_no_size_fits_are_told() -> None:
     assert caught.value.code == "E_SHAPE"
     feeds = {"x": np.ones((2, 3, 17), np.float32)}
     assert tidy(model, source="odd size", example=feeds).inputs[0].shape == ("N", 3, "h")
+
+
+def test_free_dimensions_of_the_pictures_that_it_is_meant_for() -> None:
+    """A size that is in no list of ours, height and width apart."""
+    model = network(
+        "(float[N,1,h,w] x) => (float[N,24] y)"
+        "{ t = MaxPool <kernel_shape=[2,2], strides=[2,2]> (x) y = Reshape(t, shape) }",
+        shape=np.array([0, 24]),
+    )
+    graph = tidy(model, source="12 by 8", picture=(12, 8))
+    assert graph.inputs[0].shape == ("N", 1, "h", "w")
+    with pytest.raises(InputError) as caught:
+        tidy(model, source="12 by 8", picture=(8, 8))
+    assert caught.value.code == "E_SHAPE"
+
+
+@pytest.mark.parametrize("last", ["Relu", "com.microsoft.QuickGelu"])
+@pytest.mark.parametrize("typed", [True, False])
+def test_an_output_without_a_declared_shape(last: str, typed: bool) -> None:
+    text = f'<ir_version: 8, opset_import: ["" : 18, "com.microsoft" : 1]> net ({PICTURES})'
+    before = onnx.parser.parse_model(f"{text} => (float[a,b] y) {{ r = Abs(x) y = {last}(r) }}")
+    before.graph.output[0].type.tensor_type.ClearField("shape")
+    if not typed and last == "Relu":  # ONNX tells the type of its own operators alone
+        before.graph.output[0].ClearField("type")
+    graph = tidy(before, source="no shape")
+    assert graph.outputs[0].shape == ("N", 3, 16, 16)
+    (value,) = graph.proto().graph.output
+    assert len(value.type.tensor_type.shape.dim) == 4
+    feeds = synthetic(graph.inputs, seed=3)
+    wanted = run(before.SerializeToString(), feeds)
+    assert largest_relative(wanted, run(graph.model, feeds)) < 1e-5
+
+
+FROZEN = "{ p = GlobalAveragePool(x) r = Reshape(p, shape) y = Gemm(r, w) }"
+
+
+def test_a_batch_that_was_frozen_at_export_is_one(capfd: pytest.CaptureFixture[str]) -> None:
+    weights = {"shape": np.array([1, 3]), "w": RNG.normal(size=(3, 5)).astype(np.float32)}
+    before = network(f"({PICTURES}) => (float[N,5] y) {FROZEN}", **weights)
+    graph = tidy(before, source="a frozen batch")
+    assert capfd.readouterr().err == ""
+    assert graph.inputs[0].shape == (1, 3, 16, 16)
+    assert graph.outputs[0].shape == (1, 5)
+    feeds = synthetic(graph.inputs, seed=3)
+    wanted = run(before.SerializeToString(), feeds)
+    assert largest_relative(wanted, run(graph.model, feeds)) < 1e-5
+
+
+def test_a_batch_of_which_neither_one_nor_two_runs_is_told(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    weights = {"shape": np.array([7, 3]), "w": RNG.normal(size=(3, 5)).astype(np.float32)}
+    model = network(f"({PICTURES}) => (float[N,5] y) {FROZEN}", **weights)
+    with pytest.raises(EngineError) as caught:
+        tidy(model, source="a frozen batch")
+    assert caught.value.code == "E_BACKEND"
+    assert "frozen" in caught.value.mend
+    assert capfd.readouterr().err == ""
 
 
 def test_values_that_are_not_a_number_must_agree() -> None:

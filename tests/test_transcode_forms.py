@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +16,19 @@ from onnx import TensorProto, helper
 
 from edgepress.__main__ import main
 from edgepress.export.dialects import dialect
+from edgepress.export.inspection import inspect_onnx
 from edgepress.export.slowness import why_slow
 from edgepress.export.transcoding import Transcoded, transcode
+from edgepress.runtime import BoundError, EngineOptions
+from edgepress.runtime.engines.onnxruntime import OnnxRuntimeEngine
 
 X86 = dialect("onnxruntime-x86-vnni")
+OPENVINO = pytest.param(
+    "openvino",
+    marks=pytest.mark.skipif(
+        importlib.util.find_spec("openvino") is None, reason="the extra openvino is not installed"
+    ),
+)
 
 
 def within_a_step(path: str, convolutions: int) -> Transcoded:
@@ -92,11 +102,20 @@ def test_biases_of_int32_codes(form: str, tmp_path: Path) -> None:
     assert found.equality.output_steps <= 1.01
 
 
-def test_initializers_among_the_inputs_and_constants_as_nodes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [3, 8])
+def test_initializers_among_the_inputs_and_constants_as_nodes(version: int, tmp_path: Path) -> None:
+    """From version 4 of the file on such initializers are defaults, which nothing folds."""
     net = Net(33)
-    path = net.write(tmp_path / "a.onnx", residual(net))
+    y = net.pair(
+        net.op("Relu", net.conv(net.pair("x", 0.03, 128, "uint8"), 4, 8)), 0.02, 0, "uint8"
+    )
+    y = net.pair(net.conv(y, 8, 4), 0.05, 128, "uint8")
+    path = net.write(tmp_path / "a.onnx", net.op("Relu", y))
+    layers = {node.name for node in onnx.load(path).graph.node if node.op_type == "Conv"}
+    assert fell_out(path) == {}
 
     def spread(model: onnx.ModelProto) -> None:
+        model.ir_version = version
         kept = list(model.graph.initializer)
         del model.graph.initializer[:]
         for i, tensor in enumerate(kept):
@@ -109,9 +128,17 @@ def test_initializers_among_the_inputs_and_constants_as_nodes(tmp_path: Path) ->
             model.graph.input.append(kind)
 
     rewrite(path, spread)
-    assert why_slow(path, X86, runs=2).fallen != ()
+    told = why_slow(path, X86, runs=2)
+    assert told.int8_nodes == inspect_onnx(path)["int8_kernels"]
+    rule = "scale listed as an input"
+    assert fell_out(path) == (dict.fromkeys(layers, rule) if version > 3 else {})
+    if version > 3:
+        assert told.int8_nodes == 0
+        assert told.by_rule[rule] > 0
     found = within_a_step(path, 2)
     assert [value.name for value in onnx.load_model_from_string(found.model).graph.input] == ["x"]
+    (tmp_path / "b.onnx").write_bytes(found.model)
+    assert fell_out(str(tmp_path / "b.onnx")) == {}
 
 
 def test_every_size_is_free(tmp_path: Path) -> None:
@@ -130,6 +157,44 @@ def test_every_size_is_free(tmp_path: Path) -> None:
     rewrite(path, free)
     within_a_step(path, 2)
     assert why_slow(path, X86, runs=2).total_ms > 0
+
+
+@pytest.mark.parametrize("target", ["onnxruntime-x86-vnni", OPENVINO, "tensorrt"])
+def test_a_batch_that_was_frozen_at_export(
+    target: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    net = Net(75)
+    y = net.op("Relu", net.conv(net.pair("x", 0.03), 4, 8))
+    y = net.pair(net.op("GlobalAveragePool", net.pair(y, 0.02)), 0.01)
+    y = net.op("Reshape", y, net.constant(np.array([1, 8])))
+    bias = net.constant(net.rng.normal(0, 1, 5).astype(np.float32))
+    y = net.op("Gemm", y, net.weights(5, 8), bias, transB=1)
+    path = net.write(tmp_path / "a.onnx", net.pair(y, 0.05))
+    found = transcode(path, dialect(target), engine=target.split("-")[0])
+    assert capfd.readouterr().err == ""
+    assert found.equality.layer_steps <= 1.01
+    assert found.equality.layers >= 3
+    (value,) = onnx.load_model_from_string(found.model).graph.input
+    assert value.type.tensor_type.shape.dim[0].dim_value == 1
+    assert why_slow(path, X86, runs=2).total_ms > 0
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_an_output_without_a_declared_shape(typed: bool, tmp_path: Path) -> None:
+    net = Net(76)
+    path = net.write(tmp_path / "a.onnx", residual(net))
+
+    def forget(model: onnx.ModelProto) -> None:
+        model.graph.output[0].type.tensor_type.ClearField("shape")
+        if not typed:
+            model.graph.output[0].ClearField("type")
+
+    rewrite(path, forget)
+    (output,) = inspect_onnx(path)["outputs"]
+    assert output["shape"] == ["N", 4, 1, 1]
+    assert "missing output quantizer" in fell_out(path).values()
+    found = within_a_step(path, 2)
+    onnx.checker.check_model(onnx.load_model_from_string(found.model), full_check=True)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-38, 1e-20])
@@ -188,6 +253,124 @@ def test_scales_for_each_channel_of_an_input(tmp_path: Path) -> None:
     found = transcode(net.write(tmp_path / "a.onnx", net.op("Relu", net.conv(y, 4, 4))), X86)
     assert found.equality.layer_steps <= 1.01
     assert [c.what[:8] for c in found.changes if c.rule == "per-channel activation"] == ["left out"]
+
+
+@pytest.mark.parametrize("group", [1, 8], ids=["full", "depthwise"])
+@pytest.mark.parametrize("axis", [3, -1])
+@pytest.mark.parametrize("target", ["onnxruntime-x86-vnni", OPENVINO, "tensorrt"])
+def test_scales_of_channels_between_two_transposes(
+    target: str, axis: int, group: int, tmp_path: Path
+) -> None:
+    """NHWC between the layers: the engine cancels the Transposes, and the tensor between them."""
+    net = Net(71)
+    y = net.op("Relu", net.conv(net.pair("x", 0.03), 4, 8))
+    y = net.op("Transpose", y, perm=[0, 2, 3, 1])
+    y = net.pair(y, np.linspace(0.03, 0.05, 8), axis=axis)
+    y = net.op("Transpose", y, perm=[0, 3, 1, 2])
+    path = net.write(tmp_path / "a.onnx", net.pair(net.conv(y, 8, 8, group=group), 0.05))
+    found = transcode(path, dialect(target), engine=target.split("-")[0])
+    assert found.equality.layer_steps <= 1.01
+    assert found.equality.layers >= 3
+    assert found.equality.not_compared == ()
+    assert found.int8_nodes == 2
+    left, right = (run(one) for one in (Path(path).read_bytes(), found.model))
+    assert np.abs(left - right).max() <= 0.05 * 2.01  # two layers, a step each
+
+
+def run(model: bytes) -> np.ndarray:
+    """The first output of a file, for a random input."""
+    feeds = {"x": np.random.default_rng(7).normal(size=(1, 4, 16, 16)).astype(np.float32)}
+    with OnnxRuntimeEngine(model, EngineOptions(optimize="none")) as engine:
+        return next(iter(engine.run(feeds).values()))
+
+
+@pytest.mark.parametrize("target", ["onnxruntime-x86-vnni", OPENVINO])
+def test_scales_of_channels_before_a_transpose_that_are_left_out(
+    target: str, tmp_path: Path
+) -> None:
+    """What was filled in for the input there is no quantizer of the new file, either."""
+    net = Net(72)
+    y = net.op("Transpose", net.pair("x", np.geomspace(0.001, 0.02, 4)), perm=[0, 1, 3, 2])
+    y = net.pair(net.op("Relu", net.pair(y, 0.01)), np.geomspace(0.001, 0.02, 4), 0, "uint8")
+    codes = net.rng.choice([-1, 1], (4, 1, 5, 5)).astype(np.int8)
+    one = (net.constant(np.ones(4, np.float32)), net.constant(np.zeros(4, np.int8)))
+    weights = net.op("DequantizeLinear", net.constant(codes), *one, axis=0)
+    y = net.pair(net.op("Conv", y, weights, group=4, pads=[2, 2, 2, 2]), 0.01)
+    path = net.write(tmp_path / "a.onnx", y)
+    found = transcode(path, dialect(target), engine=target.split("-")[0])
+    assert found.equality.layer_steps <= 1.01
+    assert found.equality.layers >= 3
+
+
+def test_a_quantizer_that_vanished_with_its_tensor_is_judged_by_the_layer_around_it(
+    tmp_path: Path,
+) -> None:
+    """Between a convolution and its ReLU, which are one kernel: what it rounds, nothing rounds."""
+    net = Net(73)
+    y = net.pair(net.conv(net.pair("x", 0.03), 4, 8), np.geomspace(0.02, 0.4, 8))
+    y = net.pair(net.op("Relu", y), 0.04, 0, "uint8")
+    path = net.write(tmp_path / "a.onnx", net.pair(net.conv(y, 8, 4), 0.05))
+    with pytest.raises(BoundError) as refused:
+        transcode(path, X86)
+    assert refused.value.code == "E_BOUND"
+    assert transcode(path, X86, force=True).equality.layer_steps > 1.01
+
+
+def test_folded_scales_that_a_dialect_leaves_out_are_measured_in_their_own_steps(
+    tmp_path: Path,
+) -> None:
+    """A float stem in front of a depthwise layer, which reads its input as floats there."""
+    net = Net(74)
+    weights = net.constant(net.rng.normal(0, 0.2, (8, 4, 3, 3)).astype(np.float32))
+    y = net.op("Relu", net.op("Conv", "x", weights, pads=[1, 1, 1, 1]))
+    y = net.pair(y, np.linspace(0.01, 0.04, 8), 0, "uint8")
+    path = net.write(tmp_path / "a.onnx", net.pair(net.conv(y, 8, 8, group=8), 0.05))
+    found = transcode(path, dialect("tensorrt-rtx"), engine="tensorrt-rtx")
+    assert 0.4 < found.equality.layer_steps <= 0.51  # half a step of what the given file rounds
+    assert found.equality.layers == 2
+
+
+def between_codes(net: Net, move: Callable[[str], str], channels: int) -> str:
+    """Codes, uint8 around 100, that ``move`` moves between two convolutions."""
+    parts = [net.constant(np.float32(0.02)), net.constant(np.uint8(100))]
+    y = net.conv(net.pair("x", 0.03), 4, 8)
+    y = net.op("DequantizeLinear", move(net.op("QuantizeLinear", y, *parts)), *parts)
+    return net.pair(net.conv(y, channels, 4), 0.05)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("target", ["onnxruntime-x86-vnni", OPENVINO, "tensorrt"])
+def test_codes_that_are_put_together_with_constant_ones(
+    target: str, first: bool, tmp_path: Path
+) -> None:
+    net = Net(78)
+    some = net.constant(net.rng.integers(0, 256, (1, 3, 16, 16)).astype(np.uint8))
+
+    def join(codes: str) -> str:
+        return net.op("Concat", *((some, codes) if first else (codes, some)), axis=1)
+
+    path = net.write(tmp_path / "a.onnx", between_codes(net, join, 11))
+    found = transcode(path, dialect(target), engine=target.split("-")[0])
+    assert found.equality.layer_steps <= 1.01
+    assert found.equality.layers >= 3
+    assert found.int8_nodes >= 2
+    left, right = (run(one) for one in (Path(path).read_bytes(), found.model))
+    assert np.abs(left - right).max() <= 0.05 * 2.01  # two layers, a step each
+
+
+@pytest.mark.parametrize("value", [None, 30])
+@pytest.mark.parametrize("target", ["onnxruntime-x86-vnni", OPENVINO, "tensorrt"])
+def test_codes_that_are_padded(target: str, value: int | None, tmp_path: Path) -> None:
+    """Without a value with code 0, which is far from 0.0 here."""
+    net = Net(79)
+    pads = net.constant(np.array([0, 0, 1, 1, 0, 0, 1, 1]))
+    with_value = [] if value is None else [net.constant(np.uint8(value))]
+    y = between_codes(net, lambda codes: net.op("Pad", codes, pads, *with_value), 8)
+    path = net.write(tmp_path / "a.onnx", y)
+    found = transcode(path, dialect(target), engine=target.split("-")[0])
+    assert found.equality.layer_steps <= 1.01
+    left, right = (run(one) for one in (Path(path).read_bytes(), found.model))
+    assert np.abs(left - right).max() <= 0.05 * 2.01
 
 
 @pytest.mark.parametrize("scale", [0.01, 0.05])
@@ -319,6 +502,35 @@ def test_an_operator_that_no_dialect_knows_stays_float(tmp_path: Path) -> None:
     assert [change.what for change in found.kept_float] == [
         f"{X86.name} has no INT8 kernel for Erf"
     ]
+
+
+class Stored(Net):
+    """Floats in float16 and codes in int32, behind a Cast; or all behind an Identity."""
+
+    def __init__(self, seed: int, form: str) -> None:
+        super().__init__(seed)
+        self.form = form
+
+    def constant(self, value: Any, *, as_node: bool = False) -> str:
+        value = np.asarray(value)
+        if self.form == "Identity":
+            return self.op("Identity", super().constant(value, as_node=as_node))
+        kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+        held = np.float16 if value.dtype == np.float32 else np.int32
+        return self.op("Cast", super().constant(value.astype(held), as_node=as_node), to=kind)
+
+
+@pytest.mark.parametrize("form", ["Cast", "Identity"])
+def test_constants_behind_what_only_casts_or_names_them(form: str, tmp_path: Path) -> None:
+    """The findings are those of the same file with plain constants."""
+    told: list[dict[str, str]] = []
+    for net in (Net(80), Stored(80, form)):
+        y = net.pair(net.op("Relu", net.conv(net.pair("x", 0.03), 4, 8)), 0.02)
+        path = net.write(tmp_path / "a.onnx", net.pair(net.conv(y, 8, 4), 0.05))
+        told.append({n.op_type: n.findings[0].rule for n in why_slow(path, X86, runs=2).fallen})
+    assert told[0] == told[1] == {"Conv": "zero point behind an activation function"}
+    found = within_a_step(path, 2)
+    assert not any(change.rule == "weights" for change in found.changes)
 
 
 def test_several_inputs_and_outputs_keep_their_names(tmp_path: Path) -> None:

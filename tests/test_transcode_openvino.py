@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 if importlib.util.find_spec("openvino") is None:  # importing it here would send telemetry
     pytest.skip("the extra openvino is not installed", allow_module_level=True)
@@ -213,3 +214,17 @@ def test_without_openvino_the_extra_is_named_and_nothing_written(
         assert error["code"] == "E_EXTRA"
         assert "edgepress[openvino]" in error["mend"]
     assert not out.exists()
+
+
+def test_scales_listed_as_inputs_are_constants_to_openvino(tmp_path: Path) -> None:
+    net = Net(77)
+    y = net.pair(net.op("Relu", net.conv(net.pair("x", 0.03), 4, 8)), 0.02, 0, "uint8")
+    path = net.write(tmp_path / "a.onnx", net.pair(net.conv(y, 8, 4), 0.05))
+    model = onnx.load(path)
+    for one in model.graph.initializer:
+        kind = helper.make_tensor_value_info(one.name, one.data_type, list(one.dims))
+        model.graph.input.append(kind)
+    onnx.save(model, path)
+    told = why_slow(path, dialect("openvino"), engine="openvino", runs=2)
+    assert told.fallen == ()
+    assert told.int8_nodes >= 2

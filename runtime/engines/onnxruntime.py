@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
-from ..engine import Engine, EngineOptions
+from ..engine import SIZES_MEND, Engine, EngineOptions
 from ..errors import EngineError
 from ..files import check_room, temporary_folder
 from ..tensors import Array, Arrays, Dimension, TensorSpec
@@ -25,7 +25,7 @@ from .kernels import KernelTime, summarized
 OptimizationLevel: TypeAlias = Literal["basic", "extended", "all"]
 
 CPU = "CPUExecutionProvider"
-_QUIET = 3  # ONNX Runtime's severity "error": its warnings on stderr are no part of our output
+_QUIET = 4  # ONNX Runtime's severity "fatal": what it logs as an error, it raises as well
 _NOT_LOOKED_AT = 2  # inferences of a profile in which memory is laid out
 _LEVELS = {
     "none": "ORT_DISABLE_ALL",
@@ -118,7 +118,7 @@ class OnnxRuntimeEngine(Engine):
             raise EngineError(
                 "E_BACKEND",
                 f"ONNX Runtime failed while running: {_first_line(error)}",
-                mend="Check that the sizes of the inputs suit the graph.",
+                mend=SIZES_MEND,
             ) from error
         return dict(zip(self._output_names, results, strict=True))
 
@@ -184,7 +184,7 @@ def profile(
             raise EngineError(
                 "E_BACKEND",
                 f"ONNX Runtime failed while its profiler ran: {_first_line(error)}",
-                mend="Check that the sizes of the inputs suit the graph, and the disk's room.",
+                mend=f"{SIZES_MEND} Check the disk's room, too.",
             ) from error
     ending, seen = "_kernel_time", dict[tuple[str, str], list[float]]()
     for event in events:

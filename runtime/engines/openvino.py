@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..engine import Engine, EngineOptions, Precision
+from ..engine import SIZES_MEND, Engine, EngineOptions, Precision
 from ..errors import EngineError, MissingExtraError
 from ..tensors import Array, Arrays, TensorSpec, check_arrays
 from .kernels import KernelTime, lower_quartile
@@ -120,7 +120,7 @@ class OpenVinoEngine(Engine):
                 raise EngineError(
                     "E_BACKEND",
                     f"OpenVINO failed while running: {_reason(error)}",
-                    mend="Check that the sizes of the inputs suit the graph.",
+                    mend=SIZES_MEND,
                 ) from error
 
 
@@ -202,7 +202,7 @@ def executed_times(
         raise EngineError(
             "E_BACKEND",
             f"OpenVINO failed while running: {_reason(error)}",
-            mend="Check that the sizes of the inputs suit the graph.",
+            mend=SIZES_MEND,
         ) from error
     return _executed(compiled, {name: 1e3 * lower_quartile(s) for name, s in took.items()})
 

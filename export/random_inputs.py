@@ -1,0 +1,89 @@
+"""Random inputs for a network, of the first sizes that it runs with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import numpy as np
+
+from ..runtime.errors import EngineError
+from ..runtime.tensors import Arrays, TensorSpec
+
+SIZES = (64, 224, 32, 320, 256, 1)
+"""Lengths of free dimensions, in the order in which they are tried."""
+
+T = TypeVar("T")
+
+
+def synthetic(
+    inputs: tuple[TensorSpec, ...],
+    *,
+    seed: int = 0,
+    batch: int = 2,
+    size: int | tuple[int, int] = 64,
+) -> Arrays:
+    """Random inputs: standard normal, or whole numbers 0 and 1 where the input is not of floats.
+
+    Args:
+        inputs: The inputs of a network.
+        seed: Of the random numbers.
+        batch: Length of every first dimension that is free.
+        size: Length of every other free dimension; of two, the last dimension has the second.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    generator = np.random.default_rng(seed)
+    lengths: dict[str, int] = {}
+    for spec in inputs:
+        lengths.update({d: batch for d in spec.shape[:1] if isinstance(d, str)})
+    feeds: Arrays = {}
+    for spec in inputs:
+        free = [height] * (len(spec.shape) - 1) + [width]
+        pairs = zip(spec.shape, free, strict=False)
+        shape = [d if isinstance(d, int) else lengths.get(d, length) for d, length in pairs]
+        kind = np.dtype(spec.dtype)
+        normal = kind.kind == "f"
+        values = generator.standard_normal(shape) if normal else generator.integers(0, 2, shape)
+        feeds[spec.name] = np.asarray(values).astype(kind)
+    return feeds
+
+
+def _trials(
+    inputs: tuple[TensorSpec, ...], batches: tuple[int, ...], picture: tuple[int, int] | None
+) -> Iterator[Arrays]:
+    sizes: list[int | tuple[int, int]] = [picture, *SIZES] if picture is not None else [*SIZES]
+    for batch in batches if has_free(inputs, slice(1)) else batches[:1]:
+        for size in sizes if has_free(inputs, slice(1, None)) else sizes[:1]:
+            yield synthetic(inputs, batch=batch, size=size)
+
+
+def has_free(inputs: tuple[TensorSpec, ...], dimensions: slice) -> bool:
+    """Whether one of some dimensions is free in any input."""
+    return any(isinstance(d, str) for spec in inputs for d in spec.shape[dimensions])
+
+
+def fitting(
+    inputs: tuple[TensorSpec, ...],
+    run: Callable[[Arrays], T],
+    *,
+    batches: tuple[int, ...] = (1,),
+    picture: tuple[int, int] | None = None,
+) -> T:
+    """What ``run`` gives for random inputs, the first that fit.
+
+    Args:
+        inputs: The inputs of a network.
+        run: Is given them.
+        batches: Lengths of first dimensions, in turn; the first alone where none is free.
+        picture: Height and width to try before :data:`SIZES`.
+
+    Raises:
+        EngineError: What it raised first, where none does.
+    """
+    failure: EngineError | None = None
+    for feeds in _trials(inputs, batches=batches, picture=picture):
+        try:
+            return run(feeds)
+        except EngineError as error:
+            failure = failure or error
+    raise failure or ValueError("no batch to try")
