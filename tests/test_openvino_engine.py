@@ -28,7 +28,12 @@ from edgepress.runtime import (
 )
 from edgepress.runtime.doctor import examine, prove
 from edgepress.runtime.engines import import_backend
-from edgepress.runtime.engines.openvino import OpenVinoEngine, executed_graph, has_bf16
+from edgepress.runtime.engines.openvino import (
+    OpenVinoEngine,
+    executed_graph,
+    executed_times,
+    has_bf16,
+)
 from edgepress.runtime.engines.symbols import free_names
 from edgepress.runtime.target import TARGET_NAMES, target
 
@@ -231,21 +236,28 @@ def test_models_that_cannot_be_loaded(what: str, tiny_classifier: Callable[..., 
 
 
 @needs_openvino
-def test_what_fails_while_running_is_wrapped() -> None:
-    """A product of sizes that do not fit is no such case: on one core nothing looks at them."""
+@pytest.mark.parametrize("threads", [0, 1, 2])
+def test_what_fails_while_running_is_wrapped(threads: int) -> None:
+    """On one thread OpenVINO by itself would give the outputs of the run before."""
     model = graph(
         [helper.make_node("Reshape", ["a", "sizes"], ["y"])],
         [("a", TensorProto.FLOAT, ["N"]), ("sizes", TensorProto.INT64, [2])],
         [("y", TensorProto.FLOAT, ["R", "C"])],
     )
     sizes = np.array([2, 3], np.int64)
-    with open_engine("openvino")(model) as engine:
-        with pytest.raises(EngineError) as caught:
-            engine.run({"a": np.ones(5, np.float32), "sizes": sizes})
-        assert caught.value.code == "E_BACKEND"
-        assert caught.value.__cause__ is not None
-        good = engine.run({"a": np.ones(6, np.float32), "sizes": sizes})
-    assert good["y"].tolist() == [[1.0] * 3] * 2
+    with open_engine("openvino")(model, EngineOptions(threads=threads)) as engine:
+        for _ in range(3):
+            with pytest.raises(EngineError) as caught:
+                engine.run({"a": np.ones(5, np.float32), "sizes": sizes})
+            assert caught.value.code == "E_BACKEND"
+            assert caught.value.__cause__ is not None
+            good = engine.run({"a": np.ones(6, np.float32), "sizes": sizes})
+            assert good["y"].tolist() == [[1.0] * 3] * 2
+    with pytest.raises(EngineError) as caught:
+        executed_times(
+            model, {"a": np.ones(5, np.float32), "sizes": sizes}, threads=max(threads, 1)
+        )
+    assert caught.value.code == "E_BACKEND"
 
 
 @needs_openvino
