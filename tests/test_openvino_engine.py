@@ -258,6 +258,19 @@ def test_what_fails_while_running_is_wrapped(threads: int) -> None:
             model, {"a": np.ones(5, np.float32), "sizes": sizes}, threads=max(threads, 1)
         )
     assert caught.value.code == "E_BACKEND"
+    nodes = [
+        helper.make_node("Constant", [], ["one"], value_ints=[1, 3]),
+        helper.make_node("Reshape", ["a", "one"], ["y"]),
+    ]
+    frozen = graph(nodes, [("a", TensorProto.FLOAT, ["N", 3])], [("y", TensorProto.FLOAT, [1, 3])])
+    with open_engine("openvino")(frozen, EngineOptions(threads=threads)) as engine:
+        for count in (2, 1, 3, 1, 1, 2, 2):  # what ran with some shapes is not asked again
+            feeds = {"a": np.full((count, 3), count, np.float32)}
+            if count == 1:
+                assert engine.run(feeds)["y"].tolist() == [[1.0] * 3]
+                continue
+            with pytest.raises(EngineError):
+                engine.run(feeds)
 
 
 @needs_openvino

@@ -71,8 +71,7 @@ class OpenVinoEngine(Engine):
                 f"OpenVINO cannot be told to optimize '{self.options.optimize}'.",
                 mend="Leave the option at 'all', or use the engine onnxruntime for it.",
             )
-        core = _core(ov)
-        wanted = self.options.provider or CPU
+        core, wanted = _core(ov), self.options.provider or CPU
         available = [str(name) for name in core.available_devices]
         serves = wanted in available
         if not serves and not self.options.allow_fallback:
@@ -87,6 +86,11 @@ class OpenVinoEngine(Engine):
         symbols = free_names(self.model)
         self.inputs = _specs(compiled.inputs, "input", symbols)
         self.outputs = _specs(compiled.outputs, "output", symbols)
+        ends = {size for spec in self.outputs for size in spec.shape if isinstance(size, str)}
+        ends -= {size for spec in self.inputs for size in spec.shape}  # shapes made of values
+        self._values_matter = bool(ends) or any("float" not in one.dtype for one in self.inputs)
+        threads = compiled.get_property("INFERENCE_NUM_THREADS") if device == CPU else None
+        self._alone, self._ran = threads == 1, list[tuple[int, ...]]()
         self._facts = {
             "version": _version(ov),
             "provider_asked": wanted,
@@ -94,9 +98,7 @@ class OpenVinoEngine(Engine):
             "fell_back": not serves,
             "device": str(core.get_property(device, "FULL_DEVICE_NAME")),
             "precision": self.options.precision,
-            "threads_used": int(compiled.get_property("INFERENCE_NUM_THREADS"))
-            if device == CPU
-            else None,
+            "threads_used": threads,
         }
 
     def _unload(self) -> None:
@@ -111,17 +113,18 @@ class OpenVinoEngine(Engine):
                     if not (array.flags.c_contiguous and array.flags.writeable):
                         array = np.array(array, order="C")  # memory is shared with none other
                     request.set_input_tensor(index, tensor(array, shared_memory=True))
-                if self._facts["threads_used"] == 1:  # infer() would swallow what fails there, and
-                    request.start_async(share_inputs=True)  # leave the outputs of the run before
-                    request.wait()
-                else:
+                shapes = [feeds[spec.name].shape for spec in self.inputs]
+                if not self._alone or (shapes == self._ran and not self._values_matter):
                     request.infer(share_inputs=True)
-                return {
-                    spec.name: np.array(request.get_output_tensor(index).data)
-                    for index, spec in enumerate(self.outputs)
-                }
+                else:  # where infer() swallows what fails, and leaves the outputs of the run before
+                    request.start_async(share_inputs=True)  # which wakes another thread
+                    request.wait()
+                self._ran = shapes
+                given = enumerate(self.outputs)
+                return {one.name: np.array(request.get_output_tensor(i).data) for i, one in given}
             except Exception as error:  # RuntimeError, and what the bindings raise besides
-                raise _failed(error) from error
+                told = f"OpenVINO failed while running: {_reason(error)}"
+                raise EngineError("E_BACKEND", told, mend=SIZES_MEND) from error
 
 
 @dataclass(frozen=True)
@@ -201,7 +204,8 @@ def executed_times(
             for part in request.get_profiling_info() if run >= _NOT_LOOKED_AT - 1 else ():
                 took.setdefault(str(part.node_name), []).append(part.real_time.total_seconds())
     except Exception as error:  # RuntimeError, and what the bindings raise besides
-        raise _failed(error) from error
+        told = f"OpenVINO failed while running: {_reason(error)}"
+        raise EngineError("E_BACKEND", told, mend=SIZES_MEND) from error
     return _executed(compiled, {name: 1e3 * lower_quartile(s) for name, s in took.items()})
 
 
@@ -386,11 +390,6 @@ def _name(port: Any, kind: str) -> str:
         f"OpenVINO merged the {kind}s {', '.join(sorted(known))} and told no name for one of them.",
         mend="Export the network with outputs of their own.",
     )
-
-
-def _failed(error: Exception) -> EngineError:
-    message = f"OpenVINO failed while running: {_reason(error)}"
-    return EngineError("E_BACKEND", message, mend=SIZES_MEND)
 
 
 def _reason(error: Exception) -> str:
