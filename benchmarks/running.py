@@ -35,10 +35,9 @@ def fixed_batch(run: Run, specs: Sequence[TensorSpec], largest: int | None = Non
     """
     sizes = {spec.batch for spec in specs if spec.batch is not None}
     fixed = len(sizes) == 1
-    most = sizes.pop() if fixed else largest
-    if most is None or len(sizes) > 1:
+    size = sizes.pop() if fixed else largest
+    if size is None or sizes:
         return run
-    size = most
 
     def any_batch(feeds: Arrays) -> Arrays:
         counts = {len(array) if array.ndim else 0 for array in feeds.values()}

@@ -900,7 +900,8 @@ def test_the_cache_is_for_this_user_whatever_new_folders_are(tmp_path: Path) -> 
     try:
         for number, name in enumerate(("", "choices")):
             folder = make_folder(tmp_path / f"new-{number}" / "cache", name)
-            EngineCache(folder.parent if name else folder)
+            EngineCache(folder.parent if name else folder)  # which refuses what others may write
+            assert folder.stat().st_mode & 0o022 == 0
     finally:
         os.umask(before)
 
