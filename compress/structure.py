@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ from .trials import Trials, blocks_of, tried
 
 TIME_LIMIT_S = 180.0
 _POLL_S = 0.5
+_IDLE_S = 10.0  # without any processor time
 _HEADS = ("num_heads", "num_attention_heads", "heads", "n_heads")
 _SIZES = ("attn_dim", "inner_dim", "all_head_size")  # channels of all heads together
 _ALL = (("qkv",), ("to_qkv",), ("q", "k", "v"), ("query", "key", "value"))
@@ -70,34 +72,9 @@ def structure_of(
         method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
         context: Any = multiprocessing.get_context(method)
         start = time.monotonic()  # before the child is: it may answer before its parent runs again
-        here, there = context.Pipe(duplex=False)
-        child: Any = context.Process(
-            target=_child, args=(there, module, dict(example), tuple(keep)), daemon=True
-        )
-        try:
-            with warnings.catch_warnings():  # Python 3.12 warns of forks beside threads
-                warnings.simplefilter("ignore", DeprecationWarning)
-                child.start()
-        except Exception as error:  # without fork the module is sent, and some cannot be
-            raise InputError(
-                "E_TRACE",
-                f"the network cannot be sent to another process: {error}",
-                mend="Define its classes in a module, not in a function or a notebook.",
-            ) from error
-        there.close()
-        try:
-            answer = _await(here, start, time_limit_s, progress)
-        finally:
-            child.kill()
-            child.join()
-            here.close()
-    if answer is None:
-        raise InputError(
-            "E_TRACE",
-            "the process that follows the network's dependencies ended without an answer "
-            f"(exit status {child.exitcode}).",
-            mend="It may have run out of memory: try a smaller picture, or a machine with more.",
-        )
+        work, answer = (module, dict(example), tuple(keep)), b""
+        while not answer:  # a child that is stuck is ended, and the next one asked
+            answer = _answer(context, work, start, time_limit_s, progress)
     held: Any = json.loads(answer)
     if "error" in held:
         raise InputError("E_TRACE", str(held["error"]), mend=str(held["mend"]))
@@ -124,20 +101,75 @@ def check_keep(module: nn.Module, keep: Sequence[str]) -> None:
         )
 
 
-def _await(here: Connection, start: float, time_limit_s: float, progress: Progress) -> bytes | None:
+def _answer(
+    context: Any,
+    work: tuple[nn.Module, Arrays, tuple[str, ...]],
+    start: float,
+    time_limit_s: float,
+    progress: Progress,
+) -> bytes:
+    """What a child of its own says of a network; empty where it got stuck."""
+    here, there = context.Pipe(duplex=False)
+    child: Any = context.Process(target=_child, args=(there, *work), daemon=True)
+    try:
+        with warnings.catch_warnings():  # Python 3.12 warns of forks beside threads
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child.start()
+    except Exception as error:  # without fork the module is sent, and some cannot be
+        raise InputError(
+            "E_TRACE",
+            f"the network cannot be sent to another process: {error}",
+            mend="Define its classes in a module, not in a function or a notebook.",
+        ) from error
+    there.close()
+    try:
+        return _await(here, int(child.pid), start, time_limit_s, progress)
+    except EOFError as error:
+        child.join()
+        raise InputError(
+            "E_TRACE",
+            "the process that follows the network's dependencies ended without an answer "
+            f"(exit status {child.exitcode}).",
+            mend="It may have run out of memory: try a smaller picture, or a machine with more.",
+        ) from error
+    finally:
+        child.kill()
+        child.join()
+        here.close()
+
+
+def _await(
+    here: Connection, child: int, start: float, time_limit_s: float, progress: Progress
+) -> bytes:
+    """The child's answer; empty where it computes nothing for some time.
+
+    A child that was forked beside threads may wait for ever for what one of them held.
+    """
+    spent, since = _computed(child), time.monotonic()
     while time.monotonic() - start < time_limit_s:
         progress("following the channels", int(time.monotonic() - start), None)
         if here.poll(_POLL_S):
-            try:
-                return here.recv_bytes()
-            except EOFError:
-                return None
+            return here.recv_bytes()
+        now = _computed(child)
+        if now is None or now != spent:
+            spent, since = now, time.monotonic()
+        elif time.monotonic() - since > _IDLE_S:
+            return b""
     raise InputError(
         "E_TIME",
         f"the network's dependencies were not found within {time_limit_s:g} s.",
         mend="Give it longer (inspect --prunable --time-limit, or time_limit_s of the pass in a "
         "recipe), or leave parts of it whole with --keep.",
     )
+
+
+def _computed(process: int) -> tuple[str, ...] | None:
+    """Processor time that a process has had, as Linux counts it; ``None`` where none tells."""
+    try:
+        told = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return tuple(told.rpartition(")")[2].split()[11:13])  # utime and stime, proc(5)
 
 
 def _child(there: Connection, module: nn.Module, example: Arrays, keep: tuple[str, ...]) -> None:

@@ -6,9 +6,11 @@ import copy
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -374,6 +376,35 @@ def test_a_child_that_dies(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="exit status 7") as caught:
         structure_of(built(Deadly), pictures())
     assert caught.value.code == "E_TRACE"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads processor times of Linux")
+def test_a_child_that_is_stuck_is_ended_and_another_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As one that was forked while a thread held a lock."""
+    from edgepress.compress import structure
+
+    once, works = tmp_path / "stuck", structure._child
+
+    def stuck(there: Any, *work: Any) -> None:
+        if not once.exists():
+            once.touch()
+            threading.Event().wait()
+        works(there, *work)
+
+    monkeypatch.setattr(structure, "_IDLE_S", 1.0)
+    monkeypatch.setattr(structure, "_child", stuck)
+    start = time.monotonic()
+    found = structure_of(built(Plain), pictures())
+    assert once.exists()
+    assert found.groups
+    assert time.monotonic() - start < 30
+    once.unlink()
+    monkeypatch.setattr(structure, "_IDLE_S", 60.0)
+    with pytest.raises(InputError) as caught:
+        structure_of(built(Plain), pictures(), time_limit_s=1.0)
+    assert caught.value.code == "E_TIME", "the limit holds for all of them"
 
 
 FACTORY = """
