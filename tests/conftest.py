@@ -39,6 +39,8 @@ HOME = RUN_FOLDER / f"home{WORKER}"
 HOME.mkdir()
 os.environ.update(HOME=str(HOME), USERPROFILE=str(HOME))
 os.environ.pop("EDGEPRESS_CACHE", None)
+for name in ("CUDA_CACHE_PATH", "TRITON_CACHE_DIR"):  # of the driver's and the compiler's own
+    os.environ.setdefault(name, str(RUN_FOLDER / name.lower()))
 if WORKER:  # several test processes share the cores: one OpenMP thread each, for torch
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -14,6 +14,8 @@ from edgepress.compress.training import Trained, distil
 from edgepress.runtime import Preprocessing
 
 PLAIN = Preprocessing(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
+ON_CPU = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+"""For two processes on a machine that may have one GPU."""
 QUICK = Distil(epochs=4, batch=32, lr=0.1, precision="float32", layout="contiguous")
 
 

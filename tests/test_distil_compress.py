@@ -18,6 +18,7 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx")
 import torch
 from compress_nets import NETS, PLAIN, QUICK, TOML, data, made, nets
+from distil_nets import ON_CPU
 from torch import nn
 
 from edgepress.__main__ import main
@@ -377,7 +378,7 @@ def test_under_torchrun_the_first_process_writes_the_bundle(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
          "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "-m", "edgepress", *given],
         capture_output=True, text=True, cwd=tmp_path, timeout=280, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **ON_CPU},
     )  # fmt: skip
     assert child.returncode == 0, child.stderr
     bundle = Bundle.open(tmp_path / "out")

@@ -25,11 +25,14 @@ from edgepress.compress.training.augment import Draws, blended, changed, kept_sh
 from edgepress.compress.training.averaging import Average
 from edgepress.compress.training.compiled import at_hand
 from edgepress.compress.training.pool import Pool
+from edgepress.compress.training.processes import Processes
 from edgepress.compress.training.referee import Referee
 from edgepress.compress.training.schedule import Clock, learning_rate
 from edgepress.compress.training.ways import Way, candidates, choose
 from edgepress.runtime import InputError, Preprocessing
 from edgepress.runtime.tensors import TensorSpec
+
+CPU = torch.device("cpu")
 
 # ---------------------------------------------------------------- its parts
 
@@ -103,7 +106,7 @@ def test_a_pool_gives_what_the_preprocessing_gives(tmp_path: Path) -> None:
     wanted = how([x[3], x[19], x[0]])
     for images in (Images.open(tmp_path), Images.from_arrays(x)):
         for whole in (True, False):
-            pool = Pool(images, images.specs(["x"]), how, still, lambda *_: None)
+            pool = Pool(images, images.specs(["x"]), how, still, CPU, lambda *_: None)
             if not whole:
                 pool._kept = None
             draws = Draws.of(still, 3, torch.Generator())
@@ -119,7 +122,7 @@ def test_tensors_are_taken_as_they_are_and_so_are_their_labels() -> None:
     images = Images.of([(x, np.arange(16) % 4)])
     every = Distil(mix=1.0, zoom=0.5)
     specs = [TensorSpec("x", "float32", ("N", 3, 8, 8))]
-    pool = Pool(images, specs, None, every, lambda stage, done, total: None)
+    pool = Pool(images, specs, None, every, CPU, lambda stage, done, total: None)
     rows = torch.arange(16)
     step = pool.batch(rows, Draws.of(every, 16, torch.Generator().manual_seed(0)))
     pool.close()
@@ -277,7 +280,8 @@ def test_compiled_networks_are_the_same_networks(monkeypatch: pytest.MonkeyPatch
 def test_a_compiler_that_is_missing_or_fails_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     compiles = replace(QUICK, epochs=1, compiled="yes")
     monkeypatch.setattr("edgepress.compress.training.compiled.shutil.which", lambda name: None)
-    missing = trained(compiles)
+    cpu = Processes.join("cpu")
+    missing = trained(compiles, processes=cpu)
     assert missing.log["compiled"] == "no: there is no C++ compiler"
     monkeypatch.undo()
 
@@ -286,10 +290,10 @@ def test_a_compiler_that_is_missing_or_fails_stops_nothing(monkeypatch: pytest.M
 
     monkeypatch.setattr("edgepress.compress.training.compiled.at_hand", lambda device: True)
     monkeypatch.setattr("edgepress.compress.training.compiled.compile_networks", fails)
-    failed = trained(compiles)
+    failed = trained(compiles, processes=cpu)
     assert failed.log["compiled"] == "no: RuntimeError: CppCompileError: no header"
     assert torch.equal(weights(failed.module), weights(missing.module))
-    short = trained(replace(compiles, compiled="auto"))
+    short = trained(replace(compiles, compiled="auto"), processes=cpu)
     assert short.log["compiled"] == "no", "not worth a minute of compiling"
 
 

@@ -19,7 +19,7 @@ import pytest
 
 pytest.importorskip("torch")
 import torch
-from distil_nets import QUICK, Net, data, net, teacher, trained, weights
+from distil_nets import ON_CPU, QUICK, Net, data, net, teacher, trained, weights
 from torch import nn
 
 from edgepress.benchmarks import Images, UserTask, task
@@ -27,6 +27,8 @@ from edgepress.compress.finetuning import tuned
 from edgepress.compress.settings import Distil
 from edgepress.compress.training import distil
 from edgepress.compress.training.checkpoint import FILE, LOG
+from edgepress.compress.training.loop import Training
+from edgepress.compress.training.processes import Processes
 from edgepress.compress.weights import load_weights, pack_tensors, save_weights, unpack_tensors
 from edgepress.runtime import InputError
 
@@ -187,6 +189,50 @@ def test_the_seed_decides_and_a_stop_in_mid_epoch_changes_nothing(tmp_path: Path
     assert json.loads((folder / LOG).read_text())["epochs"] == resumed.log["epochs"]
 
 
+def stopped(folder: Path, step: int, **options: Any) -> None:
+    def report(stage: str, done: int, total: int | None) -> None:
+        if (stage, done) == ("training", step):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(folder=folder, report=report, **options)
+
+
+def test_what_trained_is_told_also_where_it_went_on_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = Processes.join("cpu")
+    assert trained(processes=cpu).log["devices"] == ["CPU"]
+    stopped(tmp_path, 6, processes=cpu)
+    held = json.loads(unpack_tensors(str(tmp_path / FILE))[1]["edgepress.training"])
+    assert held["state"]["devices"] == ["CPU"]
+    monkeypatch.setattr(Training, "device_name", "NVIDIA H200")
+    resumed = trained(folder=tmp_path, resume=True)
+    assert resumed.log["devices"] == ["CPU", "NVIDIA H200"]
+    monkeypatch.setattr(Training, "device_name", "another")
+    again = trained(folder=tmp_path, resume=True)
+    assert again.log["devices"] == ["CPU", "NVIDIA H200"], "it had ended: nothing was trained"
+    assert torch.equal(weights(again.module), weights(resumed.module))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+@pytest.mark.parametrize("settings", [QUICK, Distil(epochs=4, batch=32, lr=0.1, zoom=0.5, mix=0.5)])
+def test_a_gpu_trains_and_the_cpu_goes_on(tmp_path: Path, settings: Distil) -> None:
+    gpu, cpu = Processes.join(), Processes.join("cpu")
+    name = torch.cuda.get_device_name(gpu.device)
+    whole = trained(settings, processes=gpu)
+    assert whole.log["devices"] == [name]
+    assert {one.device.type for one in whole.module.parameters()} == {"cpu"}
+    stopped(tmp_path, 6, settings=settings, processes=gpu)
+    resumed = trained(settings, folder=tmp_path, resume=True, processes=cpu)
+    assert resumed.log["devices"] == [name, "CPU"]
+    if settings == QUICK:
+        alone = trained(settings, processes=cpu)
+        for one in (whole, resumed):
+            assert torch.allclose(weights(one.module), weights(alone.module), atol=2e-3)
+
+
 def test_a_checkpoint_in_mid_epoch_is_gone_on_from_at_its_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,6 +357,19 @@ def test_a_training_that_was_killed_ends_like_an_unbroken_one(tmp_path: Path) ->
     assert not list(folder.glob(".*.part"))
 
 
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        with pytest.raises(InputError, match="2 processes were started") as refused:
+            Processes.join()
+        assert refused.value.code == "E_PROCESS"
+        assert "CUDA_VISIBLE_DEVICES=" in refused.value.mend
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo of POSIX")
 def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
@@ -320,9 +379,7 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
              "--master-addr=127.0.0.1", "--master-port=0", "--rdzv-backend=c10d",
              "--rdzv-endpoint=127.0.0.1:0", str(file)]  # fmt: skip
     for status in (1, 0):
-        child = subprocess.run(
-            words, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
-        )
+        child = subprocess.run(words, timeout=240, env={**os.environ, **ON_CPU}, check=False)
         assert child.returncode == status
         assert (tmp_path / "two.training" / FILE).exists()
     found = json.loads((tmp_path / "two.json").read_text())

@@ -61,6 +61,10 @@ class Draws:
         """What was drawn for some of them."""
         return Draws(*(getattr(self, field.name)[start:stop] for field in fields(self)))
 
+    def to(self, device: torch.device) -> Draws:
+        """The same, on a device."""
+        return Draws(*(getattr(self, field.name).to(device) for field in fields(self)))
+
 
 def moved(pictures: torch.Tensor, settings: Distil, draws: Draws) -> torch.Tensor:
     """Mirror and shift.
@@ -78,11 +82,12 @@ def moved(pictures: torch.Tensor, settings: Distil, draws: Draws) -> torch.Tenso
     if not (settings.flip or down or right):
         return pictures
     padded = F.pad(pictures, (0, 0, right, right, down, down)) if down or right else pictures
-    rows = torch.arange(height) + _start(draws.down, down)[:, None]
-    straight = torch.arange(width).expand(count, width)
+    here = pictures.device
+    rows = torch.arange(height, device=here) + _start(draws.down, down)[:, None]
+    straight = torch.arange(width, device=here).expand(count, width)
     columns = torch.where(draws.flip[:, None], width - 1 - straight, straight)
     columns = columns + _start(draws.right, right)[:, None]
-    each = torch.arange(count)[:, None, None]
+    each = torch.arange(count, device=here)[:, None, None]
     return padded[each, rows[:, :, None], columns[:, None, :]]
 
 

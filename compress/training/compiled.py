@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from .ways import device_of, seconds
 
 WORTH_S = 600.0
 """Seconds of training below which compiling, a minute or two, is not tried."""
@@ -70,14 +71,15 @@ def quicker(student: nn.Module, teacher: nn.Module, step: Callable[[], None]) ->
         step: Makes one step of both, without changing weights.
     """
     before = {name: one.detach().clone() for name, one in student.state_dict().items()}
+    device = device_of(student)
     step()
-    plain = min(_seconds(step) for _ in range(_TIMED))
+    plain = min(seconds(step, device) for _ in range(_TIMED))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler's own, of torch's own parts
             compile_networks(student, teacher)
             step()
-            compiled = min(_seconds(step) for _ in range(_TIMED))
+            compiled = min(seconds(step, device) for _ in range(_TIMED))
     except Exception as error:  # whatever a compiler may say: the plain way goes on
         undo(student, teacher)
         said = str(error).strip().splitlines()
@@ -89,9 +91,3 @@ def quicker(student: nn.Module, teacher: nn.Module, step: Callable[[], None]) ->
         return Tried("", plain, compiled)
     undo(student, teacher)
     return Tried("it is no faster", plain, compiled)
-
-
-def _seconds(step: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start

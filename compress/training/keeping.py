@@ -33,6 +33,7 @@ class State:
         way: How the networks are computed.
         took: Seconds a step of the ways that were tried.
         compiled: Whether by torch's compiler, and why not.
+        devices: What has trained it: names of GPUs, or ``CPU``.
     """
 
     epoch: int = 0
@@ -43,6 +44,7 @@ class State:
     way: Way = field(default_factory=Way)
     took: dict[str, float] = field(default_factory=dict[str, float])
     compiled: str = "no"
+    devices: list[str] = field(default_factory=list[str])
 
 
 class Keeper:

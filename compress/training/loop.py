@@ -76,11 +76,11 @@ class Training:
         self._trainable = {name: one.requires_grad for name, one in student.named_parameters()}
         self._notes = [*check_count(len(images)), *check_frozen(student)]
         specs = images.specs(input_names(student))
-        self._pool = Pool(images, specs, preprocessing, settings, report)
+        self._pool = Pool(images, specs, preprocessing, settings, self._device, report)
         world = processes.world
         self._batch = max(world, min(settings.batch, len(images)) // world * world)
         self._steps = len(images) // self._batch
-        feeds = Way().fed(self._example_step().feeds, self._device)
+        feeds = Way().fed(self._example_step().feeds)
         self._networks = prepare(
             student, teacher, feeds, images.labelled, task, settings, processes
         )
@@ -120,6 +120,7 @@ class Training:
                 self._measure_ways()
             else:
                 self._state = found
+            self._tell_device()
             networks, way = self._networks, self._state.way
             for network in (networks.student, networks.teacher, networks.average.network):
                 way.placed(network)
@@ -131,6 +132,18 @@ class Training:
             while self._clock.progress < 1 and self._left():
                 self._train_epoch(trained)
             return self._result()
+
+    @property
+    def device_name(self) -> str:
+        """What trains here: a GPU's name, or ``CPU``."""
+        device = self._device
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+    def _tell_device(self) -> None:
+        """Name what trains, beside what has trained before an interruption."""
+        devices = self._state.devices
+        if self._clock.progress < 1 and self.device_name not in devices:
+            devices.append(self.device_name)
 
     def _try_compiler(self) -> None:
         """Leave the networks compiled where it is allowed, long enough, and quicker."""
@@ -235,7 +248,7 @@ class Training:
                 terms,
                 networks.student,
                 networks.teacher,
-                state.way.fed(step.feeds, self._device),
+                state.way.fed(step.feeds),
                 self._keeper.told,
             )
         networks.optimizer.zero_grad()
@@ -255,8 +268,7 @@ class Training:
         return self._pool.batch(rows[start:stop], draws.part(start, stop), ahead)
 
     def _terms(self, trained: nn.Module, step: Step, way: Way) -> Tensors:
-        feeds = way.fed(step.feeds, self._device)
-        labels = None if step.labels is None else step.labels.to(self._device)
+        feeds = way.fed(step.feeds)
         with way.computing(self._device):
             theirs = Seen({}, {})
             if self._networks.objective.asks_teacher:
@@ -264,7 +276,7 @@ class Training:
                     theirs = Seen(*self._networks.model(feeds))
             ours = Seen(*trained(feeds))
         inner: Any = trained if isinstance(trained, Watched) else trained.module
-        return self._networks.objective(ours, theirs, inner.features, labels, step.draws)
+        return self._networks.objective(ours, theirs, inner.features, step.labels, step.draws)
 
     def _left(self) -> int:
         left = self._clock.left()
@@ -312,7 +324,7 @@ class Training:
             "optimizer": self._networks.steps.optimizer,
             "lr": self._lr,
             "processes": self._processes.world,
-            "device": str(self._device),
+            "devices": state.devices,
             "way": str(state.way),
             "compiled": state.compiled,
             "seconds_a_step": {name: round(value, 4) for name, value in state.took.items()},

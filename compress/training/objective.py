@@ -178,7 +178,7 @@ class Objective(nn.Module):
             scores = student.outputs[self._classes].float().flatten(1)
             if self._classes in self._shares:
                 scores = logits_of(scores)
-            kept = kept_share(draws).to(scores.device)
+            kept = kept_share(draws)
             each = kept * self._entropy(scores, labels)
             if bool((kept < 1).any()):
                 each = each + (1 - kept) * self._entropy(scores, labels.roll(1, 0))

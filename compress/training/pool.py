@@ -1,4 +1,4 @@
-"""The training pictures as batches of tensors; they stay uint8 in memory where they fit."""
+"""The training pictures as batches of tensors; they stay uint8 until they lie on the device."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ class Pool:
         specs: The network's inputs.
         preprocessing: How a picture becomes a tensor; tensors do without.
         settings: How pictures are augmented.
+        device: Where they are augmented, and trained on.
         report: Told how far decoding is.
 
     Raises:
@@ -62,10 +63,11 @@ class Pool:
         specs: Sequence[TensorSpec],
         preprocessing: Preprocessing | None,
         settings: Distil,
+        device: torch.device,
         report: Progress,
     ) -> None:
         self._images, self._settings, self._preprocessing = images, settings, preprocessing
-        self._names = [spec.name for spec in specs]
+        self._names, self._device = [spec.name for spec in specs], device
         self._labels = None if images.labels is None else _torch.from_numpy(images.labels)
         self._arrays: Arrays | None = None
         self._kept: torch.Tensor | None = None
@@ -102,13 +104,16 @@ class Pool:
             draws: How they are augmented.
             following: Those of the next step, which are decoded while this one is trained on.
         """
-        labels = None if self._labels is None else self._labels[rows]
+        labels = None if self._labels is None else self._labels[rows].to(self._device)
+        draws = draws.to(self._device)
         if self._arrays is not None:
             feeds = {
-                name: _torch.from_numpy(array[rows.numpy()]) for name, array in self._arrays.items()
+                name: _torch.from_numpy(array[rows.numpy()]).to(self._device)
+                for name, array in self._arrays.items()
             }
             return Step(feeds, labels, replace(draws, blend=torch.zeros_like(draws.blend)))
-        pictures = moved(self._pixels(rows, following), self._settings, draws)
+        pictures = self._pixels(rows, following).to(self._device)  # a quarter of what floats take
+        pictures = moved(pictures, self._settings, draws)
         values = pictures.permute(0, 3, 1, 2).float()  # channels last in memory, without a copy
         values = self._scaled(changed(values, self._settings, draws))
         return Step({self._names[0]: blended(values, draws)}, labels, draws)
@@ -116,8 +121,10 @@ class Pool:
     def _scaled(self, values: torch.Tensor) -> torch.Tensor:
         how = self._preprocessing
         assert how is not None
-        mean = torch.tensor(how.mean, dtype=torch.float32) * how.scale
-        std = torch.tensor(how.std, dtype=torch.float32) * how.scale
+        mean, std = (
+            torch.tensor(one, dtype=torch.float32, device=self._device) * how.scale
+            for one in (how.mean, how.std)
+        )
         return (values - mean[:, None, None]) / std[:, None, None]
 
     def _pixels(self, rows: torch.Tensor, following: torch.Tensor | None) -> torch.Tensor:

@@ -70,7 +70,7 @@ def prepare(
     Args:
         student: The user's.
         teacher: The user's.
-        feeds: A batch of training samples by input name.
+        feeds: A batch of training samples by input name, on the device.
         labelled: Whether there are labels.
         task: What the networks are for.
         settings: Of the training.
@@ -84,8 +84,7 @@ def prepare(
     learner = copy.deepcopy(student).to(device).eval()
     original = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
     watched, model = watch(settings, learner, original)
-    batch = {name: value.to(device) for name, value in feeds.items()}
-    few = {name: value[:_EXAMPLES] for name, value in batch.items()}
+    few = {name: value[:_EXAMPLES] for name, value in feeds.items()}
     with torch.no_grad():
         ours, theirs = _see("student", watched, few), _see("teacher", model, few)
     if settings.taps:
@@ -93,7 +92,7 @@ def prepare(
     objective = Objective(settings, task, labelled, ours, theirs)
     average = Average(learner, settings.average)
     with torch.no_grad():
-        found = Steps.of(settings, watched(batch)[0], model(batch)[0])
+        found = Steps.of(settings, watched(feeds)[0], model(feeds)[0])
         steps = Steps(*processes.share((found.optimizer, found.lr)))
         optimizer = steps.made(watched, settings.weight_decay, lambda: watched(few)[0])
     learner.train()

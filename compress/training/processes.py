@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.distributed
 
+from ...runtime.errors import InputError
+
 _dist: Any = torch.distributed  # where torch's own annotations do not say what is given
 _PATIENCE = datetime.timedelta(days=7)  # the first process exports and proves while others wait
 
@@ -43,9 +45,21 @@ class Processes:
 
         Args:
             device: ``auto`` takes a GPU where torch sees one, else the CPU.
+
+        Raises:
+            InputError: ``E_PROCESS`` for more processes on this machine than it has GPUs.
         """
         local = int(os.environ.get("LOCAL_RANK", "0"))
         cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", local + 1))
+        if cuda and here > torch.cuda.device_count():
+            raise InputError(
+                "E_PROCESS",
+                f"{here} processes were started on this machine, which has "
+                f"{torch.cuda.device_count()} GPUs.",
+                mend="Start one for each GPU (torchrun --nproc-per-node), or hide the GPUs to "
+                "train on the processor: CUDA_VISIBLE_DEVICES= torchrun ...",
+            )
         place = torch.device(f"cuda:{local}" if cuda else "cpu")
         if _dist.is_available() and _dist.is_initialized():
             return Processes(_dist.get_rank(), _dist.get_world_size(), place)

@@ -7,6 +7,7 @@ import copy
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,9 +44,9 @@ class Way:
         given.to(memory_format=self._layout)
         return module
 
-    def fed(self, feeds: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-        """Inputs on the device and in this way's layout."""
-        return {name: self._laid(value.to(device)) for name, value in feeds.items()}
+    def fed(self, feeds: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Inputs in this way's layout."""
+        return {name: self._laid(value) for name, value in feeds.items()}
 
     def _laid(self, value: torch.Tensor) -> torch.Tensor:
         return value.contiguous(
@@ -64,6 +65,25 @@ class Way:
         return ("bfloat16" if self.bfloat16 else "float32") + (
             ", channels last" if self.channels_last else ""
         )
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a network's weights lie; the CPU where it has none."""
+    return next((one.device for one in module.parameters()), torch.device("cpu"))
+
+
+def seconds(work: Callable[[], None], device: torch.device) -> float:
+    """What some work takes until the device has done it; a GPU is only told what to do."""
+    _finish(device)
+    start = time.perf_counter()
+    work()
+    _finish(device)
+    return time.perf_counter() - start
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def candidates(settings: Distil, module: nn.Module) -> list[Way]:
@@ -103,6 +123,7 @@ def choose(
     """
     took: dict[str, float] = {}
     tried: dict[Way, nn.Module] = {}
+    device = device_of(module)
     refusal: Exception | None = None
     rounds = _TIMED if len(ways) > 1 else 1
     for turn in range(rounds + 1):  # the first is not counted
@@ -112,16 +133,14 @@ def choose(
             try:
                 settle(way)
                 copied = tried.pop(way, None) or way.placed(copy.deepcopy(module))
-                start = time.perf_counter()
-                step(copied, way)
+                passed_s = seconds(partial(step, copied, way), device)
             except (RuntimeError, TypeError, ValueError) as error:  # an operator without a kernel
                 refusal = error
                 took.pop(str(way), None)
                 continue
             tried[way] = copied
             if turn:
-                seconds = time.perf_counter() - start
-                took[str(way)] = min(seconds, took.get(str(way), seconds))
+                took[str(way)] = min(passed_s, took.get(str(way), passed_s))
     best: Way | None = None
     for way in tried:
         needed = took[str(best)] / (_WORTH if way.bfloat16 else 1.0) if best else None
