@@ -19,7 +19,7 @@ from ..export.graph import Graph
 from ..export.plan import PrecisionPlan
 from ..export.ranges import Batches
 from ..export.receipt import NodeReceipt, Receipt
-from ..runtime.engines import find_device, import_backend
+from ..runtime.engines import find_device, import_backend, open_engine
 from ..runtime.errors import EngineError, InputError, MissingExtraError
 from ..runtime.nvidia import BuildOptions
 from ..runtime.nvidia.builder import build_engine
@@ -50,12 +50,17 @@ def check_device(target: Target, *, allowed: bool) -> bool:
 
     Raises:
         InputError: ``E_UNPROVEN`` where it is not here and that is not allowed.
-        MissingExtraError: Where it is here and its engine is not installed.
+        MissingExtraError: Where it is here, its engine is not installed, and it is not allowed.
         EngineError: ``E_BACKEND`` where that cannot be imported.
     """
     missing = missing_device(target)
     if missing is None:
-        import_backend(target.engine)  # before minutes of work, where it is not installed
+        try:
+            import_backend(target.engine)  # before minutes of work, where it is not installed
+        except MissingExtraError:
+            if allowed and open_engine(target.engine).builds:  # a bundle for another GPU
+                return False
+            raise
         return True
     if allowed:
         return False

@@ -111,6 +111,18 @@ def test_other_targets_need_no_such_device() -> None:
     assert check_device(target("onnxruntime-cpu"), allowed=False)
 
 
+def test_a_gpu_without_tensorrt_makes_bundles_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise MissingExtraError(name, name, f"the engine {name}")
+
+    monkeypatch.setattr("edgepress.compress.unproven.find_device", lambda name: None)
+    monkeypatch.setattr("edgepress.compress.unproven.import_backend", missing)
+    assert not check_device(target("tensorrt"), allowed=True)
+    for name, allowed in (("tensorrt", False), ("openvino-cpu", True)):
+        with pytest.raises(MissingExtraError):
+            check_device(target(name), allowed=allowed)
+
+
 def test_the_bundle_claims_neither_speed_nor_int8(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     (variant,) = opened.variants

@@ -6,6 +6,7 @@ none.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,13 +37,15 @@ from edgepress.runtime import (
 )
 from edgepress.runtime.cache import cache_folder, make_folder
 from edgepress.runtime.doctor import examine
-from edgepress.runtime.engines import import_backend, load_backend
+from edgepress.runtime.engines import find_device, import_backend, load_backend
+from edgepress.runtime.engines.tensorrt_rtx import check_gpu
 from edgepress.runtime.nvidia import BuildOptions
 from edgepress.runtime.nvidia.builder import build_engine
 from edgepress.runtime.nvidia.building import DTYPES, build, configured
 from edgepress.runtime.nvidia.cache import EngineCache, key_of
-from edgepress.runtime.nvidia.driver import Cuda, Gpu, cuda
+from edgepress.runtime.nvidia.driver import Cuda, Gpu, cuda, version_of
 from edgepress.runtime.nvidia.engine import NvidiaEngine
+from edgepress.runtime.nvidia.execution import Execution
 from edgepress.runtime.nvidia.fitting import fitting
 from edgepress.runtime.nvidia.inspection import layers_of
 from edgepress.runtime.nvidia.trtexec import trtexec_line
@@ -239,6 +243,21 @@ def test_rtx_builds_in_a_child_without_a_gpu(tiny_classifier: Tiny) -> None:
 
 
 @needs_rtx
+def test_a_gpu_of_the_turing_generation_is_named_to_the_builder() -> None:
+    """RTX serves it only so; that it knows no float32 products there is said by itself."""
+    onnx = pytest.importorskip("onnx")
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]>'
+        " g (float[N,4,8,8] x) => (float[N,4,8,8] y) { y = Relu(x) }"
+    ).SerializeToString()
+    gpus = [Gpu(0, "RTX 2080", "7.5", "580"), Gpu(0, "RTX 4090", "8.9", "580"), None]
+    turing, ada, none = (build_engine("tensorrt-rtx", model, BuildOptions(), gpu=one).plan
+                         for one in gpus)  # fmt: skip
+    assert turing != ada
+    assert ada == none
+
+
+@needs_rtx
 @pytest.mark.filterwarnings("ignore:.*Timing cache:DeprecationWarning")  # RTX ignores them
 def test_every_option_reaches_the_builder(tiny_classifier: Tiny) -> None:
     trt, model = load_backend("tensorrt-rtx"), tiny_classifier()
@@ -263,8 +282,10 @@ def test_what_runs_an_engine_is_there_by_these_names() -> None:
         trt.ICudaEngine: [
             *("num_io_tensors", "get_tensor_name", "get_tensor_mode", "get_tensor_shape"),
             *("get_tensor_dtype", "get_tensor_location", "get_tensor_profile_shape"),
-            *("create_execution_context", "create_engine_inspector"),
+            *("create_execution_context", "create_engine_inspector", "create_runtime_config"),
         ],
+        trt.IRuntimeConfig: ["create_runtime_cache", "set_runtime_cache"],
+        trt.IRuntimeCache: ["serialize", "deserialize"],
         trt.IExecutionContext: [
             *("set_input_shape", "get_tensor_shape", "set_tensor_address", "execute_async_v3"),
         ],
@@ -276,6 +297,191 @@ def test_what_runs_an_engine_is_there_by_these_names() -> None:
     assert [f"{one}.{name}" for one, names in used.items() for name in names
             if not hasattr(one, name)] == []  # fmt: skip
     assert set(DTYPES) <= set(trt.DataType.__members__)
+
+
+H200 = Gpu(0, "NVIDIA H200", "9.0", "580.159")
+
+
+@pytest.mark.parametrize("capability", ["7.5", "8.0", "8.6", "8.9", "12.0", "12.1", "13.0"])
+def test_rtx_serves_desktops(capability: str) -> None:
+    check_gpu(replace(H200, compute_capability=capability))
+
+
+@pytest.mark.parametrize("capability", ["7.0", "8.7", "9.0", "10.0", "11.0"])
+def test_a_gpu_that_rtx_does_not_serve_is_refused_before_any_work(
+    capability: str, monkeypatch: pytest.MonkeyPatch, tiny_classifier: Tiny
+) -> None:
+    class Driver:
+        def gpu(self, index: int = 0) -> Gpu:
+            return replace(H200, index=index, compute_capability=capability)
+
+    monkeypatch.setattr("edgepress.runtime.nvidia.driver.cuda", Driver)
+    monkeypatch.setattr("edgepress.runtime.nvidia.engine.cuda", Driver)
+    device = find_device("tensorrt")
+    assert device is not None
+    assert device.name == "NVIDIA H200"
+    calls: list[Callable[[], Any]] = [
+        lambda: find_device("tensorrt-rtx"),
+        lambda: open_engine("tensorrt-rtx")(tiny_classifier()).__enter__(),
+    ]
+    for call in calls:
+        with pytest.raises(EngineError, match="does not serve the NVIDIA H200") as caught:
+            call()
+        assert caught.value.code == "E_PROVIDER"
+        assert "TensorRT serves this one" in caught.value.mend
+
+
+@needs_rtx
+def test_what_it_logs_is_told_and_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    """It writes to standard output by itself, where the answer of a command belongs."""
+    real = load_backend("tensorrt-rtx")
+
+    class Runtime:
+        def __init__(self, logger: Any) -> None:
+            self.logger = logger
+
+        def deserialize_cuda_engine(self, plan: bytes) -> None:
+            self.logger.log(real.ILogger.Severity.INFO, "loading")
+            self.logger.log(real.ILogger.Severity.ERROR, "The engine cannot run on this GPU.")
+
+    class Backend:
+        ILogger, __version__ = real.ILogger, "1.7"
+        __name__ = "tensorrt_rtx"
+
+    monkey: Any = Backend()
+    monkey.Runtime = Runtime
+    with pytest.raises(EngineError) as caught:
+        Execution(monkey, FakeDriver(), 0, b"plan")
+    assert caught.value.message == (
+        "tensorrt_rtx 1.7 does not load the engine on this GPU: The engine cannot run on this GPU."
+    )
+    assert capfd.readouterr() == ("", "")
+
+
+class FakeDriver(Cuda):
+    """A driver that has nothing to do."""
+
+    def __init__(self) -> None:
+        self.count = 1
+
+    def retain(self, index: int) -> int:
+        return 1
+
+    def use(self, context: int) -> None:
+        pass
+
+    def release(self, index: int) -> None:
+        pass
+
+    def stream(self) -> int:
+        return 1
+
+    def wait(self, stream: int) -> None:
+        pass
+
+    def destroy_stream(self, stream: int) -> None:
+        pass
+
+
+class Kernels:
+    """What a runtime cache of RTX does."""
+
+    def __init__(self) -> None:
+        self.held = b""
+
+    def deserialize(self, blob: bytes) -> bool:
+        self.held = blob if blob == b"compiled" else b""
+        return bool(self.held)
+
+    def serialize(self) -> bytes:
+        return self.held
+
+
+class LateEngine:
+    """An engine that compiles its kernels as a context is made, unless it is given them."""
+
+    num_io_tensors = 0
+
+    def deserialize_cuda_engine(self, plan: bytes) -> LateEngine:
+        return self
+
+    def create_runtime_config(self) -> LateEngine:
+        return self
+
+    def create_runtime_cache(self) -> Kernels:
+        return Kernels()
+
+    def set_runtime_cache(self, kernels: Kernels) -> None:
+        self.kernels = kernels
+
+    def create_execution_context(self, settings: object = None) -> object:
+        if settings is not None:
+            self.kernels.held = b"compiled"
+        return self
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("given", "took", "made"),
+    [
+        (None, False, b""),
+        (b"", False, b"compiled"),
+        (b"compiled", True, b"compiled"),
+        (b"of another version", False, b"compiled"),
+    ],
+)
+def test_kernels_are_taken_where_they_suit(given: bytes | None, took: bool, made: bytes) -> None:
+    backend: Any = SimpleNamespace(
+        ILogger=load_backend("tensorrt-rtx").ILogger,
+        Runtime=lambda logger: LateEngine(),  # pyright: ignore[reportUnknownLambdaType]
+    )
+    execution = Execution(backend, FakeDriver(), 0, b"plan", kernels=given)
+    assert (execution.took_kernels, execution.compiled()) == (took, made)
+    execution.close()
+    execution.close()
+
+
+@needs_rtx
+def test_kernels_are_kept_beside_the_engine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_classifier: Tiny
+) -> None:
+    class Driver:
+        def gpu(self, index: int = 0) -> Gpu:
+            return replace(H200, index=index, compute_capability="8.9")
+
+    class Running:
+        def __init__(self, kernels: bytes | None) -> None:
+            self.took_kernels, self.made = bool(kernels), kernels or b"compiled"
+
+        def tensors(self) -> list[Any]:
+            return []
+
+        def compiled(self) -> bytes:
+            return self.made
+
+        def close(self) -> None:
+            pass
+
+    def start(*given: Any) -> Running:
+        started.append(Running(given[-1]))
+        return started[-1]
+
+    started: list[Running] = []
+    monkeypatch.setattr("edgepress.runtime.nvidia.engine.cuda", Driver)
+    monkeypatch.setattr("edgepress.runtime.nvidia.engine._start", start)
+    folder = tmp_path / "cache"
+    for found in (b"compiled", b"compiled", b"more"):
+        options = EngineOptions(cache=str(folder))
+        with open_engine("tensorrt-rtx")(tiny_classifier(), options) as engine:
+            again = len(started) > 1
+            assert engine.facts()["kernels_from_cache"] is again
+            assert engine.facts()["from_cache"] is again
+            assert started[-1].made == found
+            if again:
+                started[-1].made = b"more"  # shapes seen since
+    with open_engine("tensorrt-rtx")(tiny_classifier()) as engine:
+        assert engine.facts()["kernels_from_cache"] is False
+    assert len(list((folder / "engines").glob("*.plan"))) == 2
 
 
 @needs_rtx
@@ -767,9 +973,29 @@ def test_the_line_for_a_zip_is_for_what_is_unpacked(
 # ---------------------------------------------------------------- on a GPU
 
 
+@pytest.mark.parametrize(
+    ("line", "version"),
+    [
+        (
+            "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build  "
+            "(somebody@)",
+            "580.159.04",
+        ),
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.54  Tue Jun  6", "535.54"),
+        ("# R36 (release), REVISION: 4.3, GCID: 38968081", None),
+    ],
+)
+def test_of_the_drivers_words_its_version_is_kept(line: str, version: str | None) -> None:
+    assert version_of(line) == (version or line)
+
+
 def usable(name: str) -> None:
     if not installed(name):
         pytest.skip(f"the extra {name} is not installed")
+    try:
+        find_device(name)
+    except EngineError as error:
+        pytest.skip(error.message)
 
 
 def opened(name: str, model: bytes, options: EngineOptions | None = None) -> Any:
@@ -787,6 +1013,41 @@ def feeds(count: int = 2) -> dict[str, Any]:
 
 class TestOnGpu:
     pytestmark = gpu
+
+    def test_the_driver_does_what_it_is_told(self) -> None:
+        driver = cuda()
+        assert driver.gpu().compute_capability.replace(".", "").isdigit()
+        handle = driver.retain(0)
+        driver.use(handle)
+        stream, size = driver.stream(), 4 << 20
+        one, other = driver.allocate(size), driver.allocate(size)
+        address = driver.allocate_host(size)
+        raw = (ctypes.c_uint8 * size).from_address(address)
+        host = np.frombuffer(raw, dtype=np.float32)
+        given, found = np.random.default_rng(0).random(size // 4, np.float32), np.zeros_like(host)
+        np.copyto(host, given)
+        driver.copy_in(one, host, stream)
+        driver.copy_out(found, one, stream)
+        driver.wait(stream)
+        np.testing.assert_array_equal(found, given)
+        driver.begin_capture(stream)
+        driver.copy_in(other, host, stream)
+        recorded = driver.end_capture(stream)
+        np.copyto(host, -given)
+        driver.launch(recorded, stream)
+        driver.copy_out(found, other, stream)
+        driver.wait(stream)
+        np.testing.assert_array_equal(found, -given)
+        for call in (lambda: driver.free(12345), lambda: driver.allocate(1 << 50)):
+            with pytest.raises(EngineError) as caught:
+                call()
+            assert caught.value.code == "E_BACKEND"
+        driver.destroy_graph(recorded)
+        for address_of in (one, other):
+            driver.free(address_of)
+        driver.free_host(address)
+        driver.destroy_stream(stream)
+        driver.release(0)
 
     @every_engine
     def test_it_computes_what_onnxruntime_does(self, name: str, tiny_classifier: Tiny) -> None:
@@ -831,7 +1092,9 @@ class TestOnGpu:
         found = []
         for _ in range(2):
             with opened(name, tiny_classifier(), options) as engine:
-                found.append((engine.facts()["from_cache"], engine.run(feeds())["logits"]))
+                facts = engine.facts()
+                assert facts.get("kernels_from_cache", facts["from_cache"]) == facts["from_cache"]
+                found.append((facts["from_cache"], engine.run(feeds())["logits"]))
         assert [one for one, _ in found] == [False, True]
         np.testing.assert_array_equal(found[0][1], found[1][1])
 

@@ -61,14 +61,20 @@ def find_device(name: str) -> Gpu | None:
 
     Raises:
         EngineError: ``E_DRIVER`` where it needs a GPU and there is none, or no driver;
-            ``E_BACKEND`` where the driver fails; ``E_ENGINE`` for a name that is not an engine.
+            ``E_PROVIDER`` where it does not serve this GPU; ``E_BACKEND`` where the driver fails;
+            ``E_ENGINE`` for a name that is not an engine.
     """
     open_engine(name)
-    if name in ("tensorrt", "tensorrt-rtx"):
-        from ..nvidia.driver import cuda
+    if name not in ("tensorrt", "tensorrt-rtx"):
+        return None
+    from ..nvidia.driver import cuda
 
-        return cuda().gpu()
-    return None
+    gpu = cuda().gpu()
+    if name == "tensorrt-rtx":
+        from .tensorrt_rtx import check_gpu
+
+        check_gpu(gpu)
+    return gpu
 
 
 def import_backend(name: str) -> str | None:

@@ -10,18 +10,46 @@ import importlib
 from typing import Any, ClassVar
 
 from ..errors import EngineError, MissingExtraError
+from ..nvidia.driver import Gpu
 from ..nvidia.engine import NvidiaEngine
+
+_SERVED = ("7.5", "8.0", "8.6", "8.9")
+_SERVED_FROM = 12
 
 
 class TensorRtRtxEngine(NvidiaEngine):
     """Runs an ONNX graph in TensorRT-RTX."""
 
     name: ClassVar[str] = "tensorrt-rtx"
+    compiles_late = True
 
     @classmethod
     def backend(cls) -> Any:
         """The module ``tensorrt_rtx``; see :func:`load`."""
         return load()
+
+    def _check_gpu(self, gpu: Gpu) -> None:
+        check_gpu(gpu)
+
+
+def check_gpu(gpu: Gpu) -> None:
+    """See that TensorRT-RTX serves a GPU.
+
+    Source: what version 1.7.1 says of itself where it loads an engine; Turing, 7.5, is served by
+    engines that are built for it.
+
+    Raises:
+        EngineError: ``E_PROVIDER`` for GPUs of data centres and of Jetsons.
+    """
+    major = int(gpu.compute_capability.split(".")[0])
+    if gpu.compute_capability not in _SERVED and major < _SERVED_FROM:
+        raise EngineError(
+            "E_PROVIDER",
+            f"TensorRT-RTX does not serve the {gpu.name}, whose compute capability is "
+            f"{gpu.compute_capability}.",
+            mend=f"It serves {', '.join(_SERVED)} and {_SERVED_FROM}.0 onwards: GPUs of desktops "
+            "and workstations. TensorRT serves this one: the engine tensorrt.",
+        )
 
 
 def load() -> Any:

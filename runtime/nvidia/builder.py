@@ -12,6 +12,7 @@ from ..errors import EdgepressError, EngineError, MissingExtraError
 from ..files import disk_room, temporary_folder
 from .building import Built, check_model
 from .child import ANSWER, MODEL, PLAN, REQUEST, TIMING
+from .driver import Gpu
 from .options import BuildOptions
 
 
@@ -20,7 +21,7 @@ def build_engine(
     model: bytes,
     options: BuildOptions,
     *,
-    gpu: int = 0,
+    gpu: Gpu | None = None,
     timing_cache: bytes | None = None,
 ) -> Built:
     """Build an engine for a model, in a process of its own.
@@ -29,7 +30,7 @@ def build_engine(
         engine: ``tensorrt`` or ``tensorrt-rtx``; the latter needs no GPU for it.
         model: An ONNX model in the engine's dialect.
         options: How.
-        gpu: On which GPU.
+        gpu: For and on which GPU; ``None`` for the first one, or where none is needed, for any.
         timing_cache: As :func:`edgepress.runtime.nvidia.building.build` takes it.
 
     Raises:
@@ -40,7 +41,9 @@ def build_engine(
             nothing is known, ``E_WRITE`` where there is no room for temporary files.
     """
     check_model(model)
-    request = {"engine": engine, "gpu": gpu, "options": options.to_dict()}
+    request: dict[str, object] = {"engine": engine, "gpu": 0, "options": options.to_dict()}
+    if gpu is not None:
+        request |= {"gpu": gpu.index, "compute_capability": gpu.compute_capability}
     with disk_room(), temporary_folder() as folder:
         (folder / REQUEST).write_text(json.dumps(request), encoding="utf-8")
         (folder / MODEL).write_bytes(model)

@@ -30,6 +30,7 @@ DTYPES = {
 """TensorRT's types by the name of the enumeration, and numpy's."""
 
 _MOST_ERRORS = 3
+_TURING = "7.5"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,12 @@ class Built:
 
 
 def build(
-    trt: Any, model: bytes, options: BuildOptions, timing_cache: bytes | None = None
+    trt: Any,
+    model: bytes,
+    options: BuildOptions,
+    timing_cache: bytes | None = None,
+    *,
+    compute_capability: str = "",
 ) -> Built:
     """Parse an ONNX model and build an engine.
 
@@ -58,6 +64,8 @@ def build(
         model: An ONNX model.
         options: How.
         timing_cache: What an earlier build measured; empty to start one, ``None`` for none at all.
+        compute_capability: Of the GPU that it is for, such as ``7.5``; empty for none in
+            particular.
 
     Raises:
         EngineError: ``E_BACKEND`` where the model cannot be parsed or built, ``E_PROVIDER`` for an
@@ -65,7 +73,7 @@ def build(
         InputError: ``E_SHAPE`` as :meth:`BuildOptions.shapes`.
     """
     started = time.perf_counter()
-    logger = _logger(trt)
+    logger = quiet_logger(trt)
     builder = trt.Builder(logger)
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if typed is None else 1 << int(typed))
@@ -74,6 +82,7 @@ def build(
         told = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
         raise _refused(trt, "cannot read the model", told or logger.errors)
     config = configured(trt, builder, network, model, options)
+    _aim(trt, config, compute_capability)
     if timing_cache is not None:
         cache = config.create_timing_cache(timing_cache)
         if cache is None:  # of another GPU or version: begin anew
@@ -134,6 +143,16 @@ def configured(trt: Any, builder: Any, network: Any, model: bytes, options: Buil
     return config
 
 
+def _aim(trt: Any, config: Any, compute_capability: str) -> None:
+    """Name a GPU of the Turing generation, which TensorRT-RTX serves only where it is named.
+
+    Source: TensorRT-RTX documentation, "CPU-only AOT and TensorRT-RTX engines".
+    """
+    if compute_capability == _TURING and hasattr(trt, "ComputeCapability"):
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(trt.ComputeCapability.SM75, 0)
+
+
 def network_inputs(network: Any, model: bytes) -> list[TensorSpec]:
     """The inputs of a parsed network, free dimensions by their names in the ONNX file."""
     names, specs = free_names(model), list[TensorSpec]()
@@ -165,9 +184,11 @@ def spec_of(name: str, dtype: Any, shape: Any, symbols: tuple[str, ...]) -> Tens
     )
 
 
-def _logger(trt: Any) -> Any:
+def quiet_logger(trt: Any) -> Any:
+    """A logger that keeps what went wrong, in ``errors``, and prints nothing."""
+
     class Log(trt.ILogger):
-        """Keeps what went wrong, and prints nothing."""
+        """See above."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)

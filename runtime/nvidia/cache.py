@@ -3,7 +3,7 @@
 An engine is native code. A cached one is taken only where its key, its bytes, its owner and its
 mode are as they were when it was written; anything else is built again.
 
-    FOLDER/engines/KEY.plan   the engine
+    FOLDER/engines/KEY.plan   the engine; by a key of their own, kernels compiled as it was loaded
     FOLDER/engines/KEY.json   what it was made of, and the SHA-256 of its bytes
     FOLDER/timing/KEY.cache   what the builder measured on this GPU
     FOLDER/builds/KEY.json    how the engine of a model was last asked to be built

@@ -45,7 +45,8 @@ def _build(folder: Path, request: Any) -> dict[str, object]:
     timing = folder / TIMING
     measured = timing.read_bytes() if timing.is_file() else None
     options = BuildOptions.from_dict(request["options"])
-    made = build(trt, (folder / MODEL).read_bytes(), options, measured)
+    model, capability = (folder / MODEL).read_bytes(), request.get("compute_capability", "")
+    made = build(trt, model, options, measured, compute_capability=capability)
     (folder / PLAN).write_bytes(made.plan)
     if measured is not None:
         timing.write_bytes(made.timing_cache)

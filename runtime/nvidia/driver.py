@@ -11,6 +11,7 @@ that the header's macros stand for).
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from ctypes import byref, c_char, c_char_p, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_...
 _THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_...: other threads may go on with their own work
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: not serialized with the default stream
+_VERSION = re.compile(r"\b[0-9]{3,4}(?:\.[0-9]+){1,3}\b")
 _TOLD_BY = ("/proc/driver/nvidia/version", "/etc/nv_tegra_release")  # a desktop's, a Jetson's
 
 
@@ -218,12 +220,17 @@ def _system_driver() -> list[str]:
     """The driver's own version, where the system tells it."""
     for file in _TOLD_BY:
         try:
-            return [
-                Path(file).read_text(encoding="utf-8", errors="replace").splitlines()[0].strip()
-            ]
+            told = Path(file).read_text(encoding="utf-8", errors="replace")
+            return [version_of(told.splitlines()[0].strip())]
         except (OSError, IndexError):
             continue
     return []
+
+
+def version_of(line: str) -> str:
+    """The driver's version in what the system tells of it; all of that where none is seen."""
+    found = _VERSION.search(line)
+    return found[0] if found else line
 
 
 def _no_driver(why: str) -> EngineError:

@@ -7,6 +7,7 @@ GPU, driver and version is loaded here.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import platform
 import re
@@ -35,8 +36,9 @@ class NvidiaEngine(Engine):
     """Runs an ONNX graph in TensorRT or TensorRT-RTX, on a GPU or a DLA core.
 
     ``options.provider`` is ``GPU`` (the default), ``GPU:1``, or ``DLA:0``; with ``options.cache``
-    an engine that was built is kept in that folder, and found there the next time; with
-    ``options.remember`` so is how it was asked to be built.
+    an engine that was built is kept in that folder, with the kernels that it compiles when it is
+    loaded, and found there the next time; with ``options.remember`` so is how it was asked to be
+    built.
 
     Args:
         model: An ONNX model in the engine's dialect: its types are those that are computed.
@@ -46,11 +48,15 @@ class NvidiaEngine(Engine):
     builds = True
     timing_caches = False
     """Whether this engine times kernels while it is built, and can remember what it measured."""
+    compiles_late = False
+    """Whether this engine compiles its kernels when it is loaded, and can keep them."""
 
     def __init__(self, model: bytes, options: EngineOptions | None = None) -> None:
         super().__init__(model, options)
         self._running: Execution | None = None
         self._facts: dict[str, object] = {}
+        self._made_of: dict[str, object] = {}
+        self._kernels: bytes | None = None  # as they lie in the cache
         self._busy = Lock()  # an execution context serves one caller at a time
 
     def facts(self) -> dict[str, object]:
@@ -88,11 +94,14 @@ class NvidiaEngine(Engine):
         driver = cuda()  # before anything of TensorRT is imported
         index, build = self._device()
         gpu = driver.gpu(index)
+        self._check_gpu(gpu)
         trt = self.backend()
         plan, facts = self._plan(str(trt.__version__), gpu, build)
-        self._running = _start(trt, driver, index, plan, build.cuda_graph)
+        self._kernels = self._kept_kernels()
+        self._running = _start(trt, driver, index, plan, build.cuda_graph, self._kernels)
         try:
             self._learn(self._running.tensors())
+            self._keep_kernels()
         except BaseException:  # a type that is none of ours: give the GPU's memory back
             self._unload()
             raise
@@ -108,8 +117,12 @@ class NvidiaEngine(Engine):
             "driver": gpu.driver,
             "cuda_graph": build.cuda_graph,
             "build": build.of_engine(),
+            **({"kernels_from_cache": self._running.took_kernels} if self.compiles_late else {}),
             **facts,
         }
+
+    def _check_gpu(self, gpu: Gpu) -> None:
+        """Refuse a GPU that this engine is known not to serve."""
 
     def _learn(self, tensors: Sequence[Tensor]) -> None:
         """What goes in and comes out."""
@@ -128,8 +141,27 @@ class NvidiaEngine(Engine):
 
     def _unload(self) -> None:
         if self._running is not None:
+            self._keep_kernels()
             self._running.close()
             self._running = None
+
+    def _kept_kernels(self) -> bytes | None:
+        if not self.compiles_late or self.options.cache is None:
+            return None
+        return (
+            EngineCache(Path(self.options.cache)).find({**self._made_of, "part": "kernels"}) or b""
+        )
+
+    def _keep_kernels(self) -> None:
+        """Keep what was compiled since; a folder that may not be written is left as it is."""
+        if self._kernels is None or self._running is None or self.options.cache is None:
+            return
+        made = self._running.compiled()
+        if made and made != self._kernels:
+            self._kernels = made
+            with contextlib.suppress(InputError):
+                cache = EngineCache(Path(self.options.cache))
+                cache.put({**self._made_of, "part": "kernels"}, made)
 
     def _run(self, feeds: Mapping[str, Array]) -> Arrays:
         with self._busy:
@@ -189,16 +221,16 @@ class NvidiaEngine(Engine):
             "driver": gpu.driver,
             "machine": f"{platform.system()} {platform.machine()}",
         }
-        made_of = {
+        made_of = self._made_of = {
             **device,
             "model_sha256": hashlib.sha256(self.model).hexdigest(),
             "options": build.of_engine(),
         }
         if self.options.cache is None:
-            made = build_engine(self.name, self.model, build, gpu=gpu.index)
+            made = build_engine(self.name, self.model, build, gpu=gpu)
             return made.plan, {**made.facts, "from_cache": False}
         cache = EngineCache(Path(self.options.cache))
-        found = self._cached(cache, device, made_of, build, gpu.index)
+        found = self._cached(cache, device, made_of, build, gpu)
         asked = self.options.build if self.options.remember else None
         if asked not in (None, cache.build(self._asked())):  # it was built, and so can be again
             cache.put_build(self._asked(), asked)
@@ -210,7 +242,7 @@ class NvidiaEngine(Engine):
         device: dict[str, object],
         made_of: dict[str, object],
         build: BuildOptions,
-        index: int,
+        gpu: Gpu,
     ) -> tuple[bytes, dict[str, object]]:
         found = cache.find(made_of)  # before the lock: a folder that may not be written has it too
         if found is not None:
@@ -220,16 +252,18 @@ class NvidiaEngine(Engine):
             if found is not None:
                 return found, {"from_cache": True}
             timing = cache.timing(device) if self.timing_caches else None
-            made = build_engine(self.name, self.model, build, gpu=index, timing_cache=timing)
+            made = build_engine(self.name, self.model, build, gpu=gpu, timing_cache=timing)
             cache.put(made_of, made.plan)
             if made.timing_cache:
                 cache.put_timing(device, made.timing_cache)
             return made.plan, {**made.facts, "from_cache": False}
 
 
-def _start(trt: Any, driver: Cuda, index: int, plan: bytes, cuda_graph: bool) -> Execution:
+def _start(
+    trt: Any, driver: Cuda, index: int, plan: bytes, cuda_graph: bool, kernels: bytes | None
+) -> Execution:
     try:
-        return Execution(trt, driver, index, plan, cuda_graph=cuda_graph)
+        return Execution(trt, driver, index, plan, cuda_graph=cuda_graph, kernels=kernels)
     except (EngineError, InputError):
         raise
     except Exception as error:  # what the bindings raise

@@ -16,8 +16,10 @@ import numpy as np
 
 from ..errors import EngineError, InputError
 from ..tensors import Array, Arrays
-from .building import DTYPES
+from .building import DTYPES, quiet_logger
 from .driver import Cuda
+
+_SHOWN = 2  # of the errors that were logged
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Execution:
         index: Number of the GPU.
         plan: The engine, built by the same version for this GPU.
         cuda_graph: Whether to record an inference and launch the record.
+        kernels: What :meth:`compiled` gave before, for an engine that compiles its kernels when it
+            is loaded; empty where it was never asked, ``None`` where it shall not be.
 
     Raises:
         EngineError: ``E_BACKEND`` where the engine cannot be loaded, or wants inputs that only the
@@ -66,16 +70,27 @@ class Execution:
     """
 
     def __init__(
-        self, trt: Any, driver: Cuda, index: int, plan: bytes, *, cuda_graph: bool = False
+        self,
+        trt: Any,
+        driver: Cuda,
+        index: int,
+        plan: bytes,
+        *,
+        cuda_graph: bool = False,
+        kernels: bytes | None = None,
     ) -> None:
         self._trt, self._driver, self._index = trt, driver, index
         self._runtime: Any = None
         self._engine: Any = None
         self._context: Any = None
+        self._settings: Any = None  # of the context, which does not keep them alive
+        self._kernels: Any = None
+        self.took_kernels = False
+        """Whether kernels that were compiled before serve here."""
         self._buffers: dict[str, _Buffer] = {}
         self._shapes: dict[str, tuple[int, ...]] | None = None
         self._wants_graph, self._graph, self._stream = cuda_graph, 0, 0
-        self._logger = trt.Logger(trt.Logger.ERROR)
+        self._logger = quiet_logger(trt)
         self._context_handle = driver.retain(index)
         driver.use(self._context_handle)
         try:
@@ -84,17 +99,34 @@ class Execution:
             if self._engine is None:
                 raise EngineError(
                     "E_BACKEND",
-                    f"{trt.__name__} {trt.__version__} does not load the engine on this GPU.",
+                    f"{trt.__name__} {trt.__version__} does not load the engine on this GPU"
+                    f"{self._said()}.",
                     mend="Is the GPU one that this version supports, and its memory free?",
                 )
-            self._context = self._engine.create_execution_context()
+            self._context = self._new_context(kernels)
             if self._context is None:
-                raise _failed(trt, "gives no execution context")
+                raise self._failed("gives no execution context")
             self._tensors = self._read_tensors()
             self._stream = driver.stream()
         except BaseException:
             self.close()
             raise
+
+    def _new_context(self, kernels: bytes | None) -> Any:
+        if kernels is None:
+            return self._engine.create_execution_context()
+        self._settings = self._engine.create_runtime_config()
+        self._kernels = self._settings.create_runtime_cache()
+        self.took_kernels = bool(kernels) and bool(self._kernels.deserialize(kernels))
+        self._settings.set_runtime_cache(self._kernels)
+        return self._engine.create_execution_context(self._settings)
+
+    def compiled(self) -> bytes:
+        """The kernels that were compiled so far; empty where they were not asked for."""
+        if self._kernels is None:
+            return b""
+        self._driver.use(self._context_handle)
+        return bytes(memoryview(self._kernels.serialize()))
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Inputs and outputs, in the engine's order."""
@@ -144,7 +176,7 @@ class Execution:
         if self._stream:
             self._driver.wait(self._stream)
         self._forget()
-        self._context = self._engine = self._runtime = None
+        self._context = self._settings = self._kernels = self._engine = self._runtime = None
         if self._stream:
             self._driver.destroy_stream(self._stream)
             self._stream = 0
@@ -179,7 +211,7 @@ class Execution:
                 shape = shapes[tensor.name]
                 check_shape(tensor, shape)
                 if not self._context.set_input_shape(tensor.name, shape):
-                    raise _failed(self._trt, f"refuses the shape {shape} of '{tensor.name}'")
+                    raise self._failed(f"refuses the shape {shape} of '{tensor.name}'")
         for tensor in self._tensors:
             shape = tuple(self._context.get_tensor_shape(tensor.name))
             if -1 in shape:
@@ -192,7 +224,7 @@ class Execution:
                 )
             buffer = self._buffers[tensor.name] = self._buffer(tensor, shape)
             if not self._context.set_tensor_address(tensor.name, buffer.device):
-                raise _failed(self._trt, f"refuses the memory of '{tensor.name}'")
+                raise self._failed(f"refuses the memory of '{tensor.name}'")
         if self._wants_graph:
             self._enqueue()  # what is set up lazily must not be recorded
             self._driver.wait(self._stream)
@@ -218,7 +250,20 @@ class Execution:
 
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(self._stream):
-            raise _failed(self._trt, "could not start the inference")
+            raise self._failed("could not start the inference")
+
+    def _failed(self, what: str) -> EngineError:
+        return EngineError(
+            "E_BACKEND",
+            f"{self._trt.__name__} {self._trt.__version__} {what}{self._said()}.",
+            mend="Free memory of the GPU, or run smaller inputs; then try again.",
+        )
+
+    def _said(self) -> str:
+        """What it has logged of the last thing that failed, as the end of a sentence."""
+        told = [line.rstrip(".") for line in self._logger.errors[-_SHOWN:]]
+        self._logger.errors.clear()
+        return ": " + "; ".join(told) if told else ""
 
     def _forget(self) -> None:
         if self._graph:
@@ -249,11 +294,3 @@ def check_shape(tensor: Tensor, shape: tuple[int, ...]) -> None:
             "Session.open(..., build=BuildOptions(batch=...)).",
             path=tensor.name,
         )
-
-
-def _failed(trt: Any, what: str) -> EngineError:
-    return EngineError(
-        "E_BACKEND",
-        f"{trt.__name__} {trt.__version__} {what}.",
-        mend="Free memory of the GPU, or run smaller inputs; then try again.",
-    )
