@@ -181,14 +181,14 @@ def unproved(bundle: Bundle) -> dict[str, str]:
     """Which variants a session on this machine passes over, by name, and why.
 
     The only one of a bundle is none of them, nor the first whose engine is here where no dialect
-    suits: those a session takes, and proves.
+    suits, nor the first of all where no engine is: those a session takes, and proves or refuses.
     """
     if len(bundle.variants) == 1:
         return {}
     passed = {one.name: why for one in bundle.variants if (why := unsuited(one)) is not None}
     here = (one.name for one in bundle.variants if missing(one) is None)
     if len(passed) == len(bundle.variants):
-        passed.pop(next(here, ""), None)
+        passed.pop(next(here, bundle.variants[0].name), None)
     return passed
 
 

@@ -513,6 +513,21 @@ def test_the_commands_join_prove_predict_and_measure(make: Make, tmp_path: Path)
     assert json.loads(again.stdout)["error"]["code"] == "E_EXISTS"
 
 
+def test_nothing_is_verified_where_no_engine_is(
+    make: Make, joined: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = joined(make("one", engine="tensorrt"), make("two", engine="tensorrt-rtx"))
+
+    def gone(name: str) -> None:
+        raise EngineError("E_DRIVER", "there is no usable NVIDIA driver.", mend="Get one.")
+
+    monkeypatch.setattr("edgepress.runtime.choosing.find_device", gone)
+    monkeypatch.setattr("edgepress.runtime.nvidia.engine.cuda", lambda: gone(""))
+    done = CliRunner().invoke(cli, ["verify", str(both.path), "--json"])
+    assert done.exit_code != 0
+    assert json.loads(done.stdout)["error"]["code"] == "E_DRIVER"
+
+
 def test_verify_passes_over_what_a_session_would(
     make: Make, joined: Callable[..., Bundle], on: On
 ) -> None:
