@@ -4,8 +4,8 @@ What it does: the layer that gives the tensor is divided by its channels' shares
 scale, the depthwise convolutions that read it are multiplied by them. Codes of activations, weights
 and biases stay what they were.
 
-When it is exact: always, where it is done: with nothing between but a ReLU, or a Clip whose end the
-quantizer's own takes the place of.
+When it is exact: always, where it is done: with nothing between but a ReLU, or a Clip from 0 on,
+whose end is made that of all channels.
 
 When it refuses: where something other than depthwise convolutions reads the tensor, or channels
 differ in their zero points; :func:`widest` is left then.
@@ -83,9 +83,8 @@ def _fold(stripped: Stripped, walk: Walk, name: str, codes: Codes) -> Array | No
     for reader in readers:
         outputs = int(walk.constants[reader.input[1]].dims[0])
         _multiply(stripped, walk, reader, np.repeat(share, outputs // channels), with_bias=False)
-    if tail is not None and tail.op_type == "Clip":  # the quantizer ends where it did
-        tail.op_type = "Relu"
-        del tail.input[1:], tail.attribute[:]
+    if tail is not None and tail.op_type == "Clip":  # all channels end at one value now
+        _end(stripped, tail, float(scale.max()) * (codes.highest - zero))
     one = np.asarray(scale.max(), np.float32)
     at = np.asarray(zero, np.int64)
     stripped.codes[name] = Codes(one, at, codes.kind, codes.lowest, codes.highest)
@@ -93,6 +92,17 @@ def _fold(stripped: Stripped, walk: Walk, name: str, codes: Codes) -> Array | No
         stripped.views.pop(tail.input[0], None)
     stripped.views.pop(maker.output[0] if tail is not None else "", None)
     return share.astype(np.float32)
+
+
+def _end(stripped: Stripped, clip: onnx.NodeProto, highest: float) -> None:
+    """Let a Clip end at 0 and there; a dialect whose quantizer ends there leaves it out."""
+    taken = all_names(stripped.model)
+    ends = [fresh(taken, f"{clip.output[0]}_{which}") for which in ("low", "high")]
+    for end, value in zip(ends, (0.0, highest), strict=True):
+        held = numpy_helper.from_array(np.asarray(value, np.float32), end)
+        stripped.model.graph.initializer.append(held)
+    del clip.input[1:], clip.attribute[:]
+    clip.input.extend(ends)
 
 
 def _is_depthwise(node: onnx.NodeProto, walk: Walk, name: str, channels: int) -> bool:

@@ -53,11 +53,11 @@ class Codes:
 
     def same(self, other: Codes) -> bool:
         """Whether codes of both stand for the same values."""
-        return (
-            self.kind == other.kind
-            and np.array_equal(self.scale, other.scale)
-            and np.array_equal(self.zero, other.zero)
-        )
+        return self.kind == other.kind and self.steps_as(other)
+
+    def steps_as(self, other: Codes) -> bool:
+        """Whether both have the same scales and zero points, whatever type their codes have."""
+        return np.array_equal(self.scale, other.scale) and np.array_equal(self.zero, other.zero)
 
     def fits(self, shape: Sequence[int]) -> bool:
         """Whether a tensor of ``shape`` has the channels that there are scales for."""

@@ -122,6 +122,7 @@ class Decision:
         plan = self._plan(walk)
         for name in self._inside(walk, plan):
             del self.known[name]
+            self.filled.discard(name)
             self._note(name, "quantizer inside of a kernel", "left out: what reads it runs there")
         tails = {
             tail.output[0]: node.output[0]

@@ -313,7 +313,8 @@ def _meaning(walk: Walk, tensor: str) -> Codes:
     while node.op_type != "QuantizeLinear":
         readers = walk.consumers.get(node.output[0], [])
         reader = next((one for one in readers if one.op_type == "DequantizeLinear"), None)
-        node = walk.producer[node.input[0]] if reader is None else reader
+        moved = next(name for name in node.input if name in walk.producer)  # others are constant
+        node = walk.producer[moved] if reader is None else reader
         if reader is not None:
             break
     scale = numpy_helper.to_array(walk.constants[node.input[1]])

@@ -147,6 +147,7 @@ class Rules:
         if (
             not found
             and self.dialect.moves_strides
+            and node.op_type == "Conv"
             and over_single_values(node, self._kernel(node))
         ):
             text = f"{self.title} moves its strides up to where its input is made, in floats"

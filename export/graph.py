@@ -182,7 +182,11 @@ def read_with_bias(node: onnx.NodeProto, bias: str) -> None:
 def evaluate(
     node: onnx.NodeProto, opsets: Iterable[onnx.OperatorSetIdProto], feeds: Mapping[str, Array]
 ) -> Array:
-    """What one of ONNX's own nodes, of one output, gives for constants; by its reference."""
+    """What one of ONNX's own nodes, of one output, gives for constants; by its reference.
+
+    Raises:
+        InputError: ``E_MODEL`` for constants that it cannot take.
+    """
     inputs, outputs = (
         [onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name]
         for names in (node.input, node.output)
@@ -191,7 +195,16 @@ def evaluate(
     evaluator = cast(
         "Any", ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=list(opsets)))
     )
-    (value,) = evaluator.run(None, dict(feeds))
+    try:
+        (value,) = evaluator.run(None, dict(feeds))
+    except (ValueError, TypeError, IndexError, RuntimeError) as error:  # whatever numpy says
+        raise InputError(
+            "E_MODEL",
+            f"'{node.name or node.output[0]}' ({node.op_type}) cannot take its constants: "
+            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            mend="Export the network again.",
+            path=node.name,
+        ) from error
     return np.asarray(value)
 
 
@@ -296,9 +309,14 @@ def specs(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
     found: list[TensorSpec] = []
     for value in values:
         kind = value.type.tensor_type
-        if not value.type.HasField("tensor_type") or kind.elem_type in (
-            onnx.TensorProto.UNDEFINED,
-            onnx.TensorProto.STRING,
+        if (
+            not value.type.HasField("tensor_type")
+            or kind.elem_type
+            in (
+                onnx.TensorProto.UNDEFINED,
+                onnx.TensorProto.STRING,
+            )
+            or kind.elem_type not in onnx.TensorProto.DataType.values()
         ):
             raise InputError(
                 "E_MODEL",

@@ -14,7 +14,7 @@ Clip in front of a quantizer is quantize_static's (onnxruntime/python/tools/quan
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -77,15 +77,17 @@ def centred(codes: Codes, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Ce
     return Centred(PerTensor(np.float32(scale * coarser), 0), coarser)
 
 
-def write_activations(stripped: Stripped, weighted: Collection[str]) -> list[str]:
+def write_activations(
+    stripped: Stripped, in_int8: Callable[[onnx.NodeProto, Walk], bool]
+) -> list[str]:
     """Put an activation function where a quantizer alone did the work of one, in place.
 
-    A Clip ends at the quantizer's ends; where only layers with INT8 kernels read it, whose own
+    A Clip ends at the quantizer's ends; where only layers that run in INT8 read it, whose own
     quantizers end there, a ReLU does.
 
     Args:
         stripped: The file.
-        weighted: Operators that run in INT8.
+        in_int8: Whether a node's first input has a quantizer in the new file.
 
     Returns:
         Names of their tensors.
@@ -101,7 +103,9 @@ def write_activations(stripped: Stripped, weighted: Collection[str]) -> list[str
         raw = fresh(taken, f"{name}_unended")
         maker.output[list(maker.output).index(name)] = raw
         readers = walk.consumers.get(name, [])
-        plain = codes.low >= 0 and all(reader.op_type in weighted for reader in readers)
+        plain = codes.low >= 0 and all(
+            list(reader.input).index(name) == 0 and in_int8(reader, walk) for reader in readers
+        )
         if plain and name not in walk.output_names:
             node = onnx.helper.make_node("Relu", [raw], [name], name=f"Relu_{name}")
         else:
@@ -179,8 +183,7 @@ class AtInputs(Decision):
 
     def fold(self) -> dict[str, Array]:
         """Write out what only a quantizer did, and make every scale one for its tensor."""
-        ends_too = frozenset[str]() if self.dialect.weight_only else self._int8
-        for name in write_activations(self.stripped, ends_too):
+        for name in write_activations(self.stripped, self._ends):
             told = "written before it: a quantizer around 0, or none, does not do its work"
             self._note(name, "activation function in a quantizer", told)
         return super().fold()
@@ -203,9 +206,9 @@ class AtInputs(Decision):
                 self._note(node.name, "Int32 bias", "float32, the same value")
         return self._written(graph, walk, layout, plan)
 
-    @property
-    def _int8(self) -> frozenset[str]:
-        return self.dialect.weighted | self.dialect.elementwise
+    def _ends(self, node: onnx.NodeProto, walk: Walk) -> bool:
+        """Whether a node surely rounds its input; a sum does so beside a convolution alone."""
+        return not self.dialect.weight_only and self._why_float(node, walk) is None
 
     def _plan_for(self, walk: Walk, sizes: Mapping[str, int]) -> PrecisionPlan:
         reasons = {

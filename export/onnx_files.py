@@ -155,7 +155,10 @@ def check_valid(model: onnx.ModelProto, source: str) -> None:
 
 def _infer_outputs(model: onnx.ModelProto) -> None:
     bare = [v for v in model.graph.output if v.type.WhichOneof("value") is None or _has_no_shape(v)]
-    kinds = tensor_types(model) if bare else {}
+    try:
+        kinds = tensor_types(model) if bare else {}
+    except onnx.shape_inference.InferenceError:  # the checker names what is wrong
+        return
     for value in bare:
         if value.name in kinds:
             value.type.tensor_type.CopyFrom(kinds[value.name])

@@ -22,14 +22,16 @@ def synthetic(
     seed: int = 0,
     batch: int = 2,
     size: int | tuple[int, int] = 64,
+    narrow: bool = False,
 ) -> Arrays:
-    """Random inputs: standard normal, or whole numbers 0 and 1 where the input is not of floats.
+    """Random inputs: standard normal; of whole numbers 0 and 1, or 0 to 255 where those are uint8.
 
     Args:
         inputs: The inputs of a network.
         seed: Of the random numbers.
         batch: Length of every first dimension that is free.
         size: Length of every other free dimension; of two, the last dimension has the second.
+        narrow: Whether uint8 is 0 and 1 as well, which numbers of rows and classes may have to be.
     """
     height, width = (size, size) if isinstance(size, int) else size
     generator = np.random.default_rng(seed)
@@ -42,8 +44,13 @@ def synthetic(
         pairs = zip(spec.shape, free, strict=False)
         shape = [d if isinstance(d, int) else lengths.get(d, length) for d, length in pairs]
         kind = np.dtype(spec.dtype)
+        most = 255 if kind == np.uint8 and not narrow else 1
         normal = kind.kind == "f"
-        values = generator.standard_normal(shape) if normal else generator.integers(0, 2, shape)
+        values = (
+            generator.standard_normal(shape)
+            if normal
+            else generator.integers(0, most, shape, endpoint=True)
+        )
         feeds[spec.name] = np.asarray(values).astype(kind)
     return feeds
 
@@ -52,9 +59,11 @@ def _trials(
     inputs: tuple[TensorSpec, ...], batches: tuple[int, ...], picture: tuple[int, int] | None
 ) -> Iterator[Arrays]:
     sizes: list[int | tuple[int, int]] = [picture, *SIZES] if picture is not None else [*SIZES]
-    for batch in batches if has_free(inputs, slice(1)) else batches[:1]:
-        for size in sizes if has_free(inputs, slice(1, None)) else sizes[:1]:
-            yield synthetic(inputs, batch=batch, size=size)
+    bytes_in = any(spec.dtype == "uint8" for spec in inputs)
+    for narrow in (False, True) if bytes_in else (False,):
+        for batch in batches if has_free(inputs, slice(1)) else batches[:1]:
+            for size in sizes if has_free(inputs, slice(1, None)) else sizes[:1]:
+                yield synthetic(inputs, batch=batch, size=size, narrow=narrow)
 
 
 def has_free(inputs: tuple[TensorSpec, ...], dimensions: slice) -> bool:

@@ -203,7 +203,14 @@ class _Stripper:
             name = node.input[at]
             codes = self._codes(node, list(node.input[at + 1 : at + 3]))
             if name in self.coded:
-                inputs.append(self.coded[name][0])
+                source, written = self.coded[name]
+                if not codes.steps_as(written):
+                    raise self._refuse(
+                        f"'{node.name}' reads '{name}' by another scale than it was written by.",
+                        _GIVE_QDQ,
+                        node.name,
+                    )
+                inputs.append(source)
             elif name in self.constants:
                 if codes.per_channel:
                     codes = replace(codes, axis=shape.weight_axis(node))
@@ -318,8 +325,8 @@ class _Stripper:
         low, high = [*node.input[1:], "", ""][:2]
         fewer = replace(
             codes,
-            lowest=int(self.constants[low].item()) if low else codes.lowest,
-            highest=int(self.constants[high].item()) if high else codes.highest,
+            lowest=max(codes.lowest, int(self.constants[low].item()) if low else codes.lowest),
+            highest=min(codes.highest, int(self.constants[high].item()) if high else codes.highest),
         )
         self.coded[node.output[0]] = (name, fewer)
         self.found.codes[name], self.found.views[name] = fewer, node.output[0]

@@ -16,9 +16,10 @@ from onnx import TensorProto, helper
 
 from edgepress.__main__ import main
 from edgepress.export.dialects import dialect
+from edgepress.export.inspection import inspect_onnx
 from edgepress.export.slowness import why_slow
 from edgepress.export.transcoding import Transcoded, transcode
-from edgepress.runtime import BoundError, EngineOptions, InputError
+from edgepress.runtime import BoundError, EngineError, EngineOptions, InputError
 from edgepress.runtime.engines.onnxruntime import OnnxRuntimeEngine, optimized_model, profile
 
 X86 = dialect("onnxruntime-x86-vnni")
@@ -325,6 +326,25 @@ def zero_scale(net: Net) -> str:
     return net.pair("x", 0.0)
 
 
+def operator_of_another_scale(net: Net) -> str:
+    zero, step = net.constant(np.uint8(128)), net.constant(np.float32(0.05))
+    codes = net.op("QuantizeLinear", "x", net.constant(np.float32(0.03)), zero)
+    weights = net.constant(net.rng.integers(-127, 128, (8, 4, 1, 1)).astype(np.int8))
+    parts = [weights, net.constant(np.float32(0.01)), net.constant(np.int8(0)), step, zero]
+    y = net.op("QLinearConv", codes, net.constant(np.float32(0.06)), zero, *parts)
+    return net.op("DequantizeLinear", y, step, zero)
+
+
+def impossible_transpose(net: Net) -> str:
+    weights = net.op("Transpose", net.weights(8, 4, 3, 3), perm=[1, 0])
+    return net.pair(net.op("Conv", net.pair("x", 0.1), weights), 0.1)
+
+
+def text_as_weights(net: Net) -> str:
+    text = net.op("Constant", value_string="abc")
+    return net.op("Add", net.pair("x", 0.1), net.op("Cast", text, to=TensorProto.FLOAT))
+
+
 REFUSED = {
     no_quantizer: "E_MODEL",
     dynamic_scale: "E_OP",
@@ -333,6 +353,9 @@ REFUSED = {
     other_scale: "E_OP",
     arithmetic_on_codes: "E_OP",
     zero_scale: "E_OP",
+    operator_of_another_scale: "E_OP",
+    impossible_transpose: "E_MODEL",
+    text_as_weights: "E_MODEL",
 }
 
 
@@ -350,6 +373,41 @@ def test_what_cannot_be_rewritten_is_refused_and_nothing_written(
     assert error["code"] == code
     assert error["mend"]
     assert not out.exists()
+
+
+def unknown_domain(model: onnx.ModelProto) -> None:
+    next(n for n in model.graph.node if n.op_type == "Conv").domain = "unknown"
+
+
+def no_opset(model: onnx.ModelProto) -> None:
+    del model.opset_import[:]
+
+
+def no_inputs(model: onnx.ModelProto) -> None:
+    del next(n for n in model.graph.node if n.op_type == "Conv").input[:]
+
+
+def unknown_type(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.elem_type = 99
+
+
+@pytest.mark.parametrize("damage", [unknown_domain, no_opset, no_inputs, unknown_type])
+def test_an_invalid_file_whose_output_has_no_shape_is_told(
+    damage: Callable[[onnx.ModelProto], None], tmp_path: Path
+) -> None:
+    net = Net()
+    path = net.write(tmp_path / "a.onnx", net.pair(net.conv(net.pair("x", 0.1), 4, 8), 0.1))
+    model = onnx.load(path)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    damage(model)
+    onnx.save(model, path)
+    for call in (lambda: transcode(path, X86), lambda: why_slow(path, X86)):
+        with pytest.raises((InputError, EngineError)) as refused:
+            call()
+        assert refused.value.code in ("E_MODEL", "E_BACKEND")
+    with pytest.raises(InputError) as refused:
+        inspect_onnx(path)
+    assert refused.value.code == "E_MODEL"
 
 
 def test_sixteen_bits_are_refused(tmp_path: Path) -> None:

@@ -451,6 +451,37 @@ def test_a_graph_full_of_transposes(tmp_path: Path) -> None:
     within_a_step(path, 2)
 
 
+def test_constant_codes_first_in_what_is_only_moved_then(tmp_path: Path) -> None:
+    """As a class token stands in front."""
+    net = Net(78)
+    parts = [net.constant(np.float32(0.02)), net.constant(np.uint8(100))]
+    some = net.constant(net.rng.integers(0, 256, (2, 3, 16, 16)).astype(np.uint8))
+    y = net.pair(net.conv(net.pair("x", 0.03), 4, 8), 0.02, 100, "uint8")
+    y = net.op("Concat", net.op("DequantizeLinear", some, *parts), y, axis=1)
+    y = net.op("MaxPool", net.pair(y, 0.02, 100, "uint8"), kernel_shape=[2, 2], strides=[2, 2])
+    y = net.conv(net.pair(y, 0.02, 100, "uint8"), 11, 4)
+    within_a_step(net.write(tmp_path / "a.onnx", net.pair(y, 0.05)), 2)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime-x86-vnni", OPENVINO])
+def test_pictures_of_bytes_are_proved_with_all_that_bytes_hold(target: str, tmp_path: Path) -> None:
+    """The narrower of two quantizers, 0 to 2, is left out: 0 and 1 would not show it."""
+    net = Net(6)
+    x = net.op("Div", net.op("Cast", "x", to=TensorProto.FLOAT), net.constant(np.float32(32)))
+    sides = [
+        net.pair(net.conv(net.pair(x, scale, 0, "uint8"), 4, 4), 0.05, 128, "uint8")
+        for scale in (1 / 32, 1 / 128)
+    ]
+    path = net.write(tmp_path / "a.onnx", net.pair(net.op("Add", *sides), 0.1, 128, "uint8"))
+
+    def of_bytes(model: onnx.ModelProto) -> None:
+        model.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+
+    with pytest.raises(BoundError) as refused:
+        transcode(rewrite(path, of_bytes), dialect(target), engine=target.partition("-")[0])
+    assert refused.value.code == "E_BOUND"
+
+
 @pytest.mark.parametrize("size", [1e-9, 1e6])
 def test_scales_of_any_size(size: float, tmp_path: Path) -> None:
     net = Net(38)

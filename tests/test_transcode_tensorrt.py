@@ -211,6 +211,46 @@ def test_an_activation_function_in_a_quantizer_is_written_out(tmp_path: Path) ->
     assert found.equality.output_steps <= 2.02
 
 
+def strong(net: Net, x: str, bias: float) -> str:
+    """A convolution over 8 channels whose values go beyond 6."""
+    biases = net.constant(np.full(8, bias, np.float32))
+    return net.op("Conv", x, net.weights(8, 8, 3, 3), biases, pads=[1, 1, 1, 1])
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
+def test_values_still_end_where_scales_of_channels_were_folded(name: str, tmp_path: Path) -> None:
+    """A dialect that leaves the quantizer out may not leave out the ReLU6 before it."""
+    net = Net(2, channels=8)
+    six = [net.constant(np.float32(end)) for end in (0, 6)]
+    y = net.op("Clip", strong(net, net.pair("x", 0.03), 5.0), *six)
+    y = net.pair(y, np.linspace(0.012, 6 / 255, 8), 0, "uint8")
+    y = net.pair(net.op("Relu", net.conv(y, 8, 8, group=8)), 0.05, 0, "uint8")
+    path = net.write(tmp_path / "a.onnx", net.op("GlobalAveragePool", y))
+    found = transcode(path, dialect(name), force=True)
+    feeds = {"x": np.random.default_rng(0).normal(0, 3, (2, 8, 16, 16)).astype(np.float32)}
+    outputs: list[Any] = []
+    for model in (Path(path).read_bytes(), found.model):
+        with OnnxRuntimeEngine(model, EngineOptions(optimize="none")) as engine:
+            outputs.append(next(iter(engine.run(feeds).values())))
+    before, after = outputs
+    assert np.abs(before - after).max() < 0.06 * np.ptp(before)
+
+
+def test_what_a_float_sum_reads_ends_where_its_quantizer_did(tmp_path: Path) -> None:
+    net = Net(3, channels=8)
+    x = net.pair("x", 0.03)
+    sides = [net.pair(strong(net, x, bias), 6 / 255, 0, "uint8") for bias in (5.0, 5.5)]
+    y = net.pair(net.op("Add", *sides), 12 / 255, 0, "uint8")
+    y = net.op("GlobalAveragePool", net.pair(net.conv(y, 8, 8), 0.1))
+    path = net.write(tmp_path / "a.onnx", y)
+    graph = onnx.load_model_from_string(
+        transcode(path, dialect("tensorrt"), force=True).model
+    ).graph
+    (total,) = (node for node in graph.node if node.op_type == "Add")
+    makers = {name: node.op_type for node in graph.node for name in node.output}
+    assert [makers[name] for name in total.input] == ["Clip", "Clip"]
+
+
 def test_seven_bits_are_held_as_they_are(tmp_path: Path) -> None:
     """Codes 0 to 127 around 0 are symmetric int8's own upper half."""
     net = Net(8)
