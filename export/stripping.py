@@ -227,12 +227,16 @@ class _Stripper:
             reason = why_not_bias(bias, scales)
             if bias is None or reason is not None:
                 raise self._refuse(f"the bias of '{node.name}' {reason}.", _GIVE_QDQ, node.name)
-            value = (bias.astype(np.float64) * scales[0] * scales[1]).astype(np.float32)
+            factor = float(attribute(node, "alpha", 1.0)) * scales[0] * scales[1]
+            value = (bias.astype(np.float64) * factor).astype(np.float32)
             inputs.append(self._constant(f"{node.input[shape.bias]}_float", value))
         out = node.output[0]
         self.nodes.append(plain_equal(node, inputs, out))
+        result = list(node.input[shape.result : shape.result + 2])
+        if not any(result):  # QGemm without a scale gives floats
+            return
         self.quantizers += 1
-        codes = self._codes(node, list(node.input[shape.result : shape.result + 2]))
+        codes = self._codes(node, result)
         self.coded[out] = (out, codes)
         self._stands_on(out, codes, out)
 

@@ -84,9 +84,11 @@ class Net:
             [onnx.ValueInfoProto(name=out)],
             self.constants,
         )
-        model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10
-        )
+        imports = [helper.make_opsetid("", opset)]
+        imports += [
+            helper.make_opsetid(domain, 1) for domain in {n.domain for n in self.nodes} - {""}
+        ]
+        model = helper.make_model(graph, opset_imports=imports, ir_version=10)
         model = onnx.shape_inference.infer_shapes(model)
         path.write_bytes(model.SerializeToString())
         return str(path)

@@ -451,6 +451,44 @@ def test_a_graph_full_of_transposes(tmp_path: Path) -> None:
     within_a_step(path, 2)
 
 
+def of_onnxruntime(net: Net, kind: str, *inputs: str, **attributes: Any) -> str:
+    """A node of ONNX Runtime's own."""
+    out = net.name(kind.lower())
+    node = helper.make_node(kind, inputs, [out], domain="com.microsoft", name=out, **attributes)
+    net.nodes.append(node)
+    return out
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
+@pytest.mark.parametrize("floats", [False, True])
+def test_a_product_on_codes(alpha: float, floats: bool, tmp_path: Path) -> None:
+    """Its bias stands at alpha times the scales; without a scale of its own it gives floats."""
+    net = Net(7)
+    step, zero = net.constant(np.float32(0.03)), net.constant(np.uint8(128))
+    x = net.op("QuantizeLinear", net.op("Flatten", net.op("GlobalMaxPool", "x")), step, zero)
+    weights = [
+        net.constant(net.rng.integers(-127, 128, (4, 5)).astype(np.int8)),
+        *(net.constant(one) for one in (np.float32(0.01), np.int8(0))),
+        net.constant(np.arange(5, dtype=np.int32) * 500),
+    ]
+    end = [net.constant(np.float32(0.05)), zero]
+    y = of_onnxruntime(net, "QGemm", x, step, zero, *weights, *([] if floats else end), alpha=alpha)
+    path = net.write(tmp_path / "a.onnx", y if floats else net.op("DequantizeLinear", y, *end))
+
+    def shaped(model: onnx.ModelProto) -> None:
+        output = helper.make_tensor_value_info(model.graph.output[0].name, 1, ["N", 5])
+        model.graph.output[0].CopyFrom(output)
+
+    found = transcode(rewrite(path, shaped), X86)
+    assert found.equality.layer_steps <= 1.01
+    feeds = {"x": np.random.default_rng(0).normal(size=(3, 4, 16, 16)).astype(np.float32)}
+    outputs: list[Any] = []
+    for model in (Path(path).read_bytes(), found.model):
+        with OnnxRuntimeEngine(model, EngineOptions(optimize="none")) as engine:
+            outputs.append(next(iter(engine.run(feeds).values())))
+    assert np.abs(outputs[0] - outputs[1]).max() <= 0.051
+
+
 def test_constant_codes_first_in_what_is_only_moved_then(tmp_path: Path) -> None:
     """As a class token stands in front."""
     net = Net(78)
