@@ -186,6 +186,11 @@ class AtInputs(Decision):
         for name in write_activations(self.stripped, self._ends):
             told = "written before it: a quantizer around 0, or none, does not do its work"
             self._note(name, "activation function in a quantizer", told)
+        for name in {one.name for one in self.stripped.model.graph.input}:
+            codes = self.stripped.codes.get(name)
+            if codes is not None and not codes.low < 0 < codes.high:
+                told = f"values of this input beyond {codes.low:.3g} to {codes.high:.3g} go through"
+                self._note(name, "activation function in a quantizer", told)
         return super().fold()
 
     def write(self, graph: Graph) -> Quantized:

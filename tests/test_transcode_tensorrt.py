@@ -236,6 +236,14 @@ def test_values_still_end_where_scales_of_channels_were_folded(name: str, tmp_pa
     assert np.abs(before - after).max() < 0.06 * np.ptp(before)
 
 
+def test_what_an_input_no_longer_cuts_off_is_told(tmp_path: Path) -> None:
+    net = Net(4, channels=8)
+    y = net.pair(net.op("Relu", net.conv(net.pair("x", 1 / 255, 0, "uint8"), 8, 8)), 0.03)
+    found = transcode(net.write(tmp_path / "a.onnx", y), dialect("tensorrt"), force=True)
+    told = {one.where: one.what for one in found.changes if "quantizer" in one.rule}
+    assert "beyond 0 to 1 go through" in told["x"]
+
+
 def test_what_a_float_sum_reads_ends_where_its_quantizer_did(tmp_path: Path) -> None:
     net = Net(3, channels=8)
     x = net.pair("x", 0.03)
