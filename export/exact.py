@@ -291,7 +291,7 @@ def _proved(model: onnx.ModelProto, feeds: Arrays, wanted: Arrays, source: str) 
             shape = shapes[value.name] if len(shapes[value.name]) == rank else [None] * rank
             value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, kind, shape))
             _name_free_dimensions([value])
-            data = serialize(model)
+            data, outputs = serialize(model), specs(model.graph.output)
     return Graph(data, inputs, outputs, source=source)
 
 
