@@ -23,6 +23,10 @@ IR_VERSION = 10
 
 _PRIVATE = ("doc_string", "metadata_props", "quantization_annotation", "value_info")
 _SMALL = 1024  # values of a constant that may tell of shapes
+_NUMBERS = set(onnx.TensorProto.DataType.values()) - {
+    onnx.TensorProto.UNDEFINED,
+    onnx.TensorProto.STRING,
+}
 
 
 @dataclass(frozen=True)
@@ -309,15 +313,7 @@ def specs(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
     found: list[TensorSpec] = []
     for value in values:
         kind = value.type.tensor_type
-        if (
-            not value.type.HasField("tensor_type")
-            or kind.elem_type
-            in (
-                onnx.TensorProto.UNDEFINED,
-                onnx.TensorProto.STRING,
-            )
-            or kind.elem_type not in onnx.TensorProto.DataType.values()
-        ):
+        if not value.type.HasField("tensor_type") or kind.elem_type not in _NUMBERS:
             raise InputError(
                 "E_MODEL",
                 f"'{value.name}' is not a tensor of numbers; only those can go in and out.",

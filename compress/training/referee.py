@@ -12,6 +12,7 @@ from ...benchmarks.tasks import Agreement, Task, UserTask
 from ...runtime.preprocessing import Preprocessing
 from ...runtime.tensors import Arrays, TensorSpec
 from .objective import Watched
+from .ways import device_of
 
 _BATCH = 64
 _HELD_BYTES = 256 * 2**20
@@ -84,7 +85,7 @@ class Referee:
 
 
 def _run(network: nn.Module, feeds: Arrays) -> Arrays:
-    device = next((one.device for one in network.parameters()), torch.device("cpu"))
+    device = device_of(network)
     with torch.inference_mode():
         placed = {key: torch.as_tensor(value).to(device) for key, value in feeds.items()}
         outputs, _ = Watched(network, (), ())(placed)

@@ -141,9 +141,11 @@ class NvidiaEngine(Engine):
 
     def _unload(self) -> None:
         if self._running is not None:
-            self._keep_kernels()
-            self._running.close()
-            self._running = None
+            try:
+                self._keep_kernels()
+            finally:
+                self._running.close()
+                self._running = None
 
     def _kept_kernels(self) -> bytes | None:
         if not self.compiles_late or self.options.cache is None:
