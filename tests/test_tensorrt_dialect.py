@@ -23,14 +23,7 @@ from onnx import TensorProto, numpy_helper
 from safetensors.torch import load_file
 from torch import nn
 
-from edgepress.export import (
-    Graph,
-    calibrate,
-    dialect,
-    plan_int8,
-    settle_fp16,
-    write_qdq,
-)
+from edgepress.export import Graph, calibrate, dialect, plan_int8, settle_fp16, write_qdq
 from edgepress.export.bias import correct_biases
 from edgepress.export.capture import capture
 from edgepress.export.dialects.qdq import Quantized
