@@ -121,6 +121,13 @@ def _show_share(console: Console, found: Slowness) -> None:
         f"{found.int8_ms:.3f} of {found.total_ms:.3f} ms ({_percent(found.share(found.int8_ms))}); "
         f"{len(found.fallen)} nodes fell out"
     )
+    if found.lost:
+        name, why = next(iter(found.lost.items()))
+        console.say(
+            f"  WRONG       {found.engine} loses the float16 biases of {len(found.lost)} layers "
+            f"when it makes int32 of them, and computes something else. '{name}': {why}. "
+            "'edgepress transcode' writes float32, which bears them."
+        )
 
 
 def _ms(time_ms: float | None) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import onnx
 
@@ -24,6 +24,7 @@ from .dialects import Dialect
 from .exact import initializers_are_not_inputs
 from .fusion_rules import RULES, TITLES, Finding, Rules
 from .graph import IR_VERSION, name_nodes
+from .lost_biases import lost_biases
 from .onnx_files import check_valid, fold_casts, is_quantized, read_onnx
 from .timed import Timed, timed
 
@@ -85,6 +86,7 @@ class Slowness:
         by_rule: Cost by the first rule broken, dearest first; stray quantizers among them. Without
             times every rule broken counts, the commonest first.
         counts: Nodes by rule, as in ``by_rule``.
+        lost: Layers whose bias the engine loses, and why; what it computes is wrong then.
     """
 
     engine: str
@@ -96,6 +98,7 @@ class Slowness:
     fallen: tuple[Fallen, ...]
     by_rule: Mapping[str, float | None]
     counts: Mapping[str, int]
+    lost: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def to_dict(self) -> dict[str, object]:
         """JSON form."""
@@ -117,6 +120,7 @@ class Slowness:
                 for rule, cost in self.by_rule.items()
             ],
             "fallen": [node.to_dict() for node in self.fallen],
+            "lost_biases": dict(self.lost),
         }
 
     def share(self, part_ms: float | None) -> float | None:
@@ -183,7 +187,8 @@ def why_slow(
         accounted |= around | {home.name}
         costs = sum(seen.kernels[name].ms for name in around)
         fallen.append(Fallen(node.name, node.op_type, rules.findings(node), home.told, own, costs))
-    return _told(tuple(fallen), seen, accounted)
+    told = _told(tuple(fallen), seen, accounted)
+    return replace(told, lost=lost_biases(model)) if engine == "onnxruntime" else told
 
 
 def _by_rules(model: onnx.ModelProto, rules: BuilderRules, title: str) -> Slowness:
