@@ -119,7 +119,8 @@ class Telling:
             reach = max(-low, high)
             return spanning(-reach, reach)
         least, most = self._ends_of(other)
-        return spanning(min(low - most, 0.0), max(high - least, 0.0))
+        low, high = min(low - most, 0.0), max(high - least, 0.0)
+        return spanning(low, high) if low < high else None
 
     def _ends_of(self, name: str) -> tuple[float, float]:
         """The least and the most that a quantized tensor can be."""

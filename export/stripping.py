@@ -325,6 +325,8 @@ class _Stripper:
         """Clip on codes, which torch writes for a fake quantizer of fewer than 256 levels."""
         if any(one and one not in self.constants for one in node.input[1:]):
             return False
+        if sum(node.input[0] in one.input for one in self.given.graph.node) > 1:
+            return False  # somebody reads what is not clipped
         name, codes = self.coded[node.input[0]]
         low, high = [*node.input[1:], "", ""][:2]
         fewer = replace(

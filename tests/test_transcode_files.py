@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 from edgepress.__main__ import main
 from edgepress.export.dialects import dialect
 from edgepress.export.inspection import inspect_onnx
+from edgepress.export.kept_codes import keep_codes
 from edgepress.export.slowness import why_slow
 from edgepress.export.transcoding import Transcoded, transcode
 from edgepress.runtime import BoundError, EngineError, EngineOptions, InputError
@@ -186,6 +187,31 @@ def test_codes_clipped_to_fewer_levels_are_followed(tmp_path: Path) -> None:
     found = transcode(path, X86)
     assert kernels(found.model)["QLinearConv"] == 2
     assert found.equality.layer_steps <= 1.01
+
+
+def test_codes_that_somebody_reads_before_they_are_clipped_are_refused(tmp_path: Path) -> None:
+    net = Net(8)
+    scale, zero = net.constant(np.float32(0.03)), net.constant(np.uint8(0))
+    codes = net.op("QuantizeLinear", net.op("Relu", "x"), scale, zero)
+    fewer = net.op("Clip", codes, net.constant(np.uint8(0)), net.constant(np.uint8(7)))
+    both = [net.op("DequantizeLinear", one, scale, zero) for one in (codes, fewer)]
+    path = net.write(tmp_path / "a.onnx", net.op("Add", *both))
+    with pytest.raises(InputError) as caught:
+        transcode(path, X86)
+    assert caught.value.code == "E_OP"
+    assert "(Clip) computes on codes" in caught.value.message
+
+
+def test_weights_on_no_grid_are_not_cut_off_beside_uint8(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = rng.integers(-20, 201, (3, 64)) * 0.01
+    weights[:, :2] = 2.0, -0.2
+    weights[2] = rng.normal(size=64)
+    found = keep_codes(weights.astype(np.float32), 0, 127, uint8_weights=True)
+    meant = (found.codes.astype(np.float64) - found.zero_point) * found.scale[:, None]
+    assert (np.abs(meant - weights) <= 0.51 * found.scale[:, None]).all()
+    alone = keep_codes(weights[:2].astype(np.float32), 0, 127, uint8_weights=True)
+    assert (alone.codes.dtype, alone.zero_point) == (np.uint8, 20)
 
 
 def test_float16_between_the_quantizers_becomes_float32(tmp_path: Path) -> None:
