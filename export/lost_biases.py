@@ -24,6 +24,8 @@ from .onnx_files import constant_tensors
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm")
 _ABSORBED = ("Relu", "Clip")
+_MOVED = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice")
+"""Operators that quantizers are moved up over before."""
 
 
 def lost_biases(model: onnx.ModelProto) -> dict[str, str]:
@@ -61,9 +63,11 @@ def lost_biases(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def _before_codes(node: onnx.NodeProto, walk: Walk) -> bool:
-    """Whether nothing but a quantizer reads it, an activation function between them or not."""
+    """Whether nothing but a quantizer reads it, through what it absorbs or is moved over."""
     reader = walk.only_consumer(node.output[0])
     if reader is not None and reader.op_type in _ABSORBED:
+        reader = walk.only_consumer(reader.output[0])
+    while reader is not None and reader.op_type in _MOVED:
         reader = walk.only_consumer(reader.output[0])
     return reader is not None and reader.op_type == "QuantizeLinear"
 
