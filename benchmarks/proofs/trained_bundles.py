@@ -2,8 +2,8 @@
 
 ::
 
-    python benchmarks/proofs/trained_bundles.py [NAME ...] [--resume] [--further] [--work FOLDER]
-        [--out benchmarks/results/bundles]
+    python benchmarks/proofs/trained_bundles.py [NAME ...] [--resume] [--further [RECIPE]]
+        [--minutes M] [--work FOLDER] [--out benchmarks/results/bundles]
 
 Every name below is one run of ``edgepress compress`` on CIFAR-10's training pictures: a part of them chooses, and
 ``test_a`` is only scored. EfficientNet-Lite0 learns from 1,500 pictures without labels, ImageNet's and Imagenette's, by
@@ -11,8 +11,8 @@ its agreement with the original. What it ships is copied to ``--out``: the bundl
 of the training in its manifest, and beside it the trained network's weights. ``NAME-int8`` quantizes what ``NAME``
 trained, whose weights it finds there; a run may cut what another has trained once more, and then learns from the
 original like every other. ``--resume`` goes on with a training that was interrupted; ``--further`` trains
-what is on record once more (``recipes/further.toml``) and puts that in its place, beside the manifest of the training
-before (``NAME.1.json``, and so on). ``trade_off.py`` reads the bundles.
+what is on record once more (by ``recipes/further.toml``, or another that is named) and puts that in its place, beside the
+manifest of the training before (``NAME.1.json``, and so on). ``trade_off.py`` reads the bundles.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--further", action="store_true")
+    parser.add_argument("--further", nargs="?", const=_FURTHER, metavar="RECIPE")
+    parser.add_argument("--minutes", type=float, help="Of training, in the place of the run's own.")
     parser.add_argument("--work", type=Path, default=Path(".work/trained"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/bundles"))
     given = parser.parse_args()
@@ -97,7 +98,7 @@ def main() -> None:
         parser.error(f"no run is called {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     for name in given.names or known:
         given.out.mkdir(parents=True, exist_ok=True)
-        made = make(name, given.work, given.out, resume=given.resume, further=given.further)
+        made = make(name, given)
         kept = given.out / name
         if kept.exists():
             if given.further and not name.endswith(_INT8):
@@ -112,16 +113,9 @@ def earlier(bundle: Path) -> list[Path]:
     return sorted(bundle.parent.glob(f"{bundle.name}.[0-9]*.json"))
 
 
-def make(name: str, work: Path, kept: Path, *, resume: bool, further: bool = False) -> Path:
-    """Run what is called so; the bundle's folder.
-
-    Args:
-        name: Of a run, or with ``-int8`` behind it.
-        work: Where it is made.
-        kept: Where trained weights are kept.
-        resume: Go on with an interrupted training.
-        further: Begin with the weights on record.
-    """
+def make(name: str, given: argparse.Namespace) -> Path:
+    """Run what is called so (or with ``-int8`` behind it), as the command line says; the bundle's folder."""
+    work, kept, resume, further = given.work, given.out, given.resume, given.further
     run, int8 = run_of(name), name.endswith(_INT8)
     data, test = pictures(run.network, work)
     model, weights = run.network.files()
@@ -130,9 +124,9 @@ def make(name: str, work: Path, kept: Path, *, resume: bool, further: bool = Fal
         model, weights = run.made_by, str(kept / f"{name.removesuffix(_INT8)}.safetensors")
         told = ("--recipe", "int8", "--max-drop", run.int8_drop)
     else:
-        recipe = _FURTHER if further else run.recipe
+        recipe = further or run.recipe
         told = ("--recipe", _HERE / "recipes" / recipe, "--max-drop", run.max_drop)
-        told += ("--max-train-minutes", run.minutes)
+        told += ("--max-train-minutes", given.minutes or run.minutes)
         told += ("--weights-out", kept / f"{name}.safetensors")
         if further or run.cut is not None:
             start = work / f"{name}.before.safetensors"
