@@ -163,13 +163,15 @@ def _readers(blame: Blame) -> dict[str, list[NodeBlame]]:
 
 
 def _choice(node: NodeBlame, chosen: frozenset[str], blame: Blame, bound: float | None) -> Choice:
-    saves = node.float_ms - node.int8_ms
+    """Why a node is in what it is in: the time and the noise of all that shares its kernel."""
+    kernel = [one for one in blame.nodes if one is node or one.name in node.together]
+    saves = sum(one.float_ms - one.int8_ms for one in kernel)
     if node.name in chosen:
         return Choice("int8", f"measured: saves {saves:.3f} ms of {blame.float_ms:.3f} ms")
     tensors = {one.name: one for one in blame.tensors}
-    near = [tensors[name] for name in (*node.reads, *node.gives) if name in tensors]
-    lost = max(node.damage.values(), default=0.0)
-    lost += sum(max(one.damage.values(), default=0.0) for one in near)
+    around = dict.fromkeys(name for one in kernel for name in (*one.reads, *one.gives))
+    near = [tensors[name] for name in around if name in tensors]
+    lost = sum(max(one.damage.values(), default=0.0) for one in (*kernel, *near))
     if saves <= 0:
         return Choice("float32", f"measured: INT8 is {-saves:.3f} ms slower here")
     if bound is not None and lost > bound / 4:
