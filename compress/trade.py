@@ -172,7 +172,9 @@ def _choice(node: NodeBlame, chosen: frozenset[str], blame: Blame, bound: float 
     around = dict.fromkeys(name for one in kernel for name in (*one.reads, *one.gives))
     near = [tensors[name] for name in around if name in tensors]
     lost = sum(max(one.damage.values(), default=0.0) for one in (*kernel, *near))
-    if saves <= 0:
+    if saves == 0:
+        return Choice("float32", "measured: INT8 is no faster here")
+    if saves < 0:
         return Choice("float32", f"measured: INT8 is {-saves:.3f} ms slower here")
     if bound is not None and lost > bound / 4:
         share = 100 * lost

@@ -302,6 +302,8 @@ def test_nodes_of_one_kernel_change_together() -> None:
     assert found.int8 == ()
     reasons = {one.reason for one in found.plan.nodes.values()}
     assert reasons == {"measured: INT8 is 0.100 ms slower here"}, "the time of the kernel"
+    even = decide(replace(blame, nodes=(replace(pair[0], int8_ms=0.8), pair[1])))
+    assert {one.reason for one in even.plan.nodes.values()} == {"measured: INT8 is no faster here"}
     apart = tuple(replace(node, together=(node.name,)) for node in slow.nodes)
     assert decide(replace(slow, nodes=apart)).int8 == ("n1",)
 
