@@ -354,6 +354,10 @@ def test_the_trade_off_is_told_as_measured(
     row["training"] = proof.training([manifest, manifest])
     assert row["training"]["minutes"] == [1.5, 3.0, 4.5, 6.0], "one after the other"
     assert row["training"]["selection"] == [91.0, 92.0, 91.0, 92.0]
+    assert row["training"]["devices"] == ["CPU"], "so it was before manifests named it"
+    later = {"recipe": {"reports": [{"training": {"epochs": epochs, "devices": ["a GPU"]}}]}}
+    row["training"] = proof.training([manifest, later])
+    assert row["training"]["devices"] == ["CPU", "a GPU"]
     original = {"score": {**score, "value": 93.5}, "size_bytes": 4_000_000}
     told = {"originals": {"net": original}, "rows": [row], "fingerprint": fingerprint()}
     table = proof.markdown(told)
@@ -363,7 +367,7 @@ def test_the_trade_off_is_told_as_measured(
         proof.draw(told, tmp_path / "picture.svg")
         assert "original" in (tmp_path / "picture.svg").read_text()
         proof.draw_training(told, tmp_path / "training.svg")
-        assert "minutes" in (tmp_path / "training.svg").read_text()
+        assert "CPU, then a GPU" in (tmp_path / "training.svg").read_text()
 
 
 def test_a_bundle_that_no_run_made_is_refused(

@@ -91,21 +91,26 @@ def measured(bundle: Path, work: Path, preset: str, originals: dict[str, Any]) -
     }
 
 
-def training(manifests: list[dict[str, Any]]) -> dict[str, list[float]] | None:
-    """What the selection pictures scored after each epoch, by minutes; ``None`` where nothing was trained.
+def training(manifests: list[dict[str, Any]]) -> dict[str, list[Any]] | None:
+    """What the selection pictures scored after each epoch, by minutes, and what trained; ``None`` where nothing did.
 
     Args:
         manifests: Of one training after the other.
     """
     minutes: list[float] = []
     selection: list[float] = []
+    devices: dict[str, None] = {}
     for manifest in manifests:
         before = minutes[-1] if minutes else 0.0
         for report in manifest["recipe"]["reports"]:
             epochs = report.get("training", {}).get("epochs", [])
+            devices |= dict.fromkeys(
+                report.get("training", {}).get("devices", ["CPU"] if epochs else [])
+            )
             minutes += [round(before + one["seconds"] / 60, 2) for one in epochs]
             selection += [one["selection"] for one in epochs]
-    return {"minutes": minutes, "selection": selection} if minutes else None
+    found = {"minutes": minutes, "selection": selection, "devices": list(devices)}
+    return found if minutes else None
 
 
 def markdown(told: dict[str, Any]) -> str:
@@ -213,9 +218,11 @@ def draw_training(told: dict[str, Any], path: Path) -> None:
             if row["network"] != name or found is None:
                 continue
             label = f"{row['bundle'].removeprefix(f'{name}-')}: test {row['score']['value']:.2f} %"
+            if found["devices"] != ["CPU"]:
+                label += f" ({', then '.join(found['devices'])})"
             panel.plot(found["minutes"], found["selection"], label=label)
         panel.set_title(name, fontsize=10)
-        panel.set_xlabel("minutes of training, two CPU cores")
+        panel.set_xlabel("minutes of training, on two CPU cores if not said")
         panel.set_ylabel("score of the selection pictures, %")
         panel.set_xlim(left=0)
         panel.legend(fontsize=8, loc="lower right")
