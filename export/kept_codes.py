@@ -73,8 +73,8 @@ def keep_codes(
     usable = (kept > 1e-18) & (kept >= needed)
     given = _codes(rows, largest)
     held = _type_for(given[usable], limit, uint8_weights)
-    if held is not None and not usable.all() and held[0] == "uint8":
-        held = held if limit <= held[1] <= 255 - limit else None  # others need both sides of 0
+    if held and held[0] == "uint8" and not usable.all() and not limit <= held[1] <= 255 - limit:
+        held = None  # what is quantized anew lies on both sides of 0
     if held is None:  # some channels have more codes than there is room for
         usable &= np.array([_type_for(row, limit, False) is not None for row in given])
         held = ("int8", 0)

@@ -5,7 +5,7 @@ product of the scales of its input and its weights. Where floats are float16, th
 product is computed in float16, which ends at 65,504: a larger one becomes infinity, and then the
 least code of int32. The file computes something else as soon as it is optimized at all.
 
-When it is exact: for versions 1.27 to 1.31; earlier ones were not tried.
+When it is exact: for version 1.31.1; others were not tried.
 
 Source: onnxruntime/core/optimizer/qdq_transformer/weight_bias_quantization.cc.
 """
@@ -35,18 +35,22 @@ def lost_biases(model: onnx.ModelProto) -> dict[str, str]:
         model: The file, its nodes named.
     """
     walk = Walk(model)
-    constants = {name: numpy_helper.to_array(tensor) for name, tensor in constant_tensors(model)}
+    halves = {
+        name: numpy_helper.to_array(tensor)
+        for name, tensor in constant_tensors(model)
+        if tensor.data_type == onnx.TensorProto.FLOAT16
+    }
     found: dict[str, str] = {}
     for node in model.graph.node:
         if node.op_type not in _LAYERS or len(node.input) < 3 or not _before_codes(node, walk):
             continue
-        bias = constants.get(node.input[2])
-        scales = [_scale(name, walk, constants) for name in node.input[:2]]
-        if bias is None or bias.dtype != np.float16 or scales[0] is None or scales[1] is None:
+        bias = halves.get(node.input[2])
+        of_input, of_weights = (_scale(name, walk, halves) for name in node.input[:2])
+        if bias is None or of_input is None or of_weights is None:
             continue
         with np.errstate(all="ignore"):
-            product = np.asarray(scales[0] * scales[1], np.float16)
-            codes = np.abs(bias / product)
+            product = of_input * of_weights
+            codes = bias / product
         lost = ~np.isfinite(codes)
         if lost.any():
             value = float(bias[lost][0])
@@ -72,10 +76,9 @@ def _before_codes(node: onnx.NodeProto, walk: Walk) -> bool:
     return reader is not None and reader.op_type == "QuantizeLinear"
 
 
-def _scale(name: str, walk: Walk, constants: Mapping[str, Array]) -> Array | None:
+def _scale(name: str, walk: Walk, halves: Mapping[str, Array]) -> Array | None:
     """The constant float16 scale that ``name`` was dequantized by."""
     maker = walk.producer.get(name)
-    if maker is None or maker.op_type != "DequantizeLinear":
+    if maker is None or maker.op_type != "DequantizeLinear" or maker.input[1] not in halves:
         return None
-    scale = constants.get(maker.input[1])
-    return scale.reshape(-1) if scale is not None and scale.dtype == np.float16 else None
+    return halves[maker.input[1]].reshape(-1)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import onnx
 
@@ -98,7 +98,7 @@ class Slowness:
     fallen: tuple[Fallen, ...]
     by_rule: Mapping[str, float | None]
     counts: Mapping[str, int]
-    lost: Mapping[str, str] = field(default_factory=dict[str, str])
+    lost: Mapping[str, str]
 
     def to_dict(self) -> dict[str, object]:
         """JSON form."""
@@ -187,8 +187,8 @@ def why_slow(
         accounted |= around | {home.name}
         costs = sum(seen.kernels[name].ms for name in around)
         fallen.append(Fallen(node.name, node.op_type, rules.findings(node), home.told, own, costs))
-    told = _told(tuple(fallen), seen, accounted)
-    return replace(told, lost=lost_biases(model)) if engine == "onnxruntime" else told
+    lost = lost_biases(model) if engine == "onnxruntime" else {}
+    return _told(tuple(fallen), seen, accounted, lost)
 
 
 def _by_rules(model: onnx.ModelProto, rules: BuilderRules, title: str) -> Slowness:
@@ -208,10 +208,14 @@ def _by_rules(model: onnx.ModelProto, rules: BuilderRules, title: str) -> Slowne
         error = f"{first.rule} at '{refused[0].node}' and {len(refused) - 1} more"
     by_rule = dict.fromkeys(rule for rule, _ in counts.most_common())
     good = len(asked) - len(fallen)
-    return Slowness(title, not error, error, None, None, good, tuple(fallen), by_rule, dict(counts))
+    return Slowness(
+        title, not error, error, None, None, good, tuple(fallen), by_rule, dict(counts), {}
+    )
 
 
-def _told(fallen: tuple[Fallen, ...], seen: Timed, accounted: set[str]) -> Slowness:
+def _told(
+    fallen: tuple[Fallen, ...], seen: Timed, accounted: set[str], lost: Mapping[str, str]
+) -> Slowness:
     costs: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)
     for node in fallen:
@@ -235,4 +239,5 @@ def _told(fallen: tuple[Fallen, ...], seen: Timed, accounted: set[str]) -> Slown
         tuple(sorted(fallen, key=lambda node: -(node.cost_ms or 0.0))),
         dict(sorted(costs.items(), key=lambda pair: pair[1], reverse=True)),
         dict(counts),
+        lost,
     )

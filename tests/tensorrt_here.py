@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
-from edgepress.__main__ import main
 from edgepress.runtime import EngineError, MissingExtraError
 from edgepress.runtime.engines import import_backend
 from edgepress.runtime.nvidia.driver import cuda
@@ -43,11 +40,3 @@ def installed(name: str) -> bool:
 needs_rtx = pytest.mark.skipif(
     not installed("tensorrt-rtx"), reason="the extra tensorrt-rtx is not installed"
 )
-
-
-def run_cli(capture: pytest.CaptureFixture[str], *words: object) -> tuple[int, dict[str, Any]]:
-    with pytest.raises(SystemExit) as ended:
-        main([*map(str, words), "--json"])
-    told = capture.readouterr()
-    assert isinstance(ended.value.code, int), told.err
-    return ended.value.code, json.loads(told.out)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import run_cli
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
@@ -86,14 +87,6 @@ def pictures(count: int = 64, channels: int = 3) -> tuple[Any, Any]:
 def made(model: Any, data: Any, folder: Path, **options: Any) -> Bundle:
     """A float32 bundle, which takes no timing; the parts around INT8 are the same."""
     return compress(model, data, out=folder / "out", recipe=FLOAT32, **options)
-
-
-def run_cli(capture: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
-    with pytest.raises(SystemExit) as ended:
-        main([*words, "--json"])
-    told = capture.readouterr()
-    assert isinstance(ended.value.code, int), told.err
-    return ended.value.code, json.loads(told.out)
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import run_cli
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
 if importlib.util.find_spec("openvino") is None:  # importing it here would send telemetry
     pytest.skip("the extra openvino is not installed", allow_module_level=True)
 
-from edgepress.__main__ import main
 from edgepress.benchmarks.comparison import Comparison, compare
 from edgepress.benchmarks.measurement import Preset
 from edgepress.compress import compress
@@ -31,14 +31,6 @@ from edgepress.runtime.engines.openvino import has_bf16
 
 BLINK = Preset("blink", 0.05, 64, 0.2, 1, 5.0)
 CALIBRATION, TEST = 80, 200
-
-
-def run_cli(capture: pytest.CaptureFixture[str], *words: object) -> tuple[int, dict[str, Any]]:
-    with pytest.raises(SystemExit) as ended:
-        main([*map(str, words), "--json"])
-    told = capture.readouterr()
-    assert isinstance(ended.value.code, int), told.err
-    return ended.value.code, json.loads(told.out)
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_line import run_cli
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
@@ -73,14 +73,6 @@ def made(home: Path, tmp_path: Path) -> Callable[..., Bundle]:
         )
 
     return run
-
-
-def run_cli(capture: pytest.CaptureFixture[str], *words: object) -> tuple[int, dict[str, Any]]:
-    with pytest.raises(SystemExit) as ended:
-        main([*map(str, words), "--json"])
-    told = capture.readouterr()
-    assert isinstance(ended.value.code, int), told.err
-    return ended.value.code, json.loads(told.out)
 
 
 # ---------------------------------------------------------------- one bundle

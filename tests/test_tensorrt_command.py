@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tensorrt_here import Tiny, needs_rtx, run_cli, without_gpu
+from command_line import run_cli
+from tensorrt_here import Tiny, needs_rtx, without_gpu
 
 from edgepress.__main__ import main
 from edgepress.runtime import Bundle

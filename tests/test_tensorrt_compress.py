@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_line import run_cli
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
 import onnx
 
-from edgepress.__main__ import main
 from edgepress.compress import Recipe, compress
 from edgepress.compress.unproven import check_device, missing_device
 from edgepress.runtime import Bundle, EngineError, InputError, MissingExtraError, Session
@@ -27,14 +26,6 @@ pytestmark = [
     ),
 ]
 CALIBRATION, TEST = 60, 200
-
-
-def run_cli(capture: pytest.CaptureFixture[str], *words: object) -> tuple[int, dict[str, Any]]:
-    with pytest.raises(SystemExit) as ended:
-        main([*map(str, words), "--json"])
-    told = capture.readouterr()
-    assert isinstance(ended.value.code, int), told.err
-    return ended.value.code, json.loads(told.out)
 
 
 def has_builder() -> bool:

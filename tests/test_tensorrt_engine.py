@@ -20,16 +20,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tensorrt_here import (
-    ENGINES,
-    Tiny,
-    every_engine,
-    gpu,
-    installed,
-    needs_rtx,
-    run_cli,
-    without_gpu,
-)
+from command_line import run_cli
+from tensorrt_here import ENGINES, Tiny, every_engine, gpu, installed, needs_rtx, without_gpu
 
 from edgepress.runtime import (
     Bundle,

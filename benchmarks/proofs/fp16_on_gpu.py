@@ -7,8 +7,8 @@
 Needs an NVIDIA GPU and ``onnxruntime-gpu`` in the place of ``onnxruntime``, and networks that
 ``network_matrix.py --steps capture --keep FOLDER`` has left. Of each the graphs that TensorRT is given are made (FP16,
 and INT8 with FP16 around it), simulated on the CPU, and run by ONNX Runtime's CUDA kernels, which compute in real FP16
-and may fuse; where some node had to stay on the CPU the table says so. Beside them stand the same network in float32 on the GPU (in TF32, where
-it has that), and as ONNX Runtime's own converter writes it in FP16, everything cast. All are held against float32 on
+and may fuse; where some node had to stay on the CPU the table says so. Beside them stand the same network in float32 on
+the GPU (in TF32, where it has that), and as ONNX Runtime's own converter writes it in FP16, everything cast. All are held against float32 on
 the CPU. The INT8 graph is run as it stands as well as optimized, where ONNX Runtime loses biases
 (:mod:`edgepress.export.lost_biases`). Nothing is timed: TensorRT's kernels are others.
 """
@@ -17,19 +17,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
 import onnx
 import onnxruntime
-from numpy.typing import NDArray
+import torch
 
+from edgepress.benchmarks import fixed_batch
+from edgepress.benchmarks.agreement import Agreements
 from edgepress.benchmarks.fingerprint import fingerprint
 from edgepress.compress.subject import first_rows, fixed_batches, open_model, with_batch
-from edgepress.export import calibrate, correct_biases, dialect, plan_int8, write_qdq
+from edgepress.export import calibrate
 from edgepress.export.exact import with_opset
 from edgepress.export.fp16 import settle_fp16
 from edgepress.export.fp16_write import simulation
@@ -40,13 +40,12 @@ from edgepress.runtime.engine import EngineOptions
 from edgepress.runtime.engines.onnxruntime import CPU, OnnxRuntimeEngine
 from edgepress.runtime.tensors import Arrays
 from matrix_networks import ENTRIES, Entry
+from matrix_tensorrt import OPSET, in_dialect
 from peer_table import print_machine
 
 Optimize: TypeAlias = Literal["all", "none"]
 CUDA = "CUDAExecutionProvider"
 CALIBRATION, TEST = 16, 32
-_OPSET = 19
-_EXACT_DB = 300.0
 
 
 def main() -> None:
@@ -86,8 +85,6 @@ def kept(folder: Path, name: str) -> bool:
 
 def gpu_name() -> str:
     """What the graphs run on."""
-    import torch
-
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
 
 
@@ -97,17 +94,14 @@ def one(entry: Entry, folder: Path, provider: str) -> dict[str, Any]:
     assert isinstance(given, Graph)
     part = entry.share(0, CALIBRATION)
     example = first_rows(part, given.inputs, how, 2)
-    graph = with_opset(given, _OPSET, with_batch(example, given))
+    graph = with_opset(given, OPSET, with_batch(example, given))
     batches = fixed_batches(graph, part, how)
     feeds = first_rows(entry.share(CALIBRATION, TEST), graph.inputs, how, TEST)
     exact = run(graph.model, feeds, CPU)
     ranges = calibrate(graph, batches)
     settled = settle_fp16(graph, ranges, batches)
-    spoken = dialect("tensorrt")
-    codes = write_qdq(graph, ranges, plan_int8(graph, ranges, spoken), spoken)
-    largest = max(tensor.elements for tensor in ranges.tensors.values())
-    codes, _ = correct_biases(graph, codes, batches, largest_tensor=largest)
-    both = settle_fp16(graph, ranges, batches, quantized=codes.model)
+    codes, _ = in_dialect("tensorrt")(graph, ranges, batches, {})
+    both = settle_fp16(graph, ranges, batches, quantized=codes)
     found: dict[str, Any] = {
         "trained": entry.trained,
         "classes": entry.network is not None and entry.network.judged in ("top-1", "same top-1"),
@@ -140,17 +134,9 @@ def cast(exact: Arrays, model: bytes, feeds: Arrays, provider: str) -> dict[str,
 
 
 def run(model: bytes, feeds: Arrays, provider: str, optimize: Optimize = "all") -> Arrays:
-    """The outputs, sample by sample put together where the batch is fixed."""
-    options = EngineOptions(provider=provider, optimize=optimize)
-    with OnnxRuntimeEngine(model, options) as engine:
-        fixed = next((spec.batch for spec in engine.inputs if spec.batch is not None), None)
-        count = len(next(iter(feeds.values())))
-        size = fixed or count
-        parts = [
-            engine.run({name: array[i : i + size] for name, array in feeds.items()})
-            for i in range(0, count, size)
-        ]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    """The outputs for all samples."""
+    with OnnxRuntimeEngine(model, EngineOptions(provider=provider, optimize=optimize)) as engine:
+        return fixed_batch(engine.run, engine.inputs)(feeds)
 
 
 def beside(
@@ -161,18 +147,19 @@ def beside(
         outputs = run(model, feeds, provider, optimize)
     except EdgepressError as error:
         return {"failed": f"{error.code}: {error.message}"[:200]}
+    agreements = Agreements()
+    agreements.add(outputs, exact, TEST)
+    found = [one.to_dict() for one in agreements.outputs.values()]
     told: dict[str, Any] = {
-        "sqnr_db": min(decibels(exact[name], outputs[name]) for name in exact),
-        "cosine": min(cosine(exact[name], outputs[name]) for name in exact),
-        "finite": all(bool(np.isfinite(value).all()) for value in outputs.values()),
+        "sqnr_db": min(
+            (one["sqnr_db"] for one in found if one["sqnr_db"] is not None), default=None
+        ),
+        "finite": not any(one["non_finite"] for one in found),
     }
     if provider != CPU:
         told["whole"] = whole(model, provider)
-    if len(exact) == 1:
-        (name,) = exact
-        if exact[name].ndim == 2:
-            same = exact[name].argmax(1) == outputs[name].argmax(1)
-            told["same_class"] = float(same.mean())
+    if len(found) == 1 and "top1_agreement_percent" in found[0]:
+        told["same_class"] = found[0]["top1_agreement_percent"] / 100
     return told
 
 
@@ -186,26 +173,6 @@ def whole(model: bytes, provider: str) -> bool:
     except Exception:  # its own types, none of which tells this from the rest
         return False
     return True
-
-
-def decibels(exact: NDArray[Any], found: NDArray[Any]) -> float:
-    """Signal over noise; 300 where they are equal, -300 where something is no number."""
-    one, other = exact.astype(np.float64), found.astype(np.float64)
-    if not np.isfinite(other).all():
-        return -_EXACT_DB
-    noise, signal = float(((one - other) ** 2).sum()), float((one**2).sum())
-    if noise == 0:
-        return _EXACT_DB
-    return float(np.clip(10 * math.log10(max(signal, 1e-300) / noise), -_EXACT_DB, _EXACT_DB))
-
-
-def cosine(exact: NDArray[Any], found: NDArray[Any]) -> float:
-    """Of all values at once; -1 where something is no number."""
-    one, other = exact.astype(np.float64).ravel(), found.astype(np.float64).ravel()
-    if not np.isfinite(other).all():
-        return -1.0
-    size = float(np.linalg.norm(one) * np.linalg.norm(other))
-    return float(one @ other) / size if size else 1.0
 
 
 def markdown(told: Mapping[str, Any]) -> str:
@@ -222,9 +189,9 @@ def markdown(told: Mapping[str, Any]) -> str:
         "",
     ]
     print_machine(lines, told["fingerprint"])
-    lines += ["", *told.get("remarks", [])]
     lines += [
         "",
+        *told.get("remarks", []),  # of a record of which a part is missing
         "| network | float32, GPU | nodes in FP16 (float32) | FP16 foretold | FP16, GPU | all cast, GPU "
         "| INT8 and FP16 foretold | GPU, as it stands | GPU, optimized | biases lost |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -254,7 +221,7 @@ def shown(found: Mapping[str, Any] | None, classes: bool) -> str:
         return f"failed: {found['failed']}"
     if not found["finite"]:
         return "not finite"
-    text = "equal" if found["sqnr_db"] == _EXACT_DB else f"{found['sqnr_db']:.1f} dB"
+    text = "equal" if found["sqnr_db"] is None else f"{found['sqnr_db']:.1f} dB"
     same = found.get("same_class")
     if same is not None and classes:
         text += f" ({100 * same:.0f} %)"

@@ -25,7 +25,7 @@ from edgepress.runtime.nvidia import BuildOptions
 from edgepress.runtime.nvidia.builder import build_engine
 from matrix_networks import Entry
 
-_OPSET = 19
+OPSET = 19
 _MINUTES = 5
 
 
@@ -71,7 +71,7 @@ def parse_and_build(
     assert isinstance(given, Graph)
     part = pictures.split(calibration, 0, own_test=True).calibration
     example = first_rows(part, given.inputs, how, 2)
-    graph = with_opset(given, _OPSET, with_batch(example, given))
+    graph = with_opset(given, OPSET, with_batch(example, given))
     batches = fixed_batches(graph, part, how)
     ranges, macs = calibrate(graph, batches), count_macs(graph, with_batch(example, graph))
     judge = Judge(graph, Agreement(), how, example, lambda *_: None)
