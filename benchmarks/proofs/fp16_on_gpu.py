@@ -5,7 +5,7 @@
     python benchmarks/proofs/fp16_on_gpu.py --keep FOLDER [--only NETWORK,...] [--out benchmarks/results/fp16_on_gpu]
 
 Needs an NVIDIA GPU and ``onnxruntime-gpu`` in the place of ``onnxruntime``, and networks that
-``network_matrix.py --steps capture --keep FOLDER`` has left. Of each the graphs that TensorRT is given are made (FP16,
+``network_matrix.py --keep FOLDER`` has left. Of each the graphs that TensorRT is given are made (FP16,
 and INT8 with FP16 around it), simulated on the CPU, and run by ONNX Runtime's CUDA kernels, which compute in real FP16
 and may fuse; where some node had to stay on the CPU the table says so. Beside them stand the same network in float32 on
 the GPU (in TF32, where it has that), and as ONNX Runtime's own converter writes it in FP16, everything cast. All are held against float32 on
