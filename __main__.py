@@ -24,23 +24,37 @@ if TYPE_CHECKING:
 class _Entry(NamedTuple):
     """Where a command lives, and the line that ``edgepress --help`` shows for it."""
 
-    room: str
+    module: str
     summary: str
 
 
 COMMANDS = {
-    "compress": _Entry("compress", "Turn a trained backbone into a verified bundle."),
-    "export": _Entry("compress", "Write a trained backbone as a clean float32 ONNX file."),
-    "evaluate": _Entry("compress", "Score a bundle, an ONNX file or a torch factory."),
-    "predict": _Entry("runtime", "Run a bundle on pictures."),
-    "bench": _Entry("benchmarks", "Measure latency, size, load time and memory; compare two."),
-    "inspect": _Entry("compress", "Show what is in a bundle or an ONNX file, and how it was made."),
-    "transcode": _Entry("export", "Rewrite an INT8 ONNX file of any tool so that it runs fast."),
-    "verify": _Entry("runtime", "Check a bundle's hashes, schema and golden self-test."),
-    "pack": _Entry("runtime", "Write a bundle folder as one .zip that every command reads."),
-    "combine": _Entry("runtime", "Join bundles of one network for several targets into one."),
-    "engine": _Entry("runtime.nvidia", "Build a bundle's engine for this machine's NVIDIA GPU."),
-    "doctor": _Entry("runtime", "Prove the engines of this machine by running a tiny model."),
+    "compress": _Entry("compress.commands", "Turn a trained backbone into a verified bundle."),
+    "export": _Entry("compress.commands", "Write a trained backbone as a clean float32 ONNX file."),
+    "evaluate": _Entry("compress.commands", "Score a bundle, an ONNX file or a torch factory."),
+    "predict": _Entry("runtime.commands", "Run a bundle on pictures."),
+    "bench": _Entry(
+        "benchmarks.commands", "Measure latency, size, load time and memory; compare two."
+    ),
+    "inspect": _Entry(
+        "compress.commands", "Show what is in a bundle or an ONNX file, and how it was made."
+    ),
+    "transcode": _Entry(
+        "export.commands", "Rewrite an INT8 ONNX file of any tool so that it runs fast."
+    ),
+    "verify": _Entry("runtime.commands", "Check a bundle's hashes, schema and golden self-test."),
+    "pack": _Entry(
+        "runtime.commands", "Write a bundle folder as one .zip that every command reads."
+    ),
+    "combine": _Entry(
+        "runtime.commands", "Join bundles of one network for several targets into one."
+    ),
+    "engine": _Entry(
+        "runtime.engine_commands", "Build a bundle's engine for this machine's NVIDIA GPU."
+    ),
+    "doctor": _Entry(
+        "runtime.commands", "Prove the engines of this machine by running a tiny model."
+    ),
 }
 
 _EXTRAS = {
@@ -64,7 +78,7 @@ class _Rooms(click.Group):
         entry = COMMANDS.get(cmd_name)
         if entry is None:
             return None
-        module = importlib.import_module(f"{__package__}.{entry.room}.commands")
+        module = importlib.import_module(f"{__package__}.{entry.module}")
         command = getattr(module, cmd_name)
         if not isinstance(command, click.Command):
             raise TypeError(f"{module.__name__}.{cmd_name} is not a click command")

@@ -10,13 +10,16 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:
-    from .comparison import Comparison, compare
-    from .images import Batch, Images, Split
-    from .latency import measure
-    from .measurement import Latency, Measurement, Preset
-    from .running import Run, fixed_batch
-    from .tasks import Agreement, Classification, Score, Task, UserTask, task
-    from .tasks_embeddings import Retrieval, Verification
+    from .data.batch_runner import Run, fixed_batch
+    from .data.images import Batch, Images, Split
+    from .latency.comparison import Comparison, compare
+    from .latency.latency import measure
+    from .latency.measurement import Latency, Measurement, Preset
+    from .tasks.agreement_task import Agreement
+    from .tasks.classification import Classification
+    from .tasks.embeddings import Retrieval, Verification
+    from .tasks.task import Score, Task, UserTask
+    from .tasks.task_by_name import task
 
 __all__ = [
     "Agreement",
@@ -41,25 +44,25 @@ __all__ = [
 ]
 
 _HOME = {
-    "Agreement": "tasks",
-    "Batch": "images",
-    "Classification": "tasks",
-    "Comparison": "comparison",
-    "Images": "images",
-    "Latency": "measurement",
-    "Measurement": "measurement",
-    "Preset": "measurement",
-    "Retrieval": "tasks_embeddings",
-    "Run": "running",
-    "Score": "tasks",
-    "Split": "images",
-    "Task": "tasks",
-    "UserTask": "tasks",
-    "Verification": "tasks_embeddings",
-    "compare": "comparison",
-    "fixed_batch": "running",
-    "measure": "latency",
-    "task": "tasks",
+    "Agreement": "tasks.agreement_task",
+    "Batch": "data.images",
+    "Classification": "tasks.classification",
+    "Comparison": "latency.comparison",
+    "Images": "data.images",
+    "Latency": "latency.measurement",
+    "Measurement": "latency.measurement",
+    "Preset": "latency.measurement",
+    "Retrieval": "tasks.embeddings",
+    "Run": "data.batch_runner",
+    "Score": "tasks.task",
+    "Split": "data.images",
+    "Task": "tasks.task",
+    "UserTask": "tasks.task",
+    "Verification": "tasks.embeddings",
+    "compare": "latency.comparison",
+    "fixed_batch": "data.batch_runner",
+    "measure": "latency.latency",
+    "task": "tasks.task_by_name",
 }
 
 

@@ -11,12 +11,12 @@ from typing import ParamSpec
 import click
 
 from ..runtime.console import Console, report_errors
-from ..runtime.engine import PRECISIONS, Precision
-from ..runtime.engines import ENGINE_NAMES
+from ..runtime.engine_registry import ENGINE_NAMES
+from ..runtime.engines.engine import PRECISIONS, Precision
 from ..runtime.errors import InputError, UnsettledError
-from .comparison import UNSETTLED, Comparison, compare
-from .latency import measure
-from .measurement import PRESETS, Measurement
+from .latency.comparison import UNSETTLED, Comparison, compare
+from .latency.latency import measure
+from .latency.measurement import PRESETS, Measurement
 
 _P = ParamSpec("_P")
 

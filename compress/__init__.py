@@ -10,14 +10,14 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:
-    from .backbone import Backbone
-    from .history import History, Pruned
-    from .losses import EmbeddingLoss, FeatureLoss, LogitLoss, OutputLoss, Taps
+    from .channels.cut_history import History, Pruned
     from .pipeline import compress
-    from .pruning import prune
-    from .recipe import Recipe
-    from .settings import Int8, Prune
-    from .weights import save_weights
+    from .pruning.prune import prune
+    from .recipe.recipe import Recipe
+    from .recipe.settings import Int8, Prune
+    from .source.backbone import Backbone
+    from .source.weights import save_weights
+    from .training.losses import EmbeddingLoss, FeatureLoss, LogitLoss, OutputLoss, Taps
 
 __all__ = [
     "Backbone",
@@ -37,20 +37,20 @@ __all__ = [
 ]
 
 _HOME = {
-    "Backbone": "backbone",
-    "EmbeddingLoss": "losses",
-    "FeatureLoss": "losses",
-    "History": "history",
-    "Int8": "settings",
-    "LogitLoss": "losses",
-    "OutputLoss": "losses",
-    "Prune": "settings",
-    "Pruned": "history",
-    "Recipe": "recipe",
-    "Taps": "losses",
+    "Backbone": "source.backbone",
+    "EmbeddingLoss": "training.losses",
+    "FeatureLoss": "training.losses",
+    "History": "channels.cut_history",
+    "Int8": "recipe.settings",
+    "LogitLoss": "training.losses",
+    "OutputLoss": "training.losses",
+    "Prune": "recipe.settings",
+    "Pruned": "channels.cut_history",
+    "Recipe": "recipe.recipe",
+    "Taps": "training.losses",
     "compress": "pipeline",
-    "prune": "pruning",
-    "save_weights": "weights",
+    "prune": "pruning.prune",
+    "save_weights": "source.weights",
 }
 
 

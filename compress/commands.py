@@ -9,14 +9,14 @@ from typing import Any
 
 import click
 
-from ..benchmarks.images import Batch, Images
-from ..benchmarks.tasks import TASK_NAMES
-from ..benchmarks.tasks import task as task_of
+from ..benchmarks.data.images import Batch, Images
+from ..benchmarks.tasks.task_by_name import TASK_NAMES
+from ..benchmarks.tasks.task_by_name import task as task_of
 from ..runtime.console import Console, report_errors
 from ..runtime.errors import InputError
-from ..runtime.preprocessing import Preprocessing
+from ..runtime.pictures.preprocessing import Preprocessing
 from ..runtime.target import TARGET_NAMES
-from .judging import aligned, open_judged
+from .evaluation.evaluate_sources import aligned, open_judged
 from .report import show_bundle, show_graph, show_score, summary
 
 _weights = click.option(
@@ -158,7 +158,7 @@ def compress(console: Console, model: str, **options: Any) -> None:
     """
     from ..runtime.cache import cache_folder
     from .pipeline import compress as compress_network
-    from .recipe import Recipe
+    from .recipe.recipe import Recipe
 
     data = options.pop("data")
     options["cache"] = cache_folder(options["cache"])
@@ -211,7 +211,7 @@ def export(
     than 13).
     """
     from ..runtime.files import check_file, disk_room, write_file
-    from .exporting import export_graph
+    from .source.export_network import export_graph
 
     check_file(out, force=force)
     given = None if preprocessing is None else Preprocessing.from_toml(preprocessing)
@@ -383,8 +383,8 @@ def inspect(
 
         show_file(console, path, nodes, slow_on=target_name if why_slow else None)
         return
-    from .prunable import as_dict, show_prunable
-    from .prunable import prunable as find
+    from .pruning.explain_groups import as_dict, show_prunable
+    from .pruning.explain_groups import prunable as find
 
     with console.progress() as progress:
         found = find(

@@ -10,19 +10,29 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ..benchmarks.images import Images
-from ..export.capture import evaluating
-from ..runtime.bundle import Bundle
-from ..runtime.combining import combine
+from ..benchmarks.data.images import Images
+from ..export.graph.torch_capture import evaluating
+from ..runtime.bundle.bundle import Bundle
+from ..runtime.bundle.bundle_writer import check_out, write_files
+from ..runtime.bundle.combine import combine
 from ..runtime.errors import InputError
 from ..runtime.files import disk_room
-from ..runtime.preprocessing import Preprocessing
+from ..runtime.pictures.preprocessing import Preprocessing
 from ..runtime.progress import Progress, silent
-from ..runtime.seal import check_out, write_files
-from .backbone import Backbone
-from .judge import Judge
-from .loader_check import check_loader
-from .material import (
+from .distillation.distil_pass import Finetune, School, enrol
+from .evaluation.acceptance import DEFAULT_MAX_DROP
+from .evaluation.evaluator import Judge
+from .evaluation.loader_check import check_loader
+from .pruning.prune_pass import with_limits
+from .quantization.qat_pass import Tuner
+from .recipe.pass_context import RangesOnce
+from .recipe.recipe import Recipe
+from .recipe.settings import Prune, Qat
+from .recipe.target_availability import check_latency, places_of
+from .recipe_runner import Networks, Work, follow
+from .result import Result, check_strict
+from .source.backbone import Backbone
+from .source.data_and_task import (
     AnyTask,
     Data,
     check_labels,
@@ -30,17 +40,7 @@ from .material import (
     shipped_preprocessing,
     suspicions,
 )
-from .passes import RangesOnce
-from .places import check_latency, places_of
-from .prove import DEFAULT_MAX_DROP
-from .pruning_pass import with_limits
-from .qat import Tuner
-from .recipe import Recipe
-from .result import Result, check_strict
-from .route import Networks, Work, follow
-from .settings import Prune, Qat
-from .students import Finetune, School, enrol
-from .subject import (
+from .source.source_network import (
     Model,
     first_rows,
     make_subject,
@@ -48,7 +48,7 @@ from .subject import (
     opset_for,
     torch_network,
 )
-from .weights import check_weights_out, save_weights
+from .source.weights import check_weights_out, save_weights
 
 CALIBRATION_SIZE = 300
 
@@ -101,7 +101,7 @@ def compress(
     Args:
         model: ``path/to/file.py:factory``, ``package.module:factory``, ``timm:NAME``,
             ``torchvision:NAME``, a trained ``.onnx`` file, a torch module (run in evaluation mode,
-            then left as it was), a :class:`~edgepress.compress.backbone.Backbone`, or an
+            then left as it was), a :class:`~edgepress.compress.source.backbone.Backbone`, or an
             ``onnx.ModelProto``.
         data: Pictures for calibration and selection, and for the test where ``test_data`` is not
             given: anything that :meth:`edgepress.benchmarks.Images.of` takes, a DataLoader of

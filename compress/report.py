@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..benchmarks.tasks import Score
-from ..runtime.bundle import Bundle
+from ..benchmarks.tasks.task import Score
+from ..runtime.bundle.bundle import Bundle
+from ..runtime.bundle.manifest import Variant
 from ..runtime.console import Console
-from ..runtime.manifest import Variant
 
 if TYPE_CHECKING:
-    from ..export.graph import Graph
+    from ..export.graph.onnx_graph import Graph
 
 
 def summary(bundle: Bundle) -> dict[str, object]:

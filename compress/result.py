@@ -6,23 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..benchmarks.comparison import Comparison
-from ..benchmarks.fingerprint import fingerprint
-from ..benchmarks.tasks import Score
-from ..export.bundling import Shipped, assemble, synthetic_inputs
-from ..runtime.bundle import Bundle
-from ..runtime.engine import HALVES
+from ..benchmarks.latency.comparison import Comparison
+from ..benchmarks.latency.fingerprint import fingerprint
+from ..benchmarks.tasks.task import Score
+from ..export.bundle_contents import Shipped, assemble, synthetic_inputs
+from ..runtime.build_shapes import for_batches
+from ..runtime.bundle.bundle import Bundle
+from ..runtime.bundle.manifest import MANIFEST, parse_manifest
+from ..runtime.engines.engine import HALVES
 from ..runtime.errors import BoundError
-from ..runtime.manifest import MANIFEST, parse_manifest
-from ..runtime.nvidia.fitting import for_batches
-from ..runtime.preprocessing import Preprocessing
+from ..runtime.pictures.preprocessing import Preprocessing
 from ..runtime.session import Session
 from ..runtime.tensors import Arrays
-from .history import Pruned
-from .material import Material, class_labels
-from .passes import Outcome
-from .prove import Rival, Trial, fallen_back
-from .subject import Subject, with_batch
+from .channels.cut_history import Pruned
+from .evaluation.acceptance import Rival, Trial, fallen_back
+from .recipe.pass_context import Outcome
+from .source.data_and_task import Material, class_labels
+from .source.source_network import Subject, with_batch
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Result:
             cache: Folder for engines that are built.
 
         Raises:
-            InputError: As :func:`edgepress.export.bundling.assemble`.
+            InputError: As :func:`edgepress.export.bundle_contents.assemble`.
             BundleError: Where the runtime would refuse the bundle: nothing is written then.
         """
         graph = self.subject.graph

@@ -10,20 +10,21 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:
-    from .bias import correct_biases
-    from .bundling import Shipped, assemble
-    from .dialects import Dialect, dialect
-    from .dialects.qdq import Quantized, write_qdq
-    from .exact import tidy
-    from .fp16 import Settled, settle_fp16
-    from .graph import Graph, Parity
-    from .inspection import inspect_onnx
-    from .onnx_files import read_onnx
-    from .plan import PrecisionPlan, plan_int8
-    from .ranges import Ranges, calibrate
+    from .bundle_contents import Shipped, assemble
+    from .calibration.ranges import Ranges, calibrate
+    from .fp16.fp16 import Settled, settle_fp16
+    from .graph.normalize import tidy
+    from .graph.onnx_files import read_onnx
+    from .graph.onnx_graph import Graph, Parity
+    from .graph.precision_plan import PrecisionPlan
+    from .inspection.inspect_file import inspect_onnx
+    from .inspection.why_slow import Slowness, why_slow
+    from .int8.bias_correction import correct_biases
+    from .int8.dialect import Dialect, dialect
+    from .int8.int8_plan import plan_int8
+    from .int8.qdq_writer import Quantized, write_qdq
     from .receipt import Receipt, bf16_receipt, count_macs, float_receipt, int8_receipt
-    from .slowness import Slowness, why_slow
-    from .transcoding import Transcoded, transcode
+    from .transcode.transcode import Transcoded, transcode
 
 __all__ = [
     "Dialect",
@@ -56,33 +57,33 @@ __all__ = [
 ]
 
 _HOME = {
-    "Dialect": "dialects",
-    "Graph": "graph",
-    "Parity": "graph",
-    "PrecisionPlan": "plan",
-    "Quantized": "dialects.qdq",
-    "Ranges": "ranges",
+    "Dialect": "int8.dialect",
+    "Graph": "graph.onnx_graph",
+    "Parity": "graph.onnx_graph",
+    "PrecisionPlan": "graph.precision_plan",
+    "Quantized": "int8.qdq_writer",
+    "Ranges": "calibration.ranges",
     "Receipt": "receipt",
-    "Settled": "fp16",
-    "Shipped": "bundling",
-    "Slowness": "slowness",
-    "Transcoded": "transcoding",
-    "assemble": "bundling",
+    "Settled": "fp16.fp16",
+    "Shipped": "bundle_contents",
+    "Slowness": "inspection.why_slow",
+    "Transcoded": "transcode.transcode",
+    "assemble": "bundle_contents",
     "bf16_receipt": "receipt",
-    "calibrate": "ranges",
-    "correct_biases": "bias",
+    "calibrate": "calibration.ranges",
+    "correct_biases": "int8.bias_correction",
     "count_macs": "receipt",
-    "dialect": "dialects",
+    "dialect": "int8.dialect",
     "float_receipt": "receipt",
-    "inspect_onnx": "inspection",
+    "inspect_onnx": "inspection.inspect_file",
     "int8_receipt": "receipt",
-    "plan_int8": "plan",
-    "read_onnx": "onnx_files",
-    "settle_fp16": "fp16",
-    "tidy": "exact",
-    "transcode": "transcoding",
-    "why_slow": "slowness",
-    "write_qdq": "dialects.qdq",
+    "plan_int8": "int8.int8_plan",
+    "read_onnx": "graph.onnx_files",
+    "settle_fp16": "fp16.fp16",
+    "tidy": "graph.normalize",
+    "transcode": "transcode.transcode",
+    "why_slow": "inspection.why_slow",
+    "write_qdq": "int8.qdq_writer",
 }
 
 

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..runtime.bundle import Bundle
+from ..runtime.bundle.bundle import Bundle
 from ..runtime.console import Console, report_errors
-from ..runtime.engine import HALVES
+from ..runtime.engines.engine import HALVES
 from ..runtime.errors import InputError
 from ..runtime.files import check_file, write_file
 from ..runtime.target import TARGET_NAMES, target
-from .blame_table import show_blame
+from .inspection.text_report import show_blame
 
 if TYPE_CHECKING:
-    from .dialects import Dialect
+    from .int8.dialect import Dialect
 
 
 def show_file(console: Console, path: str, nodes: bool, *, slow_on: str | None = None) -> None:
@@ -37,12 +37,12 @@ def show_file(console: Console, path: str, nodes: bool, *, slow_on: str | None =
         EdgepressError: What opening it raises.
     """
     if path.lower().endswith(".onnx"):
-        from .inspection import inspect_onnx
+        from .inspection.inspect_file import inspect_onnx
 
         shown = _show_onnx(console, inspect_onnx(path), nodes and slow_on is None)
         if slow_on is not None:
-            from .reports import show_slowness
-            from .slowness import why_slow as find
+            from .inspection.text_report import show_slowness
+            from .inspection.why_slow import why_slow as find
 
             given = target(slow_on)
             found = find(path, _dialect(slow_on, None), engine=given.engine)
@@ -104,8 +104,8 @@ def transcode(
     quantization step of the given file's before anything is written; exit status 3 where one does
     not.
     """
-    from .reports import show_transcoded
-    from .transcoding import transcode as rewrite
+    from .inspection.text_report import show_transcoded
+    from .transcode.transcode import transcode as rewrite
 
     dialect = _dialect(target_name, dialect_name)
     check_file(out, force=force)
@@ -116,7 +116,7 @@ def transcode(
 
 
 def _dialect(target_name: str, dialect_name: str | None) -> Dialect:
-    from .dialects import dialect
+    from .int8.dialect import dialect
 
     return dialect(dialect_name or target(target_name).dialect)
 

@@ -8,16 +8,19 @@ from dataclasses import dataclass
 
 import onnx
 
-from ..runtime.engine import HALVES, WORDS, EngineOptions
-from ..runtime.engines import open_engine
+from ..runtime.engine_registry import open_engine
+from ..runtime.engines.engine import HALVES, WORDS, EngineOptions
 from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ..runtime.engines.openvino import Executed
 from ..runtime.tensors import Arrays
-from .dialects.qdq import Quantized
-from .executed import UNTOLD, InOpenVino, InTensorRt, Rewritten, rewritten, told
-from .graph import Graph, Walk, attribute, give_out, rows
-from .plan import PrecisionPlan
-from .timed import int8_time_share
+from .engine_views.kernel_profile import int8_time_share
+from .engine_views.open_view import rewritten_graph
+from .engine_views.openvino_view import OpenVinoGraph, kernel_title
+from .engine_views.tensorrt_view import TensorRtGraph
+from .engine_views.view import UNTOLD, RewrittenGraph
+from .graph.onnx_graph import Graph, Walk, attribute, give_out, rows
+from .graph.precision_plan import PrecisionPlan
+from .int8.qdq_writer import Quantized
 
 _COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -156,7 +159,7 @@ def float_receipt(
         NodeReceipt(node.name, node.op_type, macs.get(node.name, 0), "float32", why)
         for node in graph.proto().graph.node
     )
-    kernels = rewritten(engine, graph.model, options).kernels()
+    kernels = rewritten_graph(engine, graph.model, options).kernels()
     return Receipt(_facts(engine, graph.model, options), nodes, 0, 0, kernels, 0.0)
 
 
@@ -168,15 +171,15 @@ def bf16_receipt(graph: Graph, macs: Mapping[str, int], engine: str = "openvino"
     """
     options = EngineOptions(precision="bf16")
     facts = _facts(engine, graph.model, options)
-    seen = rewritten(engine, graph.model, options)
+    seen = rewritten_graph(engine, graph.model, options)
     nodes: list[NodeReceipt] = []
     for node in graph.proto().graph.node:
         precision, reason = "float32", f"asked for bfloat16, the engine made it {UNTOLD}"
         home = _home(seen, node)
         if home is not None and home.precision == "bf16":
-            precision, reason = WORDS["bf16"], f"runs as {told(home)}"
+            precision, reason = WORDS["bf16"], f"runs as {kernel_title(home)}"
         elif home is not None:
-            reason = f"asked for bfloat16, the engine runs it as {told(home)}"
+            reason = f"asked for bfloat16, the engine runs it as {kernel_title(home)}"
         work = macs.get(node.name, 0)
         nodes.append(NodeReceipt(node.name, node.op_type, work, precision, reason))
     return Receipt(facts, tuple(nodes), 0, 0, seen.kernels(), 0.0)
@@ -206,7 +209,7 @@ def int8_receipt(
         feeds: One picture, to time the kernels on; without one they are not.
     """
     options = options or EngineOptions()
-    seen = rewritten(engine, quantized.model, options)
+    seen = rewritten_graph(engine, quantized.model, options)
     nodes = beside_int8(graph, macs, quantized, plan, seen, half)
     fused = sum(1 for unit in quantized.units if seen.kernel_of(unit)[1])
     facts = _facts(engine, quantized.model, options)
@@ -221,7 +224,7 @@ def beside_int8(
     macs: Mapping[str, int],
     quantized: Quantized,
     plan: PrecisionPlan,
-    seen: Rewritten,
+    seen: RewrittenGraph,
     half: PrecisionPlan | None = None,
 ) -> tuple[NodeReceipt, ...]:
     """What became of each node, from what an engine made of the graph; see :func:`int8_receipt`."""
@@ -249,7 +252,7 @@ def beside_int8(
             reason = "; ".join(reasons) or "not in the plan"
             precision, reason = _as_run(seen, node.name, precision, reason)
             if home is not None and rounded:
-                precision, reason = WORDS["bf16"], f"{reason}; runs as {told(home)}"
+                precision, reason = WORDS["bf16"], f"{reason}; runs as {kernel_title(home)}"
         work = macs.get(node.name, 0)
         nodes.append(NodeReceipt(node.name, node.op_type, work, precision, reason))
     return tuple(nodes)
@@ -273,7 +276,7 @@ def half_receipt(
         engine: Which engine.
         options: How it is built.
     """
-    seen = rewritten(engine, model, options)
+    seen = rewritten_graph(engine, model, options)
     nodes: list[NodeReceipt] = []
     for node in graph.proto().graph.node:
         choice = plan.nodes.get(node.name)
@@ -287,26 +290,26 @@ def half_receipt(
     return Receipt(facts, tuple(nodes), 0, 0, seen.kernels(), 0.0, tells(seen))
 
 
-def tells(seen: Rewritten) -> bool:
+def tells(seen: RewrittenGraph) -> bool:
     """Whether an engine tells what its layers compute in."""
-    return not isinstance(seen, InTensorRt) or seen.tells
+    return not isinstance(seen, TensorRtGraph) or seen.tells
 
 
-def _home(seen: Rewritten, node: onnx.NodeProto) -> Executed | None:
+def _home(seen: RewrittenGraph, node: onnx.NodeProto) -> Executed | None:
     """What OpenVINO made of a node of the network; ``None`` for another engine."""
     names = (node.name, *node.output)
-    return seen.home_of(names, node.op_type) if isinstance(seen, InOpenVino) else None
+    return seen.home_of(names, node.op_type) if isinstance(seen, OpenVinoGraph) else None
 
 
-def _runs_in(seen: Rewritten, node: str) -> str:
+def _runs_in(seen: RewrittenGraph, node: str) -> str:
     """The type that a node computes in, where the engine tells."""
-    return seen.runs_in(node) if isinstance(seen, InTensorRt) else ""
+    return seen.runs_in(node) if isinstance(seen, TensorRtGraph) else ""
 
 
-def _as_run(seen: Rewritten, node: str, precision: str, reason: str) -> tuple[str, str]:
+def _as_run(seen: RewrittenGraph, node: str, precision: str, reason: str) -> tuple[str, str]:
     """Precision and reason, as the engine tells; as written, where it tells nothing of the node."""
     runs_in = _runs_in(seen, node)
-    if not runs_in and isinstance(seen, InTensorRt) and precision != "float32":
+    if not runs_in and isinstance(seen, TensorRtGraph) and precision != "float32":
         return f"{precision} as written", f"{reason}; no layer of the engine tells of it"
     if not runs_in or runs_in == precision:
         return precision, reason

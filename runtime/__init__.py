@@ -3,9 +3,10 @@
 It needs numpy, Pillow and one engine, and never imports torch. Importing it imports no engine.
 """
 
-from .bundle import Bundle
-from .engine import Engine, EngineOptions
-from .engines import open_engine
+from .bundle.bundle import Bundle
+from .engine_registry import open_engine
+from .engines.build_options import BuildOptions
+from .engines.engine import Engine, EngineOptions
 from .errors import (
     BoundError,
     BundleError,
@@ -15,10 +16,9 @@ from .errors import (
     MissingExtraError,
     UnsettledError,
 )
-from .nvidia.options import BuildOptions
-from .pictures import read_picture
+from .pictures.picture_reader import read_picture
+from .pictures.preprocessing import Preprocessing
 from .prediction import Candidate, Prediction
-from .preprocessing import Preprocessing
 from .session import Session
 from .tensors import TensorSpec
 

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import click
 
-from .bundle import Bundle
-from .choosing import unproved
-from .combining import combine as combined
+from .bundle.bundle import Bundle
+from .bundle.bundle_writer import check_out, write_files, write_zip
+from .bundle.combine import combine as combined
 from .console import Console, report_errors
 from .doctor import EngineReport, examine
-from .engine import WORDS
-from .engines import ENGINE_NAMES
+from .engine_registry import ENGINE_NAMES
+from .engines.engine import WORDS
 from .errors import EngineError, InputError
 from .prediction import Prediction
-from .seal import check_out, write_files, write_zip
 from .session import Session
 from .target import TARGET_NAMES, target
+from .variants.variant_selection import unproved
 
 _MAX_VALUES = 4096
 

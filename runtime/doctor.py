@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from .children import command, ending
-from .engine import WORDS
-from .engines import computes_in, open_engine
+from .child_process import command, ending
+from .engine_registry import computes_in, open_engine
+from .engines.engine import WORDS
 from .errors import EdgepressError, EngineError, MissingExtraError
 
 TIMEOUT_S = 60.0
@@ -63,7 +63,7 @@ def examine(engine: str, timeout_s: float = TIMEOUT_S) -> EngineReport:
     """Prove an engine in a child process; whatever the child does, this one goes on.
 
     Args:
-        engine: One of `edgepress.runtime.engines.ENGINE_NAMES`.
+        engine: One of `edgepress.runtime.engine_registry.ENGINE_NAMES`.
         timeout_s: How long the child may take.
     """
     started = command(f"{__package__}.doctor", engine)

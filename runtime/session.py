@@ -8,18 +8,18 @@ from types import TracebackType
 
 import numpy as np
 
-from .bundle import Bundle
-from .choosing import Choice, choose, in_engine, lesser
-from .choosing import fastest as find_fastest
-from .engine import Engine, EngineOptions, computed_in
-from .engines import open_engine
+from .bundle.bundle import Bundle
+from .engine_registry import open_engine
+from .engines.build_options import BuildOptions
+from .engines.engine import Engine, EngineOptions, computed_in
 from .errors import BundleError, EngineError, InputError
-from .nvidia.options import BuildOptions
-from .pictures import PictureSource
+from .pictures.picture_reader import PictureSource
+from .pictures.preprocessing import Preprocessing
 from .prediction import Prediction
-from .preprocessing import Preprocessing
-from .selftest import SelfTest, check_schema, self_test
+from .self_test import SelfTest, check_schema, self_test
 from .tensors import Array, Arrays, TensorSpec
+from .variants.fastest_variant import fastest_variant
+from .variants.variant_selection import Choice, choose, in_engine, lesser
 
 MAX_INPUT_BYTES = 1024**3
 """Bytes of all inputs of one run together; more is asked for in parts."""
@@ -284,7 +284,9 @@ def _choice(
         return Choice(chosen, "asked for")
     if not measured:
         return choose(bundle, engine)
-    return find_fastest(bundle, threads=threads, engine=engine, cache=cache, build=build)
+    return fastest_variant(
+        bundle, Session.open, threads=threads, engine=engine, cache=cache, build=build
+    )
 
 
 def _row(outputs: Arrays, index: int) -> Arrays:

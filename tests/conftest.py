@@ -194,8 +194,8 @@ def small_bundle(session_folder: Path, tiny_classifier: GraphBytes) -> Path:
     import numpy as np
 
     from edgepress.runtime import Preprocessing, TensorSpec, open_engine
-    from edgepress.runtime.manifest import Golden, Manifest, Tolerance, Variant
-    from edgepress.runtime.seal import seal, write_files
+    from edgepress.runtime.bundle.bundle_writer import seal, write_files
+    from edgepress.runtime.bundle.manifest import Golden, Manifest, Tolerance, Variant
 
     folder = session_folder / "small-bundle"
     with _made_once(folder) as missing:

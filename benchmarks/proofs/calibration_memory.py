@@ -2,7 +2,7 @@
 
 ::
 
-    python benchmarks/proofs/calibration_memory.py [--out benchmarks/results/calibration_memory]
+    python -m edgepress.benchmarks.proofs.calibration_memory [--out benchmarks/results/calibration_memory]
 
 EfficientNet-Lite0 is quantized twice in fresh processes, once with 100 pictures and once with 1,000, decoded
 from JPEG as the command line does; the peak of each process (VmHWM) is read when it is done.
@@ -19,8 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from edgepress.benchmarks.fingerprint import fingerprint
-from networks import data_root, edgepress
+from edgepress.benchmarks.latency.fingerprint import fingerprint
+
+from .networks import data_root, edgepress
 
 _COUNTS = (100, 1000)
 
@@ -28,11 +29,11 @@ _COUNTS = (100, 1000)
 def quantize(model: str, count: int) -> dict[str, Any]:
     """Calibrate and quantize in this process; its peak."""
     from edgepress.benchmarks import Images
-    from edgepress.compress.passes import Context
-    from edgepress.compress.passes import quantize as int8
-    from edgepress.compress.settings import Int8
-    from edgepress.compress.subject import fixed_batches, open_model
-    from edgepress.export.graph import Graph
+    from edgepress.compress.quantization.int8_pass import quantize as int8
+    from edgepress.compress.recipe.pass_context import Context
+    from edgepress.compress.recipe.settings import Int8
+    from edgepress.compress.source.source_network import fixed_batches, open_model
+    from edgepress.export.graph.onnx_graph import Graph
     from edgepress.runtime import Preprocessing
     from edgepress.runtime.target import target
 
@@ -73,7 +74,14 @@ def main() -> None:
             *("--preprocessing", root / "lite0.toml", "--out", model),
         )
         for count in _COUNTS:
-            words = [sys.executable, __file__, "--child", str(model), str(count)]
+            words = [
+                sys.executable,
+                "-m",
+                f"{__package__}.calibration_memory",
+                "--child",
+                str(model),
+                str(count),
+            ]
             done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
             rows.append(json.loads(done.stdout))
     growth = rows[1]["peak_kib"] / rows[0]["peak_kib"] - 1
@@ -83,7 +91,7 @@ def main() -> None:
     lines = [
         "# Memory of calibration",
         "",
-        "Made by `python benchmarks/proofs/calibration_memory.py`: EfficientNet-Lite0, fresh processes.",
+        "Made by `python -m edgepress.benchmarks.proofs.calibration_memory`: EfficientNet-Lite0, fresh processes.",
         "",
         "| pictures | peak of the process | seconds |",
         "|---|---|---|",

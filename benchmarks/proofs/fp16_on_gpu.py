@@ -2,7 +2,7 @@
 
 ::
 
-    python benchmarks/proofs/fp16_on_gpu.py --keep FOLDER [--only NETWORK,...] [--out benchmarks/results/fp16_on_gpu]
+    python -m edgepress.benchmarks.proofs.fp16_on_gpu --keep FOLDER [--only NETWORK,...] [--out benchmarks/results/fp16_on_gpu]
 
 Needs an NVIDIA GPU and ``onnxruntime-gpu`` in the place of ``onnxruntime``, and networks that
 ``network_matrix.py --keep FOLDER`` has left. Of each the graphs that TensorRT is given are made (FP16,
@@ -10,7 +10,7 @@ and INT8 with FP16 around it), simulated on the CPU, and run by ONNX Runtime's C
 and may fuse; where some node had to stay on the CPU the table says so. Beside them stand the same network in float32 on
 the GPU (in TF32, where it has that), and as ONNX Runtime's own converter writes it in FP16, everything cast. All are held against float32 on
 the CPU. The INT8 graph is run as it stands as well as optimized, where ONNX Runtime loses biases
-(:mod:`edgepress.export.lost_biases`). Nothing is timed: TensorRT's kernels are others.
+(:mod:`edgepress.export.inspection.lost_biases`). Nothing is timed: TensorRT's kernels are others.
 """
 
 from __future__ import annotations
@@ -26,22 +26,28 @@ import onnxruntime
 import torch
 
 from edgepress.benchmarks import fixed_batch
-from edgepress.benchmarks.agreement import Agreements
-from edgepress.benchmarks.fingerprint import fingerprint
-from edgepress.compress.subject import first_rows, fixed_batches, open_model, with_batch
+from edgepress.benchmarks.latency.fingerprint import fingerprint
+from edgepress.benchmarks.tasks.agreement import Agreements
+from edgepress.compress.source.source_network import (
+    first_rows,
+    fixed_batches,
+    open_model,
+    with_batch,
+)
 from edgepress.export import calibrate
-from edgepress.export.exact import with_opset
-from edgepress.export.fp16 import settle_fp16
-from edgepress.export.fp16_write import simulation
-from edgepress.export.graph import Graph
-from edgepress.export.lost_biases import lost_biases
+from edgepress.export.fp16.fp16 import settle_fp16
+from edgepress.export.fp16.fp16_writer import simulation
+from edgepress.export.graph.normalize import with_opset
+from edgepress.export.graph.onnx_graph import Graph
+from edgepress.export.inspection.lost_biases import lost_biases
 from edgepress.runtime import EdgepressError
-from edgepress.runtime.engine import EngineOptions
+from edgepress.runtime.engines.engine import EngineOptions
 from edgepress.runtime.engines.onnxruntime import CPU, OnnxRuntimeEngine
 from edgepress.runtime.tensors import Arrays
-from matrix_networks import ENTRIES, Entry
-from matrix_tensorrt import OPSET, in_dialect
-from peer_table import print_machine
+
+from .matrix.matrix_networks import ENTRIES, Entry
+from .matrix.matrix_tensorrt import OPSET, in_dialect
+from .peers.peer_table import print_machine
 
 Optimize: TypeAlias = Literal["all", "none"]
 CUDA = "CUDAExecutionProvider"
@@ -180,7 +186,7 @@ def markdown(told: Mapping[str, Any]) -> str:
     lines = [
         "# FP16 on a GPU, beside what was foretold",
         "",
-        "Made by `python benchmarks/proofs/fp16_on_gpu.py`. Signal over noise in decibels of the worst output, against float32 on",
+        "Made by `python -m edgepress.benchmarks.proofs.fp16_on_gpu`. Signal over noise in decibels of the worst output, against float32 on",
         f"the CPU, over {told['pictures']['test']} pictures that set no range; in brackets the share of them that get the same class,",
         "where the network has classes and was trained. *Foretold* is our simulation on the CPU; *GPU* is what the kernels of ONNX",
         f"Runtime {told['onnxruntime']} for the {told['gpu']} ({told['provider']}) gave: float32 in TF32, where it is so set, of which what",

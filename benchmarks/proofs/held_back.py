@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from edgepress.benchmarks import Images, task
-from edgepress.compress.subject import torch_run
+from edgepress.compress.source.source_network import torch_run
 from edgepress.runtime import Preprocessing
-from networks import cifar
+
+from .networks import cifar
 
 COUNT = 4_904
 _PICTURES = 49_904

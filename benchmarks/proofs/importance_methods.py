@@ -2,7 +2,7 @@
 
 ::
 
-    python benchmarks/proofs/importance_methods.py [NETWORK] [--shares 0.7,0.5] [--epochs 2] [--seeds 0,1]
+    python -m edgepress.benchmarks.proofs.importance_methods [NETWORK] [--shares 0.7,0.5] [--epochs 2] [--seeds 0,1]
         [--temperatures 1,4,8]
 
 A CIFAR-10 network is cut to shares of its multiply-adds by every method there is, each with its own choice of widths,
@@ -19,16 +19,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from held_back import COUNT, seen_and_unseen, top1
-
 from edgepress.benchmarks import Images, task
-from edgepress.benchmarks.fingerprint import fingerprint
-from edgepress.compress import Backbone, gates, prune
-from edgepress.compress.importance import METHODS
-from edgepress.compress.settings import Distil
-from edgepress.compress.training import distil
-from networks import NETWORKS
-from peer_table import print_machine
+from edgepress.benchmarks.latency.fingerprint import fingerprint
+from edgepress.compress import Backbone, prune
+from edgepress.compress.pruning import channel_gates
+from edgepress.compress.pruning.importance import METHODS
+from edgepress.compress.recipe.settings import Distil
+from edgepress.compress.training.train import distil
+
+from .held_back import COUNT, seen_and_unseen, top1
+from .networks import NETWORKS
+from .peers.peer_table import print_machine
 
 
 def main() -> None:
@@ -127,8 +128,8 @@ def one(
 
 def warmed(name: str, share: float, warmth: float, seen: Images, unseen: Images) -> dict[str, Any]:
     """A cut whose damage is judged at a temperature, as it is."""
-    network, usual = NETWORKS[name], gates.TEMPERATURE
-    gates.TEMPERATURE = warmth
+    network, usual = NETWORKS[name], channel_gates.TEMPERATURE
+    channel_gates.TEMPERATURE = warmth
     try:
         cut = prune(
             Backbone.open(*network.files()),
@@ -137,7 +138,7 @@ def warmed(name: str, share: float, warmth: float, seen: Images, unseen: Images)
             max_macs_ratio=share,
         )
     finally:
-        gates.TEMPERATURE = usual
+        channel_gates.TEMPERATURE = usual
     score = top1(cut.module, unseen, network.how())
     return {"network": name, "share": share, "temperature": warmth, "cut": score}
 
@@ -147,7 +148,7 @@ def markdown(told: dict[str, Any]) -> str:
     lines = [
         "# What channels are worth: methods compared",
         "",
-        f"Made by `python benchmarks/proofs/importance_methods.py`. Top-1 on {COUNT:,} training pictures of CIFAR-10 "
+        f"Made by `python -m edgepress.benchmarks.proofs.importance_methods`. Top-1 on {COUNT:,} training pictures of CIFAR-10 "
         "that neither pruning nor training saw: as cut (statistics of BatchNorm taken anew), and trained back with the "
         "original as teacher. Several seeds are divided by slashes.",
         "",

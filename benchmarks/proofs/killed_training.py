@@ -2,7 +2,7 @@
 
 ::
 
-    python benchmarks/proofs/killed_training.py [--kills 0.35,0.7] [--out benchmarks/results/killed_training]
+    python -m edgepress.benchmarks.proofs.killed_training [--kills 0.35,0.7] [--out benchmarks/results/killed_training]
 
 A ResNet-20 is cut to 60 % of its multiply-adds and trained back on CIFAR-10 by ``recipes/killed.toml``, twice, from
 one seed. The second process gets SIGKILL at these shares of its steps, in the middle of an epoch, and goes on with
@@ -21,10 +21,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from edgepress.benchmarks.fingerprint import fingerprint
-from networks import NETWORKS, edgepress
-from peer_table import print_machine
-from trained_bundles import arrays
+from edgepress.benchmarks.latency.fingerprint import fingerprint
+
+from .networks import NETWORKS, edgepress
+from .peers.peer_table import print_machine
+from .trained_bundles import arrays
 
 _HERE = Path(__file__).parent
 _NETWORK = NETWORKS["resnet20"]
@@ -119,7 +120,7 @@ def markdown(told: dict[str, Any]) -> str:
     lines = [
         "# A training that was killed",
         "",
-        "Made by `python benchmarks/proofs/killed_training.py`: ResNet-20 at 60 % of its multiply-adds, trained back by",
+        "Made by `python -m edgepress.benchmarks.proofs.killed_training`: ResNet-20 at 60 % of its multiply-adds, trained back by",
         "`recipes/killed.toml`, once unbroken, once killed with -9 and taken up with `--resume`; `test_a` of CIFAR-10.",
         "",
     ]

@@ -1,6 +1,6 @@
 """How well does the latency table foretell networks that it has not seen?
 
-    python benchmarks/proofs/latency_predictions.py [--out benchmarks/results/latency_predictions]
+    python -m edgepress.benchmarks.proofs.latency_predictions [--out benchmarks/results/latency_predictions]
 
 ResNet-56 for CIFAR-10 is cut at random ten times. The table and the model (six other random
 networks) predict each one's latency as a share of the whole network's, float32 and INT8, before all
@@ -18,16 +18,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgepress.benchmarks.fingerprint import fingerprint
-from edgepress.compress.candidates import Stopwatch
-from edgepress.compress.costs import Frame, macs_cost
-from edgepress.compress.damage import widths_of
-from edgepress.compress.latency_model import RANDOM_NETWORKS, LatencyModel, random_choices
-from edgepress.compress.latency_table import LatencyTable
-from edgepress.compress.structure import structure_of
+from edgepress.benchmarks.latency.fingerprint import fingerprint
+from edgepress.compress.channels.structure import structure_of
+from edgepress.compress.pruning.candidate_timing import Stopwatch
+from edgepress.compress.pruning.latency_model import RANDOM_NETWORKS, LatencyModel, random_choices
+from edgepress.compress.pruning.latency_table import LatencyTable
+from edgepress.compress.pruning.layer_costs import Frame, macs_cost
+from edgepress.compress.pruning.output_damage import widths_of
 from edgepress.runtime.target import target as target_of
-from networks import data_root
-from peer_table import print_machine
+
+from .networks import data_root
+from .peers.peer_table import print_machine
 
 TARGET = "onnxruntime-cpu"
 NETWORKS = 10
@@ -54,7 +55,7 @@ def main() -> None:
     lines = [
         "# Latencies predicted and measured: ResNet-56 cut at random",
         "",
-        "Made by `python benchmarks/proofs/latency_predictions.py`, ONNX Runtime, one thread, "
+        "Made by `python -m edgepress.benchmarks.proofs.latency_predictions`, ONNX Runtime, one thread, "
         "batch 1, shares of the whole network's latency in the same precision.",
         "",
     ]

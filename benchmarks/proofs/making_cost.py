@@ -2,7 +2,7 @@
 
 ::
 
-    python benchmarks/proofs/making_cost.py [--network resnet50] [--pictures 300] [--out benchmarks/results/making_cost]
+    python -m edgepress.benchmarks.proofs.making_cost [--network resnet50] [--pictures 300] [--out benchmarks/results/making_cost]
 
 Each line is a process of its own, the two that are compared three of them in turn; its seconds are those of the step
 alone (imports and the export apart), the median and the range, its memory the peak of the whole process (VmHWM).
@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from edgepress.benchmarks import Images
-from edgepress.benchmarks.fingerprint import fingerprint
-from matrix_networks import ENTRIES, Entry
-from matrix_steps import peak_kib
-from networks import data_root
-from peer_table import print_machine
-from peers import calibration_of, quantize_static
+from edgepress.benchmarks.latency.fingerprint import fingerprint
+
+from .matrix.matrix_networks import ENTRIES, Entry
+from .matrix.matrix_steps import peak_kib
+from .networks import data_root
+from .peers.peer_table import print_machine
+from .peers.peers import calibration_of, quantize_static
 
 _LATENCY = 0.6
 
@@ -38,7 +39,7 @@ _LATENCY = 0.6
 def export(entry: Entry, folder: Path, count: int) -> None:
     """The float32 graph that both tools start from."""
     from edgepress.compress import Backbone
-    from edgepress.compress.exporting import export_graph
+    from edgepress.compress.source.export_network import export_graph
 
     del count
     graph = export_graph(
@@ -56,10 +57,11 @@ def theirs(entry: Entry, folder: Path, count: int) -> None:
 
 def ours(entry: Entry, folder: Path, count: int) -> None:
     """The pass ``int8``."""
-    from edgepress.compress.passes import Context, quantize
-    from edgepress.compress.settings import Int8
-    from edgepress.compress.subject import first_rows, fixed_batches, open_model
-    from edgepress.export.graph import Graph
+    from edgepress.compress.quantization.int8_pass import quantize
+    from edgepress.compress.recipe.pass_context import Context
+    from edgepress.compress.recipe.settings import Int8
+    from edgepress.compress.source.source_network import first_rows, fixed_batches, open_model
+    from edgepress.export.graph.onnx_graph import Graph
     from edgepress.export.receipt import count_macs
     from edgepress.runtime.target import target
 
@@ -122,7 +124,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in ("export", *_IN_TURN * _TURNS, *list(STEPS)[1 + len(_IN_TURN) :]):
             print(name, file=sys.stderr, flush=True)
-            words = [sys.executable, __file__, "--network", given.network, "--pictures"]
+            words = [
+                sys.executable,
+                "-m",
+                f"{__package__}.making_cost",
+                "--network",
+                given.network,
+                "--pictures",
+            ]
             words += [str(given.pictures), "--child", name, folder]
             done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
             told, row = json.loads(done.stdout.splitlines()[-1]), rows[name]
@@ -144,7 +153,7 @@ def markdown(told: dict[str, Any]) -> str:
     lines = [
         f"# What making costs: {told['network']}",
         "",
-        f"Made by `python benchmarks/proofs/making_cost.py`, {told['pictures']} pictures.",
+        f"Made by `python -m edgepress.benchmarks.proofs.making_cost`, {told['pictures']} pictures.",
         "",
     ]
     print_machine(lines, told["fingerprint"])

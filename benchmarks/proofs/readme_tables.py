@@ -2,7 +2,7 @@
 
 ::
 
-    python benchmarks/proofs/readme_tables.py [--check]
+    python -m edgepress.benchmarks.proofs.readme_tables [--check]
 
 Each stands in the README between ``<!-- table: NAME -->`` and ``<!-- end -->`` and comes from ``benchmarks/results``
 alone, so that no figure is typed by hand. ``--check`` writes nothing, and fails where the README says anything else.
@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from matrix_table import ENGINES, aims, built_aims, peers_aims, pruning_aims
+from .matrix.matrix_table import ENGINES, aims, built_aims, peers_aims, pruning_aims
 
 _ROOT = Path(__file__).resolve().parents[2]
 _RESULTS = _ROOT / "benchmarks" / "results"

@@ -2,7 +2,7 @@
 
 ::
 
-    python benchmarks/proofs/runtime_overhead.py BUNDLE PICTURE [--out benchmarks/results/runtime_overhead]
+    python -m edgepress.benchmarks.proofs.runtime_overhead BUNDLE PICTURE [--out benchmarks/results/runtime_overhead]
 
 Two questions, each answered by medians of interleaved runs. A run: ``Session.run`` against a bare
 ``InferenceSession.run`` on the same bytes, in one process, in turn. A start: a fresh process that opens the
@@ -25,7 +25,7 @@ import numpy as np
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-from edgepress.benchmarks.fingerprint import fingerprint
+from edgepress.benchmarks.latency.fingerprint import fingerprint
 from edgepress.benchmarks.statistics import bootstrap_median
 from edgepress.runtime import Session
 
@@ -163,7 +163,7 @@ def main() -> None:
     lines = [
         "# What the runtime's checks cost",
         "",
-        "Made by `python benchmarks/proofs/runtime_overhead.py BUNDLE PICTURE`, one thread. A run is allowed the larger",
+        "Made by `python -m edgepress.benchmarks.proofs.runtime_overhead BUNDLE PICTURE`, one thread. A run is allowed the larger",
         "of 20 us and 3 % over a bare `InferenceSession.run`; a start (fresh process to first prediction) 1.3x of",
         "onnxruntime and Pillow alone.",
         "",

@@ -2,7 +2,7 @@
 
 ::
 
-    python benchmarks/proofs/student_optimizers.py [--epochs 2] [--scales 1]
+    python -m edgepress.benchmarks.proofs.student_optimizers [--epochs 2] [--scales 1]
 
 Both learn from a ResNet-20 on CIFAR-10: ``students.wide_27m``, which is random, and the ResNet-20 cut to 65 % of its
 multiply-adds. Each optimizer at its own learning rate, or at multiples of it, everything else being what ``distil``
@@ -17,19 +17,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-import students
 import torch
-from held_back import COUNT, seen_and_unseen, top1
 from torch import nn
 
 from edgepress.benchmarks import Images, task
-from edgepress.benchmarks.fingerprint import fingerprint
+from edgepress.benchmarks.latency.fingerprint import fingerprint
 from edgepress.compress import Backbone, prune
-from edgepress.compress.settings import Distil
-from edgepress.compress.training import distil
+from edgepress.compress.recipe.settings import Distil
 from edgepress.compress.training.optimizers import RATES
-from networks import NETWORKS
-from peer_table import print_machine
+from edgepress.compress.training.train import distil
+
+from . import students
+from .held_back import COUNT, seen_and_unseen, top1
+from .networks import NETWORKS
+from .peers.peer_table import print_machine
 
 _NETWORK = NETWORKS["resnet20"]
 _SHARE = 0.65
@@ -109,7 +110,7 @@ def markdown(told: dict[str, Any]) -> str:
     lines = [
         "# How a student is trained: optimizers compared",
         "",
-        "Made by `python benchmarks/proofs/student_optimizers.py`: students of a ResNet-20 on CIFAR-10, the recipe `distil` "
+        "Made by `python -m edgepress.benchmarks.proofs.student_optimizers`: students of a ResNet-20 on CIFAR-10, the recipe `distil` "
         "with other optimizers.",
         f"Top-1 on {COUNT:,} training pictures that no student saw (their teacher did: what was cut out of it "
         "remembers them, and such figures",

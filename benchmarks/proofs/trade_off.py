@@ -2,7 +2,7 @@
 
 ::
 
-    python benchmarks/proofs/trade_off.py [BUNDLE ...] [--drawing] [--out benchmarks/results/trade_off]
+    python -m edgepress.benchmarks.proofs.trade_off [BUNDLE ...] [--drawing] [--out benchmarks/results/trade_off]
 
 Each bundle (all in ``benchmarks/results/bundles`` by default) is scored on its network's test pictures by ``edgepress evaluate``, and
 timed by ``edgepress bench`` in turns with the float32 original that it was made from, exported anew from the trained
@@ -18,10 +18,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from edgepress.benchmarks.fingerprint import fingerprint
-from networks import edgepress
-from peer_table import print_machine
-from trained_bundles import earlier, is_run, pictures, run_of
+from edgepress.benchmarks.latency.fingerprint import fingerprint
+
+from .networks import edgepress
+from .peers.peer_table import print_machine
+from .trained_bundles import earlier, is_run, pictures, run_of
 
 _BUNDLES = Path("benchmarks/results/bundles")
 _PLACES = ((-6, -22, "right"), (6, 8, "left"), (6, -22, "left"))
@@ -118,7 +119,7 @@ def markdown(told: dict[str, Any]) -> str:
     lines = [
         "# Pruned, trained back, quantized: what it costs and what it brings",
         "",
-        "Made by `python benchmarks/proofs/trade_off.py` from the bundles in `benchmarks/results/bundles`, which "
+        "Made by `python -m edgepress.benchmarks.proofs.trade_off` from the bundles in `benchmarks/results/bundles`, which "
         "`trained_bundles.py` made. Accuracy on the 5,000 pictures of CIFAR-10's `test_a`, or on 650 of ImageNet's, with "
         "its 95 % interval; "
         "speed in turns with the float32 original in ONNX Runtime, one thread, batch 1.",

@@ -2,7 +2,7 @@
 
 ::
 
-    python benchmarks/proofs/trained_bundles.py [NAME ...] [--resume] [--further [RECIPE]]
+    python -m edgepress.benchmarks.proofs.trained_bundles [NAME ...] [--resume] [--further [RECIPE]]
         [--minutes M] [--work FOLDER] [--out benchmarks/results/bundles]
 
 Every name below is one run of ``edgepress compress`` on CIFAR-10's training pictures: a part of them chooses, and
@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from networks import NETWORKS, Network, cifar, data_root, edgepress
+from .networks import NETWORKS, Network, cifar, data_root, edgepress
 
 _HERE = Path(__file__).parent
 _PICTURES = 49_904

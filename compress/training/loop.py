@@ -13,26 +13,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...benchmarks.images import Images
-from ...benchmarks.tasks import Task
-from ...export.capture import input_names
-from ...export.memory import kept
-from ...runtime.preprocessing import Preprocessing
+from ...benchmarks.data.images import Images
+from ...benchmarks.tasks.task import Task
+from ...export.calibration.malloc_retention import kept
+from ...export.graph.torch_capture import input_names
+from ...runtime.pictures.preprocessing import Preprocessing
 from ...runtime.progress import Progress
-from ..finite import not_finite
-from ..settings import Distil
-from . import compiled
-from .augment import Draws
-from .checkpoint import Folder, digest, lay_out
-from .faults import diverged, spoilt
-from .keeping import Keeper, State
-from .objective import Seen, Tensors, Watched
-from .pool import Pool, Step
-from .preparing import check_count, check_frozen, mixed, prepare
+from ..recipe.settings import Distil
+from ..source.finite_checks import not_finite
+from . import torch_compile
+from .augmentation import Draws
+from .autocast_layout import Way, candidates, choose
+from .checkpoint_file import Folder, digest, lay_out
+from .checkpointing import Keeper, State
+from .distillation_loss import Seen, Tensors, Watched
+from .divergence import diverged, spoilt
+from .epoch_scoring import Referee
+from .learning_rate import Clock, learning_rate
 from .processes import Processes
-from .referee import Referee
-from .schedule import Clock, learning_rate
-from .ways import Way, candidates, choose
+from .setup import check_count, check_frozen, mixed, prepare
+from .training_batches import Pool, Step
 
 _DDP_REMARKS = ("Grad strides do not match", "find_unused_parameters=True was specified")
 _torch: Any = torch  # where torch's own annotations do not say what is given
@@ -55,7 +55,7 @@ class Trained:
 
 
 class Training:
-    """One training; :func:`~edgepress.compress.training.distil` describes the arguments."""
+    """One training; :func:`~edgepress.compress.training.train.distil` describes the arguments."""
 
     def __init__(
         self,
@@ -153,9 +153,9 @@ class Training:
         left_s = (clock.total - clock.done) * state.took.get(str(state.way), 0.0)
         if clock.limit_s:
             left_s = min(left_s, clock.limit_s - clock.spent_s)
-        if settings.compiled == "auto" and left_s < compiled.WORTH_S:
+        if settings.compiled == "auto" and left_s < torch_compile.WORTH_S:
             return
-        if not compiled.at_hand(self._device):
+        if not torch_compile.at_hand(self._device):
             state.compiled = "no: there is no C++ compiler"
             return
         step = self._example_step()
@@ -165,7 +165,7 @@ class Training:
             _sum(self._terms(networks.watched, step, state.way)).backward()
 
         self._report("compiling", 0, None)
-        tried = compiled.quicker(networks.student, networks.teacher, once)
+        tried = torch_compile.quicker(networks.student, networks.teacher, once)
         state.took[str(state.way)] = tried.plain_s
         if tried.compiled_s is not None:
             state.took[f"{state.way}, compiled"] = tried.compiled_s
@@ -242,7 +242,9 @@ class Training:
         terms = self._terms(trained, step, state.way)
         loss = _sum(terms)
         if not self._processes.all_true(math.isfinite(loss.item())):
-            compiled.undo(networks.student, networks.teacher)  # hooks are not seen in compiled code
+            torch_compile.undo(
+                networks.student, networks.teacher
+            )  # hooks are not seen in compiled code
             raise diverged(
                 f"epoch {state.epoch + 1}, step {state.step + 1}",
                 terms,

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..settings import Distil
-from .muon import RATE_OF_REST, Muon, hidden_weights
-from .objective import Tensors
+from ..recipe.settings import Distil
+from .distillation_loss import Tensors
+from .spherical_muon import RATE_OF_REST, Muon, hidden_weights
 
 _MOMENTUM = 0.9
 RATES = {"sgd": (0.05, 0.01), "adamw": (1e-3, 2e-4), "muon": (0.03, 0.003)}

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from ..engine import Engine, EngineOptions
 from ..errors import EngineError
 from ..tensors import Array, Arrays, Dimension, TensorSpec
+from .engine import Engine, EngineOptions
 
 _DEFAULT = (
     b'{"inputs": [{"name": "input", "dtype": "float32", "shape": ["N", "C", "H", "W"]}],'

@@ -16,11 +16,11 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
-from ..engine import SIZES_MEND, Engine, EngineOptions
 from ..errors import EngineError
 from ..files import check_room, temporary_folder
 from ..tensors import Array, Arrays, Dimension, TensorSpec
-from .kernels import KernelTime, summarized
+from .engine import SIZES_MEND, Engine, EngineOptions
+from .kernel_time import KernelTime, summarized
 
 OptimizationLevel: TypeAlias = Literal["basic", "extended", "all"]
 
@@ -167,8 +167,8 @@ def profile(
 ) -> tuple[KernelTime, ...]:
     """What each kernel takes on the CPU, from ONNX Runtime's profiler.
 
-    See :func:`edgepress.runtime.engines.kernels.kernel_times`; ``optimize`` says how far the graph
-    may be rewritten.
+    See :func:`edgepress.runtime.engines.kernel_times.kernel_times`; ``optimize`` says how far the
+    graph may be rewritten.
     """
     ort = _backend()
     with temporary_folder() as folder:

@@ -19,11 +19,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..engine import SIZES_MEND, Engine, EngineOptions, Precision
 from ..errors import EngineError, MissingExtraError
 from ..tensors import Array, Arrays, TensorSpec, check_arrays
-from .kernels import KernelTime, lower_quartile
-from .symbols import free_names
+from .dimension_names import free_names
+from .engine import SIZES_MEND, Engine, EngineOptions, Precision
+from .kernel_time import KernelTime, lower_quartile
 from .telemetry import without_telemetry
 
 CPU = "CPU"
@@ -235,7 +235,7 @@ def profile(
 ) -> tuple[KernelTime, ...]:
     """What each kernel takes on the CPU, from OpenVINO's performance counters.
 
-    See :func:`edgepress.runtime.engines.kernels.kernel_times`.
+    See :func:`edgepress.runtime.engines.kernel_times.kernel_times`.
     """
     return tuple(
         KernelTime(one.kind, one.name, one.origins, one.ms)

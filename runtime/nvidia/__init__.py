@@ -1,7 +1,3 @@
-"""What the engines tensorrt and tensorrt-rtx share: the driver, building, the cache, running."""
+"""What the engines tensorrt and tensorrt-rtx share: driver, building, cache, running."""
 
-from __future__ import annotations
-
-from .options import BuildOptions
-
-__all__ = ["BuildOptions"]
+__all__: tuple[str, ...] = ()

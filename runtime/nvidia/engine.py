@@ -18,16 +18,16 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from ..engine import Engine, EngineOptions
-from ..engines.symbols import free_names
+from ..engines.build_options import BuildOptions
+from ..engines.dimension_names import free_names
+from ..engines.engine import Engine, EngineOptions
 from ..errors import EngineError, InputError
 from ..tensors import Array, Arrays
-from .builder import build_engine
-from .building import spec_of
-from .cache import EngineCache
+from .child_builder import build_engine
 from .driver import Cuda, Gpu, cuda
+from .engine_cache import EngineCache
 from .execution import Execution, Tensor
-from .options import BuildOptions
+from .network_builder import spec_of
 
 _PROVIDER = re.compile(r"(GPU|DLA)(?::([0-9]{1,3}))?")
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from ..errors import EngineError, InputError
 from ..tensors import Array, Arrays
-from .building import DTYPES, quiet_logger
 from .driver import Cuda
+from .network_builder import DTYPES, quiet_logger
 
 _SHOWN = 2  # of the errors that were logged
 

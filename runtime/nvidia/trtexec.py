@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
+from ..engines.build_options import BuildOptions
 from ..tensors import TensorSpec
-from .options import BuildOptions
 
 _PROGRAMS = {"tensorrt": "trtexec", "tensorrt-rtx": "tensorrt_rtx"}
 _MIB = 2**20

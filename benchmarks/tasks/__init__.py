@@ -1,0 +1,3 @@
+"""Tasks: what "as good as before" means."""
+
+__all__: tuple[str, ...] = ()

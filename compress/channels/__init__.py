@@ -1,0 +1,3 @@
+"""What can be cut: which channels leave together, and the cutting."""
+
+__all__: tuple[str, ...] = ()

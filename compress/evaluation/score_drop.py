@@ -1,0 +1,72 @@
+"""Drops: how many points of the score something loses on the pictures that choose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ...benchmarks.tasks.task import Score
+from ...export.graph.onnx_graph import Graph
+from ...runtime.engines.engine import Precision
+from ..source.data_and_task import Material
+from .acceptance import Trial
+from .evaluator import Judge
+
+Drop: TypeAlias = Callable[[bytes], float]
+"""How many points of the score a model's bytes lose on pictures that choose."""
+
+
+def drop_in(judge: Judge, material: Material, original: Score, floats: Precision) -> Drop:
+    """What a model's bytes lose when their floats are computed in ``floats``.
+
+    Those of the original are computed in float32.
+
+    Args:
+        judge: Of the original, on the target's engine.
+        material: Pictures and task.
+        original: The original's score on the test pictures.
+        floats: What floats are computed in.
+    """
+
+    def drop(model: bytes) -> float:
+        part = material.split.selection
+        if material.own_score:  # it brings its own samples: nothing else can choose
+            before, part = original, material.test
+        else:
+            before = judge.score(judge.graph.model, part, "float32 on the selection")
+        found = judge.score(model, part, "a candidate on the selection", floats)
+        return before.value - found.value
+
+    return drop
+
+
+@dataclass(frozen=True)
+class Drops:
+    """What a network loses when it is quantized, apart from what it had lost before.
+
+    Attributes:
+        judged: How many points a model's bytes lose, as far as that is held against them: not what
+            a student loses on pictures that the original knows by heart.
+        before: What of it the network that is quantized loses in float32.
+    """
+
+    judged: Drop
+    before: float
+
+    @staticmethod
+    def of(
+        dropping: Callable[[Precision], Drop], graph: Graph, best: Trial | None, floats: Precision
+    ) -> Drops:
+        """Drops of what is made of a graph.
+
+        Args:
+            dropping: Gives what a model's bytes lose when it is computed in a precision.
+            graph: What is quantized.
+            best: What would ship so far.
+            floats: What is float beside INT8 is computed in.
+        """
+        lost, drop = dropping("f32")(graph.model), dropping(floats)
+        if best is None or best.seen is None:
+            return Drops(drop, lost)
+        return Drops(lambda model: drop(model) - lost, 0.0)

@@ -1,0 +1,3 @@
+"""What is cut: importance, latency model, choice of widths."""
+
+__all__: tuple[str, ...] = ()

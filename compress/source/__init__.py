@@ -1,0 +1,3 @@
+"""What the user brings: network, weights, pictures, task."""
+
+__all__: tuple[str, ...] = ()

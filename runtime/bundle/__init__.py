@@ -1,0 +1,3 @@
+"""The bundle: manifest, reading, checking, writing, joining."""
+
+__all__: tuple[str, ...] = ()

@@ -1,0 +1,3 @@
+"""Pictures: reading files, and preprocessing for a network."""
+
+__all__: tuple[str, ...] = ()

@@ -1,0 +1,3 @@
+"""Which variant of a bundle runs here."""
+
+__all__: tuple[str, ...] = ()
