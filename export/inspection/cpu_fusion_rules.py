@@ -296,7 +296,7 @@ def tail_name(node: onnx.NodeProto | None) -> str:
 def clip_bounds_of(
     node: onnx.NodeProto, constants: dict[str, Array], walk: Walk
 ) -> tuple[float, float] | None:
-    """As :func:`~edgepress.export.graph.onnx_graph.clip_bounds`, with bounds in Constant nodes, too."""
+    """As ``clip_bounds`` of the graph, with bounds in Constant nodes, too."""
     if node.op_type == "Relu" or all(not n or n in walk.constants for n in node.input[1:]):
         return clip_bounds(node, walk)
     low, high = [*node.input[1:], "", ""][:2]

@@ -22,7 +22,7 @@ REMEDIES = {
     "quantizer off the inputs": "leaves it out",
     "too few channels": "nothing: the node stays float32",
 }
-"""By rule, what transcoding does about it; besides :data:`~edgepress.export.inspection.cpu_fusion_rules.RULES`."""
+"""By rule, what transcoding does about it; ``RULES`` of the other engines has more."""
 
 REFUSED = frozenset({"Int32 bias", "zero point is not 0", "uint8 weights", "zero point of weights"})
 """Rules for which the builder refuses the whole file."""
