@@ -12,7 +12,7 @@ import click
 
 from ..runtime.console import Console, report_errors
 from ..runtime.engine_registry import ENGINE_NAMES
-from ..runtime.engines.engine import PRECISIONS, Precision
+from ..runtime.engines.engine import FLOAT_PRECISIONS, Precision
 from ..runtime.errors import InputError, UnsettledError
 from .latency.comparison import UNSETTLED, Comparison, compare
 from .latency.latency import measure
@@ -20,8 +20,8 @@ from .latency.measurement import PRESETS, Measurement
 
 _P = ParamSpec("_P")
 
-FORMAT = "edgepress-bench"
-FORMAT_VERSION = "1.0"
+BENCH_FORMAT = "edgepress-bench"
+BENCH_FORMAT_VERSION = "1.0"
 _BUSY_STEAL_PERCENT = 5.0
 _NAME_WIDTH = 26
 
@@ -32,7 +32,7 @@ def _unsettled_exits(command: Callable[_P, None]) -> Callable[_P, None]:
     @functools.wraps(command)
     def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> None:
         command(*args, **kwargs)
-        if click.get_current_context().meta.get(FORMAT) == "unsettled":
+        if click.get_current_context().meta.get(BENCH_FORMAT) == "unsettled":
             sys.exit(UnsettledError.exit_status)
 
     return wrapper
@@ -63,7 +63,7 @@ def _unsettled_exits(command: Callable[_P, None]) -> Callable[_P, None]:
 )
 @click.option(
     "--precision",
-    type=click.Choice(PRECISIONS),
+    type=click.Choice(FLOAT_PRECISIONS),
     default=None,
     help="What the engine computes floats in: by default what the bundle says, for a file f32.",
 )
@@ -76,7 +76,7 @@ def _unsettled_exits(command: Callable[_P, None]) -> Callable[_P, None]:
 )
 @click.option(
     "--against-precision",
-    type=click.Choice(PRECISIONS),
+    type=click.Choice(FLOAT_PRECISIONS),
     default=None,
     help="By default what its bundle says, for a file the same.",
 )
@@ -158,7 +158,7 @@ def bench(
                 progress=progress,
             )
             measured = found.a
-    head: dict[str, object] = {"format": FORMAT, "format_version": FORMAT_VERSION}
+    head: dict[str, object] = {"format": BENCH_FORMAT, "format_version": BENCH_FORMAT_VERSION}
     if found is None:
         console.result({**head, "measurement": measured.to_dict()})
         _show(console, [measured])
@@ -169,7 +169,7 @@ def bench(
     if found.settled:
         console.result({**head, "comparison": found.to_dict()})
         return
-    click.get_current_context().meta[FORMAT] = "unsettled"
+    click.get_current_context().meta[BENCH_FORMAT] = "unsettled"
     message = (
         "the comparison did not settle: its interval is wider than "
         f"{100 * UNSETTLED:.0f} % of the ratio to either side."

@@ -16,7 +16,7 @@ from ..runtime.console import Console, report_errors
 from ..runtime.errors import InputError
 from ..runtime.pictures.preprocessing import Preprocessing
 from ..runtime.target import TARGET_NAMES
-from .evaluation.evaluate_sources import aligned, open_judged
+from .evaluation.evaluate_sources import aligned_reference, open_scored_source
 from .report import show_bundle, show_graph, show_score, summary
 
 _weights = click.option(
@@ -295,11 +295,11 @@ def evaluate(
             "E_TASK", "agreement needs something to agree with.", mend="Give --reference."
         )
     with ExitStack() as stack:
-        judged = open_judged(stack, model, weights, threads, images, cache)
+        judged = open_scored_source(stack, model, weights, threads, images, cache)
         against = None
         if reference is not None:
-            other = open_judged(stack, reference, None, threads, images, cache)
-            against = aligned(other, judged)
+            other = open_scored_source(stack, reference, None, threads, images, cache)
+            against = aligned_reference(other, judged)
         progress = stack.enter_context(console.progress())
 
         def batches() -> Iterator[Batch]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..runtime.errors import MissingExtraError
 
 
-def minimize(
+def solve_milp(
     cost: NDArray[np.float64],
     rows: Sequence[tuple[Mapping[int, float], float, float]],
     *,
@@ -57,7 +57,7 @@ def minimize(
     return None if found.x is None else np.asarray(found.x, np.float64)
 
 
-def fit(rows: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
+def fit_nonnegative(rows: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
     """The vector, nowhere negative, whose products with ``rows`` are nearest to ``wanted``.
 
     Args:

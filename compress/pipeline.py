@@ -19,31 +19,31 @@ from ..runtime.errors import InputError
 from ..runtime.files import disk_room
 from ..runtime.pictures.preprocessing import Preprocessing
 from ..runtime.progress import Progress, silent
-from .distillation.distil_pass import Finetune, School, enrol
+from .distillation.distil_pass import DistillationOptions, Finetune, open_student_training
 from .evaluation.acceptance import DEFAULT_MAX_DROP
-from .evaluation.evaluator import Judge
+from .evaluation.evaluator import Evaluator
 from .evaluation.loader_check import check_loader
 from .pruning.prune_pass import with_limits
-from .quantization.qat_pass import Tuner
-from .recipe.pass_context import RangesOnce
+from .quantization.qat_pass import QatTraining
+from .recipe.pass_context import RangesCache
 from .recipe.recipe import Recipe
 from .recipe.settings import Prune, Qat
-from .recipe.target_availability import check_latency, places_of
-from .recipe_runner import Networks, Work, follow
+from .recipe.target_availability import available_targets, check_latency
+from .recipe_runner import Job, TorchPasses, run_recipe
 from .result import Result, check_strict
 from .source.backbone import Backbone
 from .source.data_and_task import (
     AnyTask,
     Data,
-    check_labels,
-    gather,
+    check_labels_fit,
+    data_warnings,
+    open_data_and_task,
     shipped_preprocessing,
-    suspicions,
 )
 from .source.source_network import (
     Model,
     first_rows,
-    make_subject,
+    make_source_network,
     open_model,
     opset_for,
     torch_network,
@@ -167,16 +167,16 @@ def compress(
         "max_size_mb": max_size_mb,
     }
     steps = with_limits(steps, limits, keep)
-    school = School.of(steps, finetune, out, resume, seed)
-    tuner = Tuner.of(steps, finetune, out, resume, seed, student=student is not None)
+    distillation = DistillationOptions.of(steps, finetune, out, resume, seed)
+    qat_training = QatTraining.of(steps, finetune, out, resume, seed, student=student is not None)
     if weights_out is not None:
         check_weights_out(weights_out, force=force)
         steps.check_makes_weights()
     if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
         raise InputError("E_USAGE", f"max_drop is {max_drop}.", mend="Give 0 or more points.")
-    places = places_of(target, allowed=unproven)
-    if tuner is not None:
-        tuner.check_places(places)
+    places = available_targets(target, allowed=unproven)
+    if qat_training is not None:
+        qat_training.check_places(places)
     check_latency(steps, places)
     given = (
         Preprocessing.from_toml(preprocessing)
@@ -190,63 +190,71 @@ def compress(
             torch_network(opened)
         if isinstance(opened, Backbone):
             stack.enter_context(evaluating(opened.module))
-        trains = not (school is None and tuner is None) and finetune is None
-        material = gather(data, test_data, task, calibration_size, seed, training=trains)
-        split = material.split
-        pupil = enrol(school, student, student_weights, opened, given, material)
-        if pupil is not None:
-            stack.callback(pupil.leave)
-            if not pupil.first:
-                pupil.go_along(progress)
+        trains = not (distillation is None and qat_training is None) and finetune is None
+        data_and_task = open_data_and_task(
+            data, test_data, task, calibration_size, seed, training=trains
+        )
+        split = data_and_task.split
+        student_training = open_student_training(
+            distillation, student, student_weights, opened, given, data_and_task
+        )
+        if student_training is not None:
+            stack.callback(student_training.leave)
+            if not student_training.first:
+                student_training.go_along(progress)
                 return Bundle.open(out)
         progress("exporting", 0, None)
-        subject = make_subject(model, opened, given, split.calibration, opset)
-        graph = subject.graph
-        example = first_rows(split.calibration, graph.inputs, subject.preprocessing, 1)
-        if tuner is not None:
-            tuner.check(opened, material, example, places[0].target.dialect)
+        source = make_source_network(model, opened, given, split.calibration, opset)
+        graph = source.graph
+        example = first_rows(split.calibration, graph.inputs, source.preprocessing, 1)
+        if qat_training is not None:
+            qat_training.check(opened, data_and_task, example, places[0].target.dialect)
         folder = stack.enter_context(TemporaryDirectory(prefix="edgepress-"))
-        limit = DEFAULT_MAX_DROP.get(material.task.name) if max_drop is None else max_drop
-        work = Work(
+        limit = DEFAULT_MAX_DROP.get(data_and_task.task.name) if max_drop is None else max_drop
+        job = Job(
             opened,
-            subject,
-            material,
+            source,
+            data_and_task,
             steps,
             example,
             limit,
             seed,
             opset,
             cache,
-            pupil,
-            tuner,
-            RangesOnce(),
+            student_training,
+            qat_training,
+            RangesCache(),
         )
-        shipped = shipped_preprocessing(given, subject.preprocessing, material, graph.inputs)
-        networks, results = Networks(work), list[Result]()
+        shipped = shipped_preprocessing(given, source.preprocessing, data_and_task, graph.inputs)
+        networks, results = TorchPasses(job), list[Result]()
         for place in places:
-            judge = Judge(
+            evaluator = Evaluator(
                 graph,
-                material.task,
-                subject.preprocessing,
+                data_and_task.task,
+                source.preprocessing,
                 example,
                 place.telling(progress, of=len(places)),
                 place.engine,
                 folder,
             )
             if not results:
-                quietly = replace(judge, progress=silent)
+                quietly = replace(evaluator, progress=silent)
                 score = partial(quietly.score, graph.model, what="one picture")
-                check_labels(material, score)
-            original = judge.score(graph.model, material.test, "float32 on the test pictures")
-            if not (school is None and tuner is None) and not material.own_score:
+                check_labels_fit(data_and_task, score)
+            original = evaluator.score(
+                graph.model, data_and_task.test, "float32 on the test pictures"
+            )
+            if not (distillation is None and qat_training is None) and not data_and_task.own_score:
                 what = "float32 on the selection"  # too few pictures for the task are told now
-                judge.score(graph.model, split.selection, what)
+                evaluator.score(graph.model, split.selection, what)
             if loader is not None and not results:
-                check_loader(subject, material, judge, Images.of(loader), original)
-            found = follow(work, judge, place.target, place.here, networks, original)
+                check_loader(source, data_and_task, evaluator, Images.of(loader), original)
+            found = run_recipe(job, evaluator, place.target, place.here, networks, original)
             if strict:
                 check_strict(found, several=len(places) > 1)
-            results.append(replace(found, notes=[*suspicions(material, original), *found.notes]))
+            results.append(
+                replace(found, notes=[*data_warnings(data_and_task, original), *found.notes])
+            )
         made = next((one.pruned for one in results if one.pruned is not None), None)
         if weights_out is not None and made is None:
             note = "no pruned or trained network ships, so that no weights were written."
@@ -259,8 +267,8 @@ def compress(
         write_files(files, out, force=force)
         if weights_out is not None and made is not None:
             save_weights(made.module, weights_out, history=made.history, force=force)
-        if tuner is not None:
-            tuner.finish()
-        if pupil is not None:
-            pupil.finish(ships=any(one.outcome.trained for one in results))
+        if qat_training is not None:
+            qat_training.finish()
+        if student_training is not None:
+            student_training.finish(ships=any(one.outcome.trained for one in results))
     return Bundle.open(out)

@@ -12,85 +12,91 @@ from ..export.graph.onnx_graph import Graph
 from ..export.receipt import count_macs
 from ..runtime.target import Target
 from ..runtime.tensors import Arrays
-from .distillation.distil_pass import Lesson, Pupil
+from .distillation.distil_pass import StudentTraining, TrainedStudent
 from .evaluation.acceptance import (
-    Trial,
+    EvaluatedCandidate,
     best_rival,
+    evaluate_candidate,
     fallen_back,
-    forgotten,
+    forgotten_drop_note,
     is_faster,
-    outrun,
-    try_out,
+    why_not_faster,
 )
-from .evaluation.evaluator import Judge
-from .evaluation.score_drop import Drop, Drops, drop_in
-from .pruning.prune_pass import Cut, precision_after, prune_pass
-from .quantization.bfloat16_pass import floats_beside_int8, int8_ways, note_of, untouched, ways
-from .quantization.fp16_pass import beside_int8, has_fp16
-from .quantization.int8_pass import finish, prepare, run_pass
-from .quantization.mixed_precision import mix, notes_of
-from .quantization.qat_pass import Tuned, Tuner, as_fast, held_against
-from .recipe.absent_device import note
-from .recipe.pass_context import Context, Outcome, RangesOnce, float32
+from .evaluation.evaluator import Evaluator
+from .evaluation.score_drop import DropOf, ScoreDrops, score_drop
+from .pruning.prune_pass import PruneResult, precision_after, prune_pass
+from .quantization.bfloat16_pass import (
+    float_candidates,
+    floats_beside_int8,
+    half_precision_note,
+    int8_candidates,
+    unchanged_network,
+)
+from .quantization.fp16_pass import fp16_rival, has_fp16
+from .quantization.int8_pass import finish_int8, prepare_int8, run_pass
+from .quantization.mixed_precision import mix_precisions, mixed_plan_notes
+from .quantization.qat_pass import QatResult, QatTraining, held_against_ptq, replaces_ptq
+from .recipe.absent_device import absent_device_note
+from .recipe.pass_context import Context, Outcome, RangesCache, float32_outcome
 from .recipe.recipe import Recipe
 from .recipe.settings import Distil, Fp16, Int8, Prune, Qat
 from .result import Result
 from .source.backbone import Backbone
-from .source.data_and_task import Material
-from .source.source_network import Subject, fixed_batches, torch_network, with_batch
+from .source.data_and_task import DataAndTask
+from .source.source_network import SourceNetwork, fixed_batches, torch_network, with_batch
 
 
 @dataclass(frozen=True)
-class Work:
+class Job:
     """What is the same for every target.
 
     Attributes:
         opened: What the user brought, open.
-        subject: That, captured.
-        material: Pictures and task.
+        source: That, captured.
+        data_and_task: Pictures and task.
         recipe: What shall be done.
         example: One sample by input name.
         max_drop: Largest drop of the score, in points; ``None`` for any.
         seed: Of everything random.
         opset: Of exported graphs; an ONNX file's own.
         cache: Folder in which latencies of layers are kept, or ``None``.
-        pupil: Who is trained, or ``None``.
-        tuner: Trains for INT8, or ``None``.
+        student_training: Who is trained, or ``None``.
+        qat_training: Trains for INT8, or ``None``.
         ranges: What calibration saw so far.
     """
 
     opened: Backbone | Graph
-    subject: Subject
-    material: Material
+    source: SourceNetwork
+    data_and_task: DataAndTask
     recipe: Recipe
     example: Arrays
     max_drop: float | None
     seed: int
     opset: int
     cache: str | Path | None
-    pupil: Pupil | None
-    tuner: Tuner | None
-    ranges: RangesOnce
+    student_training: StudentTraining | None
+    qat_training: QatTraining | None
+    ranges: RangesCache
 
-    def context(self, target: Target, graph: Graph, judge: Judge, here: bool) -> Context:
+    def context(self, target: Target, graph: Graph, evaluator: Evaluator, here: bool) -> Context:
         """What a pass from ``graph`` for a target may look at."""
-        split, preprocessing = self.material.split, self.subject.preprocessing
+        split, preprocessing = self.data_and_task.split, self.source.preprocessing
         return Context(
             target=target,
             calibration=fixed_batches(graph, split.calibration, preprocessing),
             calibration_count=len(split.calibration),
             selection=fixed_batches(graph, split.selection, preprocessing),
             macs=count_macs(graph, with_batch(self.example, graph)),
-            progress=judge.progress,
+            progress=evaluator.progress,
             device_here=here,
             seen=self.ranges,
             example=self.example,
-            cache=judge.cache,
+            cache=evaluator.cache,
         )
 
 
 @dataclass(frozen=True)
-class Step:
+class TorchPassResult:
     """What a pass on torch modules gave, for every target alike.
 
     Attributes:
@@ -101,13 +107,13 @@ class Step:
     """
 
     report: dict[str, object]
-    made: Cut | Lesson | None
+    made: PruneResult | TrainedStudent | None
     settings: Prune | Distil
     made_on: Target
 
     def notes_for(self, target: Target) -> list[str]:
         """Remarks for people who look at what ships for a target."""
-        told = list(self.made.notes) if isinstance(self.made, Lesson) else []
+        told = list(self.made.notes) if isinstance(self.made, TrainedStudent) else []
         narrow = isinstance(self.settings, Prune) and self.settings.max_latency_ratio
         if narrow and target != self.made_on:
             told.append(
@@ -117,18 +123,18 @@ class Step:
         return told
 
 
-class Networks:
+class TorchPasses:
     """Runs the passes that work on torch modules: each once, whatever the number of targets.
 
     Args:
-        work: What is the same for every target.
+        job: What is the same for every target.
     """
 
-    def __init__(self, work: Work) -> None:
-        self._work = work
-        self._steps: dict[int, Step] = {}
+    def __init__(self, job: Job) -> None:
+        self._work = job
+        self._steps: dict[int, TorchPassResult] = {}
 
-    def step(self, number: int, settings: Prune | Distil, context: Context) -> Step:
+    def step(self, number: int, settings: Prune | Distil, context: Context) -> TorchPassResult:
         """What the pass gives.
 
         Args:
@@ -138,77 +144,82 @@ class Networks:
         """
         if number not in self._steps:
             report, made = self._made(number, settings, context)
-            self._steps[number] = Step(report, made, settings, context.target)
+            self._steps[number] = TorchPassResult(report, made, settings, context.target)
         return self._steps[number]
 
     def _made(
         self, number: int, settings: Prune | Distil, context: Context
-    ) -> tuple[dict[str, object], Cut | Lesson | None]:
-        work = self._work
-        pupil = work.pupil
+    ) -> tuple[dict[str, object], PruneResult | TrainedStudent | None]:
+        job = self._work
+        student_training = job.student_training
         if isinstance(settings, Distil):
-            assert pupil is not None
-            lesson = pupil.learn(work.subject, work.opset, context.progress)
-            return lesson.report, lesson
-        precision = precision_after(work.recipe.passes, number)
-        asked = {"precision": precision, "target": context.target.name, "seed": work.seed}
+            assert student_training is not None
+            trained_student = student_training.learn(job.source, job.opset, context.progress)
+            return trained_student.report, trained_student
+        precision = precision_after(job.recipe.passes, number)
+        asked = {"precision": precision, "target": context.target.name, "seed": job.seed}
         asked |= asdict(settings)
-        before = None if pupil is None else pupil.cut_before(asked)
-        if pupil is not None and before is not None:
-            return pupil.take(before, asked), None
+        before = None if student_training is None else student_training.cut_before(asked)
+        if student_training is not None and before is not None:
+            return student_training.take(before, asked), None
         cut = prune_pass(
-            work.opened,
-            work.subject,
-            work.material.split.calibration,
+            job.opened,
+            job.source,
+            job.data_and_task.split.calibration,
             settings,
             precision,
             context,
-            task=work.material.task.name,
-            seed=work.seed,
-            opset=work.opset,
-            cache=work.cache,
+            task=job.data_and_task.task.name,
+            seed=job.seed,
+            opset=job.opset,
+            cache=job.cache,
         )
-        if pupil is not None:
-            return pupil.take(cut.pruned, asked), None
+        if student_training is not None:
+            return student_training.take(cut.pruned, asked), None
         return cut.report, cut
 
 
-def follow(
-    work: Work, judge: Judge, target: Target, here: bool, networks: Networks, original: Score
+def run_recipe(
+    job: Job,
+    evaluator: Evaluator,
+    target: Target,
+    here: bool,
+    networks: TorchPasses,
+    original: Score,
 ) -> Result:
     """Make the recipe's candidates for a target, try each, and keep the best.
 
     Args:
-        work: What is the same for every target.
-        judge: Of the original, on the target's engine.
+        job: What is the same for every target.
+        evaluator: Of the original, on the target's engine.
         target: What is made for.
         here: Whether its device is here.
         networks: Runs the passes on torch modules.
         original: The original's score on the test pictures.
     """
-    graph, material, passes = work.subject.graph, work.material, work.recipe.passes
-    context = work.context(target, graph, judge, here)
-    plain = outcome = float32(graph, context)
+    graph, data_and_task, passes = job.source.graph, job.data_and_task, job.recipe.passes
+    context = job.context(target, graph, evaluator, here)
+    plain = outcome = float32_outcome(graph, context)
     now, at, shipped_macs = graph, context, context.macs
-    best: Trial | None = None
-    notes, trials, reports = list[str](), list[Trial](), list[dict[str, object]]()
-    smaller: Cut | Lesson | Tuned | None = None
-    dropping = partial(drop_in, judge, material, original)
-    tried: list[Trial] = []
+    best: EvaluatedCandidate | None = None
+    notes, trials, reports = list[str](), list[EvaluatedCandidate](), list[dict[str, object]]()
+    smaller: PruneResult | TrainedStudent | QatResult | None = None
+    dropping = partial(score_drop, evaluator, data_and_task, original)
+    tried: list[EvaluatedCandidate] = []
     for number, settings in enumerate(passes):
-        made: Cut | Lesson | Tuned | None = None
-        without: Trial | None = None
+        made: PruneResult | TrainedStudent | QatResult | None = None
+        without: EvaluatedCandidate | None = None
         if isinstance(settings, Qat):
             without = next((one for one in tried if one is best), tried[0])
-            drops = Drops.of(dropping, now, best, at.floats)
+            drops = ScoreDrops.of(dropping, now, best, at.floats)
             tuned = _in_vain(without, best) or _tuned(
-                work, number, smaller, now, without, at, judge, drops
+                job, number, smaller, now, without, at, evaluator, drops
             )
             if isinstance(tuned, str):
                 reports.append({"left_out": tuned})
                 notes.append(f"qat was left out: {tuned}.")
                 continue
-            made, candidates = tuned, int8_ways(tuned.outcome, judge, at)
+            made, candidates = tuned, int8_candidates(tuned.outcome, evaluator, at)
             reports.append(candidates[0].report)
             notes += tuned.notes
         elif isinstance(settings, (Prune, Distil)):
@@ -218,118 +229,125 @@ def follow(
             notes += step.notes_for(target)
             if made is None:  # judged when it is trained
                 continue
-            candidates = ways(made.outcome(context), made.graph, judge)
+            candidates = float_candidates(made.outcome(context), made.graph, evaluator)
         else:
-            floats = floats_beside_int8(now, judge, dropping, work.max_drop)
+            floats = floats_beside_int8(now, evaluator, dropping, job.max_drop)
             at = replace(at, floats=floats)
-            drops = Drops.of(dropping, now, best, floats)
-            floor = _in_fp16(now, settings, at, judge, work, original, trained=outcome.trained)
+            drops = ScoreDrops.of(dropping, now, best, floats)
+            floor = _in_fp16(now, settings, at, evaluator, job, original, trained=outcome.trained)
             if floor is not None:
                 trials.append(floor)
-                if floor.verdict.accepted and is_faster(floor, best, judge):
+                if floor.verdict.accepted and is_faster(floor, best, evaluator):
                     best, outcome, shipped_macs = floor, floor.outcome, at.macs
-            candidate = _candidate(now, settings, at, drops.judged, work.max_drop)
-            candidates = int8_ways(replace(candidate, trained=outcome.trained), judge, at)
+            candidate = _candidate(now, settings, at, drops.judged, job.max_drop)
+            candidates = int8_candidates(replace(candidate, trained=outcome.trained), evaluator, at)
             reports.append(candidates[0].report)
             notes += _without_blame(settings, at)
-        tried = [try_out(one, judge, material, original, work.max_drop) for one in candidates]
+        tried = [
+            evaluate_candidate(one, evaluator, data_and_task, original, job.max_drop)
+            for one in candidates
+        ]
         if without is not None:
-            tried = [held_against(one, without) for one in tried]
+            tried = [held_against_ptq(one, without) for one in tried]
         trials += tried
         fallen = fallen_back(candidates[0])
-        notes += [*([f"{fallen}."] if fallen else []), *notes_of(candidates[0])]
-        notes += forgotten(tried[0], original)
+        notes += [*([f"{fallen}."] if fallen else []), *mixed_plan_notes(candidates[0])]
+        notes += forgotten_drop_note(tried[0], original)
         if not any(trial.verdict.accepted for trial in tried):
             notes += [f"{settings.kind} was declined: {reason}." for reason in _why(tried)]
         for trial in tried:
             if not trial.verdict.accepted:
                 continue
-            if best is not None and not _better(trial, best, without, judge):
-                notes += outrun(trial, best, judge)
+            if best is not None and not _better(trial, best, without, evaluator):
+                notes += why_not_faster(trial, best, evaluator)
             else:
                 best, outcome = trial, trial.outcome
                 if made is not None:
                     smaller, now = made, made.graph
-                    at = work.context(target, now, judge, here)
+                    at = job.context(target, now, evaluator, here)
                 shipped_macs = at.macs
     rival = best_rival(trials)
     if rival is not None:
-        best = untouched(rival, plain, graph)
+        best = unchanged_network(rival, plain, graph)
         if best is not None:
             trials.append(best)
             outcome = best.outcome
-    notes += [] if best is None else note_of(best)
+    notes += [] if best is None else half_precision_note(best)
     if not here:
-        notes.append(note(target, outcome.receipt))
-    recipe = {**_settled(work, target), "reports": reports}
+        notes.append(absent_device_note(target, outcome.receipt))
+    recipe = {**_settled(job, target), "reports": reports}
     pruned = None if smaller is None else smaller.pruned
     return Result(
-        work.subject, material, outcome, trials, original, shipped_macs, notes, recipe, pruned
+        job.source, data_and_task, outcome, trials, original, shipped_macs, notes, recipe, pruned
     )
 
 
-def _why(tried: Sequence[Trial]) -> list[str]:
+def _why(tried: Sequence[EvaluatedCandidate]) -> list[str]:
     """The reasons of all, each once."""
     return list(dict.fromkeys(reason for trial in tried for reason in trial.verdict.reasons))
 
 
-def _settled(work: Work, target: Target) -> dict[str, object]:
+def _settled(job: Job, target: Target) -> dict[str, object]:
     """The recipe and all that it was run with."""
-    split = work.material.split
+    split = job.data_and_task.split
     return {
-        **work.recipe.to_dict(),
-        "model": work.subject.name,
-        "weights_sha256": work.subject.weights_sha256,
+        **job.recipe.to_dict(),
+        "model": job.source.name,
+        "weights_sha256": job.source.weights_sha256,
         "target": target.name,
-        "task": work.material.task.name,
-        "max_drop": work.max_drop,
+        "task": job.data_and_task.task.name,
+        "max_drop": job.max_drop,
         "calibration_size": len(split.calibration),
         "selection_size": len(split.selection),
-        **({} if work.pupil is None else work.pupil.to_dict()),
-        "seed": work.seed,
-        "opset": work.opset,
+        **({} if job.student_training is None else job.student_training.to_dict()),
+        "seed": job.seed,
+        "opset": job.opset,
     }
 
 
 def _tuned(
-    work: Work,
+    job: Job,
     number: int,
-    smaller: Cut | Lesson | Tuned | None,
+    smaller: PruneResult | TrainedStudent | QatResult | None,
     graph: Graph,
-    without: Trial,
+    without: EvaluatedCandidate,
     context: Context,
-    judge: Judge,
-    drops: Drops,
-) -> Tuned | str:
+    evaluator: Evaluator,
+    drops: ScoreDrops,
+) -> QatResult | str:
     """The network trained for INT8, or why that is not needed."""
-    tuner, whole, int8 = work.tuner, torch_network(work.opened), work.recipe.passes[number - 1]
-    assert tuner is not None
+    qat_training, whole, int8 = (
+        job.qat_training,
+        torch_network(job.opened),
+        job.recipe.passes[number - 1],
+    )
+    assert qat_training is not None
     assert isinstance(int8, Int8)
-    reason = tuner.not_needed(without, drops.judged, work.max_drop, drops.before)
+    reason = qat_training.not_needed(without, drops.judged, job.max_drop, drops.before)
     if reason is not None:
         return reason
     start = whole
     if smaller is not None:
         start = replace(whole, module=smaller.pruned.module, history=smaller.pruned.history)
-    return tuner.tune(
+    return qat_training.tune(
         start,
         whole,
-        work.subject,
-        work.material,
+        job.source,
+        job.data_and_task,
         graph,
         int8,
         context,
         lambda made: replace(
-            work.context(context.target, made, judge, context.device_here),
+            job.context(context.target, made, evaluator, context.device_here),
             floats=context.floats,
         ),
         drops.judged,
-        work.max_drop,
-        work.opset,
+        job.max_drop,
+        job.opset,
     )
 
 
-def _in_vain(without: Trial, best: Trial | None) -> str | None:
+def _in_vain(without: EvaluatedCandidate, best: EvaluatedCandidate | None) -> str | None:
     """Why training for INT8 could not make it ship, or ``None``."""
     if best is None or best is without or not without.verdict.accepted:
         return None
@@ -339,29 +357,34 @@ def _in_vain(without: Trial, best: Trial | None) -> str | None:
     )
 
 
-def _better(trial: Trial, best: Trial, without: Trial | None, judge: Judge) -> bool:
+def _better(
+    trial: EvaluatedCandidate,
+    best: EvaluatedCandidate,
+    without: EvaluatedCandidate | None,
+    evaluator: Evaluator,
+) -> bool:
     """Whether a trial takes the best one's place; ``without`` is that of INT8 without training."""
-    if without is not None and as_fast(trial, without, best):
+    if without is not None and replaces_ptq(trial, without, best):
         return True
-    return is_faster(trial, best, judge)
+    return is_faster(trial, best, evaluator)
 
 
 def _in_fp16(
     graph: Graph,
     settings: Int8 | Fp16,
     context: Context,
-    judge: Judge,
-    work: Work,
+    evaluator: Evaluator,
+    job: Job,
     original: Score,
     *,
     trained: bool,
-) -> Trial | None:
+) -> EvaluatedCandidate | None:
     """On a target that computes in FP16: the network in that, which INT8 has to beat."""
-    made = beside_int8(graph, settings, context) if isinstance(settings, Int8) else None
+    made = fp16_rival(graph, settings, context) if isinstance(settings, Int8) else None
     if made is None:
         return None
-    made = replace(made, trained=trained, stand_in=graph is work.subject.graph)
-    return try_out(made, judge, work.material, original, work.max_drop)
+    made = replace(made, trained=trained, stand_in=graph is job.source.graph)
+    return evaluate_candidate(made, evaluator, job.data_and_task, original, job.max_drop)
 
 
 def _without_blame(settings: Int8 | Fp16, context: Context) -> list[str]:
@@ -380,12 +403,12 @@ def _without_blame(settings: Int8 | Fp16, context: Context) -> list[str]:
 
 
 def _candidate(
-    graph: Graph, settings: Int8 | Fp16, context: Context, drop: Drop, max_drop: float | None
+    graph: Graph, settings: Int8 | Fp16, context: Context, drop: DropOf, max_drop: float | None
 ) -> Outcome:
     """What a pass makes of the network, in mixed precision where that is better."""
     if not isinstance(settings, Int8) or has_fp16(context):
         return run_pass(graph, settings, context)
-    whole = prepare(graph, settings, context)
+    whole = prepare_int8(graph, settings, context)
     if not settings.mixed or settings.int8_nodes:
-        return finish(whole, settings, context)
-    return mix(whole, settings, context, drop, max_drop)
+        return finish_int8(whole, settings, context)
+    return mix_precisions(whole, settings, context, drop, max_drop)

@@ -9,20 +9,20 @@ from pathlib import Path
 from ..benchmarks.latency.comparison import Comparison
 from ..benchmarks.latency.fingerprint import fingerprint
 from ..benchmarks.tasks.task import Score
-from ..export.bundle_contents import Shipped, assemble, synthetic_inputs
+from ..export.bundle_contents import ShippedModel, assemble, synthetic_inputs
 from ..runtime.build_shapes import for_batches
 from ..runtime.bundle.bundle import Bundle
 from ..runtime.bundle.manifest import MANIFEST, parse_manifest
-from ..runtime.engines.engine import HALVES
+from ..runtime.engines.engine import HALF_PRECISIONS
 from ..runtime.errors import BoundError
 from ..runtime.pictures.preprocessing import Preprocessing
 from ..runtime.session import Session
 from ..runtime.tensors import Arrays
 from .channels.cut_history import Pruned
-from .evaluation.acceptance import Rival, Trial, fallen_back
+from .evaluation.acceptance import EvaluatedCandidate, RivalPrecision, fallen_back
 from .recipe.pass_context import Outcome
-from .source.data_and_task import Material, class_labels
-from .source.source_network import Subject, with_batch
+from .source.data_and_task import DataAndTask, class_labels
+from .source.source_network import SourceNetwork, with_batch
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Result:
     """Everything that is known when the work is done.
 
     Attributes:
-        subject: The network.
-        material: Pictures and task.
+        source: The network.
+        data_and_task: Pictures and task.
         outcome: What ships.
         trials: What was tried, in order.
         original: The original's score on the test pictures.
@@ -41,10 +41,10 @@ class Result:
         pruned: The torch network behind what ships, where a pass made one.
     """
 
-    subject: Subject
-    material: Material
+    source: SourceNetwork
+    data_and_task: DataAndTask
     outcome: Outcome
-    trials: Sequence[Trial]
+    trials: Sequence[EvaluatedCandidate]
     original: Score
     macs: Mapping[str, int]
     notes: Sequence[str]
@@ -65,7 +65,7 @@ class Result:
         return bool(self.trials) and (not self.outcome.changed or self.outcome.stand_in)
 
     @property
-    def _trial(self) -> Trial | None:
+    def _trial(self) -> EvaluatedCandidate | None:
         """The trial of what ships; ``None`` where that is the untouched network."""
         return next((one for one in self.trials if one.outcome is self.outcome), None)
 
@@ -97,11 +97,11 @@ class Result:
             InputError: As :func:`edgepress.export.bundle_contents.assemble`.
             BundleError: Where the runtime would refuse the bundle: nothing is written then.
         """
-        graph = self.subject.graph
+        graph = self.source.graph
         golden = with_batch(example, graph)
         if not real_golden:
-            golden = with_batch(synthetic_inputs(golden, self.subject.preprocessing), graph)
-        labels = class_labels(self.material, self.original)
+            golden = with_batch(synthetic_inputs(golden, self.source.preprocessing), graph)
+        labels = class_labels(self.data_and_task, self.original)
         shipped = self.outcome.shipped
         beside = tuple(replace(one, made=self._made(one)) for one in shipped.beside)
         files = assemble(
@@ -110,7 +110,7 @@ class Result:
             outputs=graph.outputs,
             golden_inputs=golden,
             synthetic=not real_golden,
-            task=self.material.task.name,
+            task=self.data_and_task.task.name,
             preprocessing=preprocessing,
             labels=labels,
             recipe=self.recipe,
@@ -129,10 +129,10 @@ class Result:
                 Session.open(made, variant=variant.name, cache=cache, build=build).close()
         return made
 
-    def _made(self, beside: Shipped) -> dict[str, object]:
+    def _made(self, beside: ShippedModel) -> dict[str, object]:
         """What is told of a variant beside the one that ships."""
         trial = next((one for one in self.trials if one.outcome.shipped is beside), None)
-        sizes = {"original": len(self.subject.graph.model), "result": len(beside.model)}
+        sizes = {"original": len(self.source.graph.model), "result": len(beside.model)}
         return {
             "scores": self._scores(trial),
             "measurements": {
@@ -144,11 +144,11 @@ class Result:
             "notes": [],
         }
 
-    def _scores(self, trial: Trial | None) -> dict[str, object]:
+    def _scores(self, trial: EvaluatedCandidate | None) -> dict[str, object]:
         shipped = trial.test if trial else self.original
-        test = None if self.material.own_score else Path(self.material.test.source).name
+        test = None if self.data_and_task.own_score else Path(self.data_and_task.test.source).name
         return {
-            "task": self.material.task.name,
+            "task": self.data_and_task.task.name,
             "test_data": test,
             "original": self.original.to_dict(),
             "result": shipped.to_dict(),
@@ -156,13 +156,13 @@ class Result:
         }
 
     def _measurements(self) -> dict[str, object]:
-        graph = self.subject.graph
+        graph = self.source.graph
         shipped = self._trial.comparison if self._trial else None
         return {
             "size_bytes": {"original": len(graph.model), "result": len(self.outcome.shipped.model)},
             "macs": sum(self.macs.values()),
             "int8_macs_share": self.outcome.receipt.int8_share,
-            **{f"{word}_macs_share": self.outcome.receipt.share(word) for word in HALVES},
+            **{f"{word}_macs_share": self.outcome.receipt.share(word) for word in HALF_PRECISIONS},
             "parity": graph.parity.to_dict() if graph.parity else None,
             "latency": _latency(shipped),
             "candidates": [_candidate(one) for one in self.trials],
@@ -199,7 +199,7 @@ def check_strict(result: Result, *, several: bool) -> None:
     )
 
 
-def _candidate(trial: Trial) -> dict[str, object]:
+def _candidate(trial: EvaluatedCandidate) -> dict[str, object]:
     return {
         "name": trial.outcome.name,
         "precision": trial.outcome.shipped.precision,
@@ -214,7 +214,7 @@ def _candidate(trial: Trial) -> dict[str, object]:
     }
 
 
-def _rival(rival: Rival) -> dict[str, object]:
+def _rival(rival: RivalPrecision) -> dict[str, object]:
     return {
         "precision": rival.precision,
         "drops": dict(rival.drops),

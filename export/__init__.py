@@ -10,10 +10,10 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:
-    from .bundle_contents import Shipped, assemble
+    from .bundle_contents import ShippedModel, assemble
     from .calibration.ranges import Ranges, calibrate
-    from .fp16.fp16 import Settled, settle_fp16
-    from .graph.normalize import tidy
+    from .fp16.fp16 import SettledFp16, settle_fp16
+    from .graph.normalize import normalize
     from .graph.onnx_files import read_onnx
     from .graph.onnx_graph import Graph, Parity
     from .graph.precision_plan import PrecisionPlan
@@ -22,7 +22,7 @@ if typing.TYPE_CHECKING:
     from .int8.bias_correction import correct_biases
     from .int8.dialect import Dialect, dialect
     from .int8.int8_plan import plan_int8
-    from .int8.qdq_writer import Quantized, write_qdq
+    from .int8.qdq_writer import QuantizedGraph, write_qdq
     from .receipt import Receipt, bf16_receipt, count_macs, float_receipt, int8_receipt
     from .transcode.transcode import Transcoded, transcode
 
@@ -31,11 +31,11 @@ __all__ = [
     "Graph",
     "Parity",
     "PrecisionPlan",
-    "Quantized",
+    "QuantizedGraph",
     "Ranges",
     "Receipt",
-    "Settled",
-    "Shipped",
+    "SettledFp16",
+    "ShippedModel",
     "Slowness",
     "Transcoded",
     "assemble",
@@ -47,10 +47,10 @@ __all__ = [
     "float_receipt",
     "inspect_onnx",
     "int8_receipt",
+    "normalize",
     "plan_int8",
     "read_onnx",
     "settle_fp16",
-    "tidy",
     "transcode",
     "why_slow",
     "write_qdq",
@@ -61,11 +61,11 @@ _HOME = {
     "Graph": "graph.onnx_graph",
     "Parity": "graph.onnx_graph",
     "PrecisionPlan": "graph.precision_plan",
-    "Quantized": "int8.qdq_writer",
+    "QuantizedGraph": "int8.qdq_writer",
     "Ranges": "calibration.ranges",
     "Receipt": "receipt",
-    "Settled": "fp16.fp16",
-    "Shipped": "bundle_contents",
+    "SettledFp16": "fp16.fp16",
+    "ShippedModel": "bundle_contents",
     "Slowness": "inspection.why_slow",
     "Transcoded": "transcode.transcode",
     "assemble": "bundle_contents",
@@ -80,7 +80,7 @@ _HOME = {
     "plan_int8": "int8.int8_plan",
     "read_onnx": "graph.onnx_files",
     "settle_fp16": "fp16.fp16",
-    "tidy": "graph.normalize",
+    "normalize": "graph.normalize",
     "transcode": "transcode.transcode",
     "why_slow": "inspection.why_slow",
     "write_qdq": "int8.qdq_writer",

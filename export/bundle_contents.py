@@ -26,7 +26,7 @@ _GOLDEN_INPUTS, _GOLDEN_OUTPUTS = "golden/inputs.npz", "golden/outputs.npz"
 
 
 @dataclass(frozen=True)
-class Shipped:
+class ShippedModel:
     """The model that ships.
 
     Attributes:
@@ -48,12 +48,12 @@ class Shipped:
     engine: str
     receipt: Mapping[str, object]
     emulated: bytes | None = None
-    beside: tuple[Shipped, ...] = ()
+    beside: tuple[ShippedModel, ...] = ()
     made: Mapping[str, object] | None = None
 
 
 def assemble(
-    shipped: Shipped,
+    shipped: ShippedModel,
     *,
     inputs: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
@@ -129,7 +129,7 @@ def assemble(
     return seal(manifest, files)
 
 
-def _variant(shipped: Shipped, file: str) -> Variant:
+def _variant(shipped: ShippedModel, file: str) -> Variant:
     name, receipt = shipped.precision, dict(shipped.receipt)
     return Variant(
         name, file, shipped.engine, shipped.dialect, shipped.precision, receipt, made=shipped.made
@@ -137,7 +137,7 @@ def _variant(shipped: Shipped, file: str) -> Variant:
 
 
 def golden_outputs(
-    shipped: Shipped, inputs: Arrays, cache: str | None = None
+    shipped: ShippedModel, inputs: Arrays, cache: str | None = None
 ) -> tuple[Arrays, dict[str, Tolerance]]:
     """Outputs for the golden inputs, and how far another machine's may lie from them.
 

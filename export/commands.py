@@ -13,7 +13,7 @@ import click
 
 from ..runtime.bundle.bundle import Bundle
 from ..runtime.console import Console, report_errors
-from ..runtime.engines.engine import HALVES
+from ..runtime.engines.engine import HALF_PRECISIONS
 from ..runtime.errors import InputError
 from ..runtime.files import check_file, write_file
 from ..runtime.target import TARGET_NAMES, target
@@ -213,7 +213,11 @@ def _show_receipt(console: Console, receipt: Mapping[str, Any], nodes: bool) -> 
         return
     engine = receipt.get("engine", {})
     where = f"{engine.get('engine', 'the engine')} {engine.get('version', '')}"
-    halves = {word: receipt[f"{word}_macs_share"] for word in HALVES if f"{word}_nodes" in receipt}
+    halves = {
+        word: receipt[f"{word}_macs_share"]
+        for word in HALF_PRECISIONS
+        if f"{word}_nodes" in receipt
+    }
     if not halves or receipt["asked_int8"]:
         told = (
             f"{receipt['fused_int8']} of {receipt['asked_int8']} nodes became INT8 kernels in "

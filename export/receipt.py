@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import onnx
 
 from ..runtime.engine_registry import open_engine
-from ..runtime.engines.engine import HALVES, WORDS, EngineOptions
+from ..runtime.engines.engine import HALF_PRECISIONS, PRECISION_WORDS, EngineOptions
 from ..runtime.engines.onnxruntime import OnnxRuntimeEngine
-from ..runtime.engines.openvino import Executed
+from ..runtime.engines.openvino import ExecutedNode
 from ..runtime.tensors import Arrays
 from .engine_views.kernel_profile import int8_time_share
 from .engine_views.open_view import rewritten_graph
@@ -20,7 +20,7 @@ from .engine_views.tensorrt_view import TensorRtGraph
 from .engine_views.view import UNTOLD, RewrittenGraph
 from .graph.onnx_graph import Graph, Walk, attribute, give_out, rows
 from .graph.precision_plan import PrecisionPlan
-from .int8.qdq_writer import Quantized
+from .int8.qdq_writer import QuantizedGraph
 
 _COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -130,7 +130,7 @@ class Receipt:
         same of ``fp16``.
         """
         halves: dict[str, object] = {}
-        for word in HALVES:
+        for word in HALF_PRECISIONS:
             if self.count(word):
                 halves[f"{word}_macs_share"] = round(self.share(word), 6)
                 halves[f"{word}_nodes"] = self.count(word)
@@ -177,7 +177,7 @@ def bf16_receipt(graph: Graph, macs: Mapping[str, int], engine: str = "openvino"
         precision, reason = "float32", f"asked for bfloat16, the engine made it {UNTOLD}"
         home = _home(seen, node)
         if home is not None and home.precision == "bf16":
-            precision, reason = WORDS["bf16"], f"runs as {kernel_title(home)}"
+            precision, reason = PRECISION_WORDS["bf16"], f"runs as {kernel_title(home)}"
         elif home is not None:
             reason = f"asked for bfloat16, the engine runs it as {kernel_title(home)}"
         work = macs.get(node.name, 0)
@@ -188,7 +188,7 @@ def bf16_receipt(graph: Graph, macs: Mapping[str, int], engine: str = "openvino"
 def int8_receipt(
     graph: Graph,
     macs: Mapping[str, int],
-    quantized: Quantized,
+    quantized: QuantizedGraph,
     plan: PrecisionPlan,
     engine: str = "onnxruntime",
     half: PrecisionPlan | None = None,
@@ -210,19 +210,19 @@ def int8_receipt(
     """
     options = options or EngineOptions()
     seen = rewritten_graph(engine, quantized.model, options)
-    nodes = beside_int8(graph, macs, quantized, plan, seen, half)
+    nodes = node_receipts(graph, macs, quantized, plan, seen, half)
     fused = sum(1 for unit in quantized.units if seen.kernel_of(unit)[1])
     facts = _facts(engine, quantized.model, options)
     model = quantized.model
     share = None if feeds is None else int8_time_share(engine, model, feeds, options.precision)
     asked = len(quantized.units)
-    return Receipt(facts, nodes, asked, fused, seen.kernels(), share, tells(seen))
+    return Receipt(facts, nodes, asked, fused, seen.kernels(), share, tells_precision(seen))
 
 
-def beside_int8(
+def node_receipts(
     graph: Graph,
     macs: Mapping[str, int],
-    quantized: Quantized,
+    quantized: QuantizedGraph,
     plan: PrecisionPlan,
     seen: RewrittenGraph,
     half: PrecisionPlan | None = None,
@@ -238,7 +238,9 @@ def beside_int8(
             kernel, is_int8 = seen.kernel_of(unit)
             precision, reason = "int8", f"runs as {kernel}"
             if not is_int8:
-                precision = _runs_in(seen, unit.node) or (WORDS["bf16"] if rounded else "float32")
+                precision = _runs_in(seen, unit.node) or (
+                    PRECISION_WORDS["bf16"] if rounded else "float32"
+                )
                 reason = f"asked for INT8, the engine made it {kernel}"
             if unit.node != node.name:
                 reason = f"absorbed by the quantizer of {unit.node}"
@@ -252,13 +254,16 @@ def beside_int8(
             reason = "; ".join(reasons) or "not in the plan"
             precision, reason = _as_run(seen, node.name, precision, reason)
             if home is not None and rounded:
-                precision, reason = WORDS["bf16"], f"{reason}; runs as {kernel_title(home)}"
+                precision, reason = (
+                    PRECISION_WORDS["bf16"],
+                    f"{reason}; runs as {kernel_title(home)}",
+                )
         work = macs.get(node.name, 0)
         nodes.append(NodeReceipt(node.name, node.op_type, work, precision, reason))
     return tuple(nodes)
 
 
-def half_receipt(
+def fp16_receipt(
     graph: Graph,
     macs: Mapping[str, int],
     model: bytes,
@@ -287,15 +292,15 @@ def half_receipt(
         work = macs.get(node.name, 0)
         nodes.append(NodeReceipt(node.name, node.op_type, work, precision, reason))
     facts = _facts(engine, model, options)
-    return Receipt(facts, tuple(nodes), 0, 0, seen.kernels(), 0.0, tells(seen))
+    return Receipt(facts, tuple(nodes), 0, 0, seen.kernels(), 0.0, tells_precision(seen))
 
 
-def tells(seen: RewrittenGraph) -> bool:
+def tells_precision(seen: RewrittenGraph) -> bool:
     """Whether an engine tells what its layers compute in."""
     return not isinstance(seen, TensorRtGraph) or seen.tells
 
 
-def _home(seen: RewrittenGraph, node: onnx.NodeProto) -> Executed | None:
+def _home(seen: RewrittenGraph, node: onnx.NodeProto) -> ExecutedNode | None:
     """What OpenVINO made of a node of the network; ``None`` for another engine."""
     names = (node.name, *node.output)
     return seen.home_of(names, node.op_type) if isinstance(seen, OpenVinoGraph) else None

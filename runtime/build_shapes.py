@@ -11,7 +11,9 @@ from .engines.engine import EngineOptions, Precision
 from .tensors import Array
 
 
-def fitting(model: bytes, batch: int, shapes: Mapping[str, Sequence[int]]) -> BuildOptions:
+def build_options_for(
+    model: bytes, batch: int, shapes: Mapping[str, Sequence[int]]
+) -> BuildOptions:
     """How to build an engine that takes inputs of these shapes, and no others.
 
     Args:
@@ -22,7 +24,7 @@ def fitting(model: bytes, batch: int, shapes: Mapping[str, Sequence[int]]) -> Bu
     return BuildOptions(batch=(batch, batch, batch), sizes=_sizes(model, shapes))
 
 
-def fitted(
+def engine_options_for(
     engine: str,
     model: bytes,
     sample: Mapping[str, Array],
@@ -47,7 +49,7 @@ def fitted(
     """
     build = None
     if open_engine(engine).builds:
-        build = fitting(model, 1, {name: array.shape for name, array in sample.items()})
+        build = build_options_for(model, 1, {name: array.shape for name, array in sample.items()})
     return EngineOptions(threads=threads, precision=precision, cache=cache, build=build)
 
 

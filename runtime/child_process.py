@@ -18,7 +18,7 @@ _KINDS: dict[str, type[EdgepressError]] = {
 }
 
 
-def command(module: str, word: str = "") -> list[str]:
+def child_command(module: str, word: str = "") -> list[str]:
     """What starts ``main`` of a module in a process that imports from where this one does.
 
     It does not import from the current folder, unless this one does.
@@ -30,7 +30,7 @@ def command(module: str, word: str = "") -> list[str]:
     return [sys.executable, "-c", _START.format(module=module), word, *sys.path]
 
 
-def ending(status: int) -> str:
+def how_it_ended(status: int) -> str:
     """How a process ended, in words.
 
     Args:
@@ -43,13 +43,13 @@ def ending(status: int) -> str:
     return f"crashed with signal {-status}"
 
 
-def told_by(error: EdgepressError) -> dict[str, object]:
-    """An error as JSON; :func:`as_told` raises it on the other side."""
+def error_to_json(error: EdgepressError) -> dict[str, object]:
+    """An error as JSON; :func:`error_from_json` raises it on the other side."""
     fields = ("code", "message", "mend", "path")
     return {"kind": type(error).__name__, **{name: getattr(error, name) for name in fields}}
 
 
-def as_told(told: Mapping[str, Any]) -> EdgepressError:
-    """The error that :func:`told_by` wrote in another process."""
+def error_from_json(told: Mapping[str, Any]) -> EdgepressError:
+    """The error that :func:`error_to_json` wrote in another process."""
     kind = _KINDS.get(told["kind"], EngineError)
     return kind(told["code"], told["message"], mend=told["mend"], path=told["path"])

@@ -12,14 +12,14 @@ from .bundle.bundle import Bundle
 from .bundle.bundle_writer import check_out, write_files, write_zip
 from .bundle.combine import combine as combined
 from .console import Console, report_errors
-from .doctor import EngineReport, examine
+from .doctor import EngineReport, examine_engine
 from .engine_registry import ENGINE_NAMES
-from .engines.engine import WORDS
+from .engines.engine import PRECISION_WORDS
 from .errors import EngineError, InputError
 from .prediction import Prediction
 from .session import Session
 from .target import TARGET_NAMES, target
-from .variants.variant_selection import unproved
+from .variants.variant_selection import unproved_variants
 
 _MAX_VALUES = 4096
 
@@ -125,7 +125,7 @@ def verify(console: Console, bundle: str) -> None:
     opened = Bundle.open(bundle)
     rows: list[tuple[str, ...]] = []
     variants: list[dict[str, object]] = []
-    passed_over = unproved(opened)
+    passed_over = unproved_variants(opened)
     for variant in opened.variants:
         if variant.name in passed_over:
             continue
@@ -164,7 +164,7 @@ def verify(console: Console, bundle: str) -> None:
 @report_errors
 def doctor(console: Console) -> None:
     """Prove each engine of this machine by running a tiny model in a child process."""
-    reports = [examine(name) for name in ENGINE_NAMES]
+    reports = [examine_engine(name) for name in ENGINE_NAMES]
     console.say(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
     dialects = {name: target(name).dialect for name in TARGET_NAMES}
     for name, dialect in dialects.items():
@@ -202,7 +202,7 @@ def doctor(console: Console) -> None:
 
 
 def _serves(report: EngineReport) -> str:
-    more = [name for name in report.precisions if name != WORDS["f32"]]
+    more = [name for name in report.precisions if name != PRECISION_WORDS["f32"]]
     return ", ".join(report.providers) + "".join(f", computes in {name} too" for name in more)
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from .child_process import command, ending
+from .child_process import child_command, how_it_ended
 from .engine_registry import computes_in, open_engine
-from .engines.engine import WORDS
+from .engines.engine import PRECISION_WORDS
 from .errors import EdgepressError, EngineError, MissingExtraError
 
 TIMEOUT_S = 60.0
@@ -59,20 +59,20 @@ class EngineReport:
         return asdict(self)
 
 
-def examine(engine: str, timeout_s: float = TIMEOUT_S) -> EngineReport:
+def examine_engine(engine: str, timeout_s: float = TIMEOUT_S) -> EngineReport:
     """Prove an engine in a child process; whatever the child does, this one goes on.
 
     Args:
         engine: One of `edgepress.runtime.engine_registry.ENGINE_NAMES`.
         timeout_s: How long the child may take.
     """
-    started = command(f"{__package__}.doctor", engine)
+    started = child_command(f"{__package__}.doctor", engine)
     try:
         child = subprocess.run(started, capture_output=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:
         return EngineReport(engine, False, reason=f"it did not end within {timeout_s:g} s")
     if child.returncode < 0:
-        return EngineReport(engine, False, reason=f"it {ending(child.returncode)}")
+        return EngineReport(engine, False, reason=f"it {how_it_ended(child.returncode)}")
     try:
         told: Any = json.loads(child.stdout.decode("utf-8"))
         told["providers"] = tuple(told["providers"])
@@ -81,10 +81,10 @@ def examine(engine: str, timeout_s: float = TIMEOUT_S) -> EngineReport:
     except (ValueError, TypeError, KeyError):
         last = child.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
         said = f", saying: {last[0]}" if last else ""
-        return EngineReport(engine, False, reason=f"it {ending(child.returncode)}{said}")
+        return EngineReport(engine, False, reason=f"it {how_it_ended(child.returncode)}{said}")
 
 
-def prove(engine: str) -> EngineReport:
+def prove_engine(engine: str) -> EngineReport:
     """Run the tiny model in this process.
 
     Raises:
@@ -101,7 +101,7 @@ def prove(engine: str) -> EngineReport:
         there = error.code != "E_DRIVER"  # without the hardware there is nothing to be broken
         return EngineReport(engine, False, reason=error.message, mend=error.mend, installed=there)
     providers: Any = facts.get("providers", [])
-    floats = tuple(word for one, word in WORDS.items() if computes_in(engine, one))
+    floats = tuple(word for one, word in PRECISION_WORDS.items() if computes_in(engine, one))
     version = str(facts.get("version"))
     return EngineReport(engine, True, version, tuple(providers), precisions=floats)
 
@@ -130,7 +130,7 @@ def _compute(engine: Any) -> None:
 def main() -> int:
     """Prove the engine that the command line names, and print the report as JSON."""
     try:
-        report = prove(sys.argv[1])
+        report = prove_engine(sys.argv[1])
     except EdgepressError as error:
         report = EngineReport(sys.argv[1], False, reason=error.message, mend=error.mend)
     sys.stdout.write(json.dumps(report.to_dict()))

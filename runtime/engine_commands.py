@@ -18,7 +18,7 @@ from .files import read_file
 from .nvidia.child_builder import build_engine
 from .nvidia.trtexec import trtexec_line
 from .tensors import TensorSpec
-from .variants.variant_selection import in_engine
+from .variants.variant_selection import variant_in_engine
 
 _ENGINES = ("tensorrt", "tensorrt-rtx")
 _MIB = 2**20
@@ -171,7 +171,7 @@ def _model(
             mend="Compress it for the target tensorrt, or give --engine for its plain float32.",
             path=path,
         )
-    if in_engine(chosen, name) is None:
+    if variant_in_engine(chosen, name) is None:
         raise EngineError(
             "E_DIALECT",
             f"the variant '{chosen.name}' is {chosen.dialect} for the engine {chosen.engine}, "

@@ -19,7 +19,12 @@ from .prediction import Prediction
 from .self_test import SelfTest, check_schema, self_test
 from .tensors import Array, Arrays, TensorSpec
 from .variants.fastest_variant import fastest_variant
-from .variants.variant_selection import Choice, choose, in_engine, lesser
+from .variants.variant_selection import (
+    VariantChoice,
+    choose_variant,
+    lesser_variant_notes,
+    variant_in_engine,
+)
 
 MAX_INPUT_BYTES = 1024**3
 """Bytes of all inputs of one run together; more is asked for in parts."""
@@ -47,14 +52,14 @@ class Session:
     """
 
     def __init__(
-        self, bundle: Bundle, choice: Choice, engine: Engine, selftest: tuple[SelfTest, ...]
+        self, bundle: Bundle, choice: VariantChoice, engine: Engine, selftest: tuple[SelfTest, ...]
     ) -> None:
         self.bundle = bundle
         self.variant = choice.variant
         self.inputs: tuple[TensorSpec, ...] = engine.inputs
         self.outputs: tuple[TensorSpec, ...] = engine.outputs
         self.selftest = selftest
-        self.notes = lesser(bundle, choice)
+        self.notes = lesser_variant_notes(bundle, choice)
         self._engine = engine
         self._choice = choice
         self._floats = [spec.name for spec in engine.inputs if spec.dtype.startswith("float")]
@@ -264,7 +269,7 @@ def _choice(
     threads: int,
     cache: str | os.PathLike[str] | None,
     build: BuildOptions | None,
-) -> Choice:
+) -> VariantChoice:
     if variant is not None and measured:
         raise InputError(
             "E_USAGE",
@@ -273,7 +278,7 @@ def _choice(
         )
     if variant is not None:
         held = bundle.variant(variant)
-        chosen = in_engine(held, engine)
+        chosen = variant_in_engine(held, engine)
         if chosen is None:
             raise EngineError(
                 "E_DIALECT",
@@ -281,9 +286,9 @@ def _choice(
                 f"the engine {engine} was asked for.",
                 mend="Choose a variant for that engine, or leave the engine to the bundle.",
             )
-        return Choice(chosen, "asked for")
+        return VariantChoice(chosen, "asked for")
     if not measured:
-        return choose(bundle, engine)
+        return choose_variant(bundle, engine)
     return fastest_variant(
         bundle, Session.open, threads=threads, engine=engine, cache=cache, build=build
     )

@@ -14,10 +14,10 @@ from ...runtime.errors import InputError
 from ...runtime.pictures.picture_reader import read_picture
 from ...runtime.pictures.preprocessing import Preprocessing
 from ...runtime.tensors import Array, Arrays, TensorSpec
-from .loaders import Tensors, collect
+from .loaders import TensorSamples, collect_samples
 from .sources import ArrayPictures, FilePictures, Labels, data_error, from_arrays, open_pictures
 
-Source: TypeAlias = "FilePictures | ArrayPictures | Tensors"
+Source: TypeAlias = "FilePictures | ArrayPictures | TensorSamples"
 
 _MOST_SELECTION = 10_000  # samples that tell candidates apart to a tenth of a point
 _SELECTION = 2500  # samples that selection keeps, at most, where the others are trained on
@@ -122,7 +122,7 @@ class Images:
                 f"data is a {type(data).__name__}.",
                 "Give a path, an iterable of batches, or Images",
             )
-        return _whole(collect(data, type(data).__name__))
+        return _whole(collect_samples(data, type(data).__name__))
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -151,7 +151,7 @@ class Images:
     @property
     def preprocessed(self) -> bool:
         """Whether the samples are tensors already, so that no preprocessing applies."""
-        return isinstance(self._source, Tensors)
+        return isinstance(self._source, TensorSamples)
 
     def take(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> Images:
         """The samples at these positions, in that order.
@@ -228,7 +228,7 @@ class Images:
         Raises:
             InputError: ``E_DATA`` where the samples do not have so many parts.
         """
-        if isinstance(self._source, Tensors):
+        if isinstance(self._source, TensorSamples):
             return self._source.specs(names)
         return tuple(TensorSpec(name, "float32", ("N", "C", "H", "W")) for name in names)
 
@@ -254,7 +254,7 @@ class Images:
             raise data_error(f"batch size {batch_size}, expected at least 1.")
         if not inputs:
             raise data_error("the network has no inputs, so that no data fits it.")
-        if isinstance(self._source, Tensors):
+        if isinstance(self._source, TensorSamples):
             return self._slices(self._source.select(inputs), batch_size)
         if preprocessing is None:
             raise InputError(
@@ -281,7 +281,7 @@ class Images:
                 be decoded, or pictures that differ in size.
         """
         source = self._source
-        if isinstance(source, Tensors):
+        if isinstance(source, TensorSamples):
             raise data_error(f"{self.source} holds tensors, no pictures.", "", self.source)
         indices: list[int] = self._indices[list(positions)].tolist()
         pictures = [_read(source, index, preprocessing) for index in indices]

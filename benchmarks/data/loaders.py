@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.tensors import Array, Arrays, TensorSpec
-from .sources import Labels, check_labels, data_error
+from .sources import Labels, class_indices, data_error
 
 LABEL_KEYS = ("label", "labels")
 """The keys of a dict that hold class indices instead of an input."""
@@ -22,7 +22,7 @@ _ITEMS = (
 
 
 @dataclass(frozen=True)
-class Tensors:
+class TensorSamples:
     """Preprocessed samples in memory.
 
     Attributes:
@@ -108,7 +108,7 @@ class _Gathered:
     named: bool | None = None
 
 
-def collect(items: Iterable[object], where: str = "iterable") -> Tensors:
+def collect_samples(items: Iterable[object], where: str = "iterable") -> TensorSamples:
     """Go through an iterable once and keep what it gives.
 
     An item is a batch: an array or torch tensor ``(N, ...)``, a tuple or list of them, or a dict by
@@ -153,8 +153,8 @@ def collect(items: Iterable[object], where: str = "iterable") -> Tensors:
     arrays = {name: np.concatenate(parts) for name, parts in gathered.parts.items()}
     count = len(next(iter(arrays.values())))
     labels = np.concatenate(gathered.labels) if gathered.labels else None
-    checked = None if labels is None else check_labels(labels, count, where)
-    return Tensors(where, arrays, checked, gathered.named)
+    checked = None if labels is None else class_indices(labels, count, where)
+    return TensorSamples(where, arrays, checked, gathered.named)
 
 
 def _take_apart(item: object, where: str) -> tuple[bool, dict[str, Array], NDArray[Any] | None]:
@@ -178,7 +178,7 @@ def _take_apart(item: object, where: str) -> tuple[bool, dict[str, Array], NDArr
     if not count or any(size != count for size in sizes.values()):
         raise data_error(f"{where}: batch sizes are {sizes}.", _ITEMS, where)
     if labels is not None:
-        labels = check_labels(labels, count, where)
+        labels = class_indices(labels, count, where)
     return named, parts, labels
 
 

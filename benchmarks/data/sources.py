@@ -152,7 +152,7 @@ def from_arrays(
         )
     if pictures.size == 0:
         raise data_error(f"{where}: x is empty, shape {pictures.shape}.", "", where)
-    labels = None if y is None else check_labels(np.asarray(y), len(pictures), where)
+    labels = None if y is None else class_indices(np.asarray(y), len(pictures), where)
     class_names = None if names is None else tuple(str(name) for name in names)
     if labels is not None and class_names is not None and int(labels.max()) >= len(class_names):
         raise data_error(
@@ -163,7 +163,7 @@ def from_arrays(
     return ArrayPictures(where, pictures, labels, class_names)
 
 
-def check_labels(labels: NDArray[Any], count: int, where: str) -> Labels:
+def class_indices(labels: NDArray[Any], count: int, where: str) -> Labels:
     """Class indices as int64 ``(N,)``.
 
     Args:

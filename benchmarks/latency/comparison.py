@@ -13,9 +13,16 @@ from numpy.typing import NDArray
 from ...runtime.engines.engine import Precision
 from ...runtime.files import temporary_folder
 from ..statistics import bootstrap_median, mann_whitney_u
-from .latency import DEFAULT_ENGINE, SETTLED, Own, Subject, measurement, subject_file
-from .measurement import Measurement, Preset, Settings
-from .recording import Progress, Recording, run_rounds
+from .latency import (
+    DEFAULT_ENGINE,
+    SETTLED_SHARE,
+    Measurable,
+    OwnOptions,
+    measurement,
+    subject_file,
+)
+from .measurement import Measurement, MeasurementRequest, Preset
+from .recording import Recording, ShareDone, run_rounds
 
 Faster: TypeAlias = Literal["a", "b", "neither"]
 
@@ -78,8 +85,8 @@ class Comparison:
 
 
 def compare(
-    a: Subject,
-    b: Subject,
+    a: Measurable,
+    b: Measurable,
     *,
     threads: int = 1,
     batch: int = 1,
@@ -93,7 +100,7 @@ def compare(
     seed: int = 0,
     shapes: Mapping[str, Sequence[int]] | None = None,
     cache: str | None = None,
-    progress: Progress | None = None,
+    progress: ShareDone | None = None,
 ) -> Comparison:
     """Compare the latencies of two networks; drift of the machine strikes both alike.
 
@@ -126,8 +133,11 @@ def compare(
         EngineError: As there.
         BundleError: As there.
     """
-    own_a, own_b = Own.of(a, engine, variant), Own.of(b, against_engine, against_variant)
-    settings = Settings.of(
+    own_a, own_b = (
+        OwnOptions.of(a, engine, variant),
+        OwnOptions.of(b, against_engine, against_variant),
+    )
+    settings = MeasurementRequest.of(
         threads,
         batch,
         preset,
@@ -155,7 +165,7 @@ def compare(
 
         def settled() -> bool:
             ratios = np.asarray(two.medians) / np.asarray(one.medians)
-            return len(ratios) >= _MIN_PAIRS and _half_width(ratios, seed) <= SETTLED
+            return len(ratios) >= _MIN_PAIRS and _half_width(ratios, seed) <= SETTLED_SHARE
 
         within = run_rounds([one, two], settings.preset, settled, progress)
         return _judge(
@@ -189,11 +199,11 @@ def _judge(
         settled=len(ratios) >= _MIN_PAIRS and _half_width(ratios, seed) <= UNSETTLED,
         p_value=p_value,
         noise=noise,
-        faster=verdict(ratio, low, high, p_value, noise),
+        faster=which_is_faster(ratio, low, high, p_value, noise),
     )
 
 
-def verdict(ratio: float, low: float, high: float, p_value: float, noise: float) -> Faster:
+def which_is_faster(ratio: float, low: float, high: float, p_value: float, noise: float) -> Faster:
     """Which is faster, by the rule that :class:`Comparison` states.
 
     Args:

@@ -16,25 +16,25 @@ from ...runtime.bundle.bundle import Bundle
 from ...runtime.engines.engine import Precision, computed_in
 from ...runtime.errors import InputError
 from ...runtime.files import disk_room, temporary_folder
-from ...runtime.variants.variant_selection import choose
+from ...runtime.variants.variant_selection import choose_variant
 from ..statistics import bootstrap_median, percentile
 from .fingerprint import fingerprint
-from .measurement import Latency, Measurement, Preset, Settings
+from .measurement import Latency, Measurement, MeasurementRequest, Preset
 from .processes import Worker
-from .recording import Progress, Recording, run_rounds
-from .worker import Request, Started
+from .recording import Recording, ShareDone, run_rounds
+from .worker import WorkerRequest, WorkerStarted
 
-Subject: TypeAlias = "str | os.PathLike[str] | bytes"
+Measurable: TypeAlias = "str | os.PathLike[str] | bytes"
 """What is measured: a bundle (folder or ``.zip``), a model file, or a model's bytes."""
 
 DEFAULT_ENGINE = "onnxruntime"
 
-SETTLED = 0.02
+SETTLED_SHARE = 0.02
 """Measuring goes on until the interval's half-width is this share of the value, or to the cap."""
 
 
 def measure(
-    path: Subject,
+    path: Measurable,
     *,
     threads: int = 1,
     batch: int = 1,
@@ -44,7 +44,7 @@ def measure(
     variant: str | None = None,
     seed: int = 0,
     shapes: Mapping[str, Sequence[int]] | None = None,
-    progress: Progress | None = None,
+    progress: ShareDone | None = None,
 ) -> Measurement:
     """Measure one network in fresh processes.
 
@@ -72,9 +72,9 @@ def measure(
             ``E_ENGINE``; ``E_PRECISION`` where it cannot compute in that.
         BundleError: Where the bundle is damaged.
     """
-    own = Own.of(path, engine, variant)
+    own = OwnOptions.of(path, engine, variant)
     chosen = own.engine or DEFAULT_ENGINE
-    settings = Settings.of(
+    settings = MeasurementRequest.of(
         threads, batch, preset, chosen, seed, shapes, precision or own.precision, own.variant
     )
     with subject_file(path) as (file, told), temporary_folder() as built:
@@ -85,14 +85,14 @@ def measure(
             if len(recording.medians) < 6:
                 return False
             low, high = bootstrap_median(recording.medians, seed)
-            return high - low <= 2 * SETTLED * float(np.median(recording.medians))
+            return high - low <= 2 * SETTLED_SHARE * float(np.median(recording.medians))
 
         outcome = run_rounds([recording], settings.preset, settled, progress)
         return measurement(recording, settings, file, told, outcome)
 
 
 def measurement(
-    recording: Recording, settings: Settings, file: Path, told: str, settled: bool
+    recording: Recording, settings: MeasurementRequest, file: Path, told: str, settled: bool
 ) -> Measurement:
     """Everything about one recording; prices the harness on the way."""
     started = recording.started[-1]
@@ -126,7 +126,7 @@ def measurement(
     )
 
 
-def overhead_us(started: Started, settings: Settings) -> float:
+def overhead_us(started: WorkerStarted, settings: MeasurementRequest) -> float:
     """What the harness adds to each latency, in microseconds.
 
     It is the median of the null engine, which does no work, in a worker of its own, with inputs and
@@ -134,7 +134,7 @@ def overhead_us(started: Started, settings: Settings) -> float:
     """
     described = json.dumps({"inputs": started.inputs, "outputs": started.outputs})
     with subject_file(described.encode()) as (file, _):
-        request = Request(
+        request = WorkerRequest(
             str(file), "null", settings.threads, settings.batch, settings.seed, started.feeds
         )
         with Worker(request) as worker:
@@ -144,7 +144,7 @@ def overhead_us(started: Started, settings: Settings) -> float:
 
 
 @dataclass(frozen=True)
-class Own:
+class OwnOptions:
     """How a subject wants to be run.
 
     Attributes:
@@ -158,7 +158,7 @@ class Own:
     precision: Precision = "f32"
 
     @staticmethod
-    def of(subject: Subject, engine: str | None, variant: str | None) -> Own:
+    def of(subject: Measurable, engine: str | None, variant: str | None) -> OwnOptions:
         """What is asked for, completed by what a bundle says.
 
         Raises:
@@ -175,20 +175,20 @@ class Own:
                     mend="Only bundles have variants.",
                     path=path or None,
                 )
-            return Own(engine)
+            return OwnOptions(engine)
         bundle = Bundle.open(path)
         # any engine may be tried on a bundle's only model; among several, each has its own
         only = variant is None and len(bundle.variants) == 1
         if variant is not None or only:
             chosen = bundle.variant(variant)
         else:
-            chosen = choose(bundle, engine).variant
+            chosen = choose_variant(bundle, engine).variant
         name = engine or chosen.engine
-        return Own(name, chosen.name, computed_in(chosen.precision))
+        return OwnOptions(name, chosen.name, computed_in(chosen.precision))
 
 
 @contextmanager
-def subject_file(subject: Subject) -> Generator[tuple[Path, str], None, None]:
+def subject_file(subject: Measurable) -> Generator[tuple[Path, str], None, None]:
     """The absolute path of what is measured, and its name in reports.
 
     It is read once here, so that it is in the page cache.

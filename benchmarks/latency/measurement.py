@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.engines.engine import PRECISIONS, Precision
+from ...runtime.engines.engine import FLOAT_PRECISIONS, Precision
 from ...runtime.errors import InputError
 from ..statistics import percentile, percentile_floor, percentile_interval
-from .worker import Request
+from .worker import WorkerRequest
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class Settings:
+class MeasurementRequest:
     """What :func:`measure` and its like are asked for, checked.
 
     Attributes:
@@ -202,7 +202,7 @@ class Settings:
         shapes: Mapping[str, Sequence[int]] | None,
         precision: Precision = "f32",
         variant: str | None = None,
-    ) -> Settings:
+    ) -> MeasurementRequest:
         """The settings, checked as far as they can be without the network.
 
         Raises:
@@ -221,18 +221,18 @@ class Settings:
             )
         if seed < 0:
             raise InputError("E_SEED", f"seed {seed}.", mend="Give a seed that is not negative")
-        if precision not in PRECISIONS:
+        if precision not in FLOAT_PRECISIONS:
             raise InputError(
                 "E_PRECISION",
                 f"unknown precision '{precision}'.",
-                mend="Precisions: " + ", ".join(PRECISIONS),
+                mend="Precisions: " + ", ".join(FLOAT_PRECISIONS),
             )
         plain = {name: [int(size) for size in shape] for name, shape in (shapes or {}).items()}
-        return Settings(threads, batch, preset, engine, seed, plain, precision, variant)
+        return MeasurementRequest(threads, batch, preset, engine, seed, plain, precision, variant)
 
-    def request(self, path: Path) -> Request:
+    def request(self, path: Path) -> WorkerRequest:
         """What a worker is told."""
-        return Request(
+        return WorkerRequest(
             str(path),
             self.engine,
             self.threads,

@@ -15,13 +15,13 @@ from typing import IO, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.child_process import as_told, command, ending
+from ...runtime.child_process import child_command, error_from_json, how_it_ended
 from ...runtime.errors import EngineError
-from .worker import Request, Started
+from .worker import WorkerRequest, WorkerStarted
 
 
 @dataclass(frozen=True)
-class Block:
+class TimedBlock:
     """Inferences that ran one after another.
 
     Attributes:
@@ -45,7 +45,7 @@ class Worker:
         timeout_s: How long one answer may take.
     """
 
-    def __init__(self, request: Request, timeout_s: float = 600.0) -> None:
+    def __init__(self, request: WorkerRequest, timeout_s: float = 600.0) -> None:
         self._request = request
         self._timeout_s = timeout_s
         self._process: subprocess.Popen[str] | None = None
@@ -62,7 +62,7 @@ class Worker:
         self._errors = cast("IO[bytes]", tempfile.TemporaryFile())
         try:
             self._process = subprocess.Popen(
-                command(f"{__package__}.worker"),
+                child_command(f"{__package__}.worker"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
@@ -107,16 +107,16 @@ class Worker:
             cast("IO[bytes]", self._errors).close()
             self._process = None
 
-    def start(self) -> Started:
+    def start(self) -> WorkerStarted:
         """Load the network and run it once.
 
         Raises:
             InputError, EngineError, BundleError: What the worker met, as it met it; ``E_BACKEND``
                 where it crashed or gave no answer in time.
         """
-        return Started(**self._ask(asdict(self._request)))
+        return WorkerStarted(**self._ask(asdict(self._request)))
 
-    def block(self, count: int) -> Block:
+    def block(self, count: int) -> TimedBlock:
         """Run ``count`` times.
 
         Raises:
@@ -124,7 +124,7 @@ class Worker:
         """
         answer = self._ask({"block": count})
         latencies = np.asarray(answer["latencies_ns"], dtype=np.float64) / 1e6
-        return Block(latencies, answer["cpu_ns"] / 1e6)
+        return TimedBlock(latencies, answer["cpu_ns"] / 1e6)
 
     def peak_memory_bytes(self) -> int | None:
         """The most memory the worker ever held; ``None`` where the system does not tell."""
@@ -159,11 +159,11 @@ class Worker:
             raise self._crashed(process)
         answer = cast("dict[str, Any]", json.loads(line))
         if "error" in answer:
-            raise as_told(cast("dict[str, Any]", answer["error"]))
+            raise error_from_json(cast("dict[str, Any]", answer["error"]))
         return answer
 
     def _crashed(self, process: subprocess.Popen[str]) -> EngineError:
-        how = ending(process.wait())
+        how = how_it_ended(process.wait())
         errors = cast("IO[bytes]", self._errors)
         errors.seek(0)
         lines = errors.read().decode("utf-8", "replace").strip().splitlines()

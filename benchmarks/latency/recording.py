@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from ..statistics import percentile_floor
 from .fingerprint import load_average, processor_ticks
 from .measurement import Preset
-from .processes import Block, Worker
-from .worker import Request, Started
+from .processes import TimedBlock, Worker
+from .worker import WorkerRequest, WorkerStarted
 
-Progress: TypeAlias = Callable[[float], None]
+ShareDone: TypeAlias = Callable[[float], None]
 """Told how much is done, 0 to 1; never less than before."""
 
 _ORDERS = {1: ((0,),), 2: ((0, 1, 1, 0), (1, 0, 0, 1))}
@@ -40,9 +40,9 @@ class Recording:
         steal_percent: Of the processors' time while it ran.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: WorkerRequest) -> None:
         self.request = request
-        self.started: list[Started] = []
+        self.started: list[WorkerStarted] = []
         self.medians: list[float] = []
         self.cpu_ms = 0.0
         self.peak_memory_bytes: int | None = None
@@ -58,10 +58,10 @@ class Recording:
         return np.concatenate(self._blocks)
 
     def starting(self, name: str) -> float:
-        """The median over the processes of one of the times in :class:`Started`."""
+        """The median over the processes of one of the times in :class:`WorkerStarted`."""
         return float(np.median([getattr(started, name) for started in self.started]))
 
-    def add(self, block: Block) -> None:
+    def add(self, block: TimedBlock) -> None:
         """Keep one block."""
         self._blocks.append(block.latencies_ms)
         self.medians.append(float(np.median(block.latencies_ms)))
@@ -78,7 +78,7 @@ def run_rounds(
     recordings: Sequence[Recording],
     preset: Preset,
     settled: Callable[[], bool],
-    progress: Progress | None = None,
+    progress: ShareDone | None = None,
 ) -> bool:
     """Measure one network, or two in turn (A B B A, then B A A B, and so on).
 

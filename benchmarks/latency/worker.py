@@ -1,10 +1,11 @@
 """The process that is measured.
 
-It speaks JSON, one object a line. From standard input it takes first a request (:class:`Request`),
-which it answers with what starting took (:class:`Started`), then any number of ``{"block": n}``,
-answered by the n latencies, and ``{"peak": true}``, answered by the peak of its memory. An error of
-ours is answered as ``{"error": {"kind", "code", "message", "mend", "path"}}``. At the end of its
-input it leaves, so that it never outlives the process that started it.
+It speaks JSON, one object a line. From standard input it takes first a request
+(:class:`WorkerRequest`), which it answers with what starting took (:class:`WorkerStarted`), then
+any number of ``{"block": n}``, answered by the n latencies, and ``{"peak": true}``, answered by the
+peak of its memory. An error of ours is answered as ``{"error": {"kind", "code", "message", "mend",
+"path"}}``. At the end of its input it leaves, so that it never outlives the process that started
+it.
 
 Nothing is imported at the top that a device would not import: import and memory are measured.
 """
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Request:
+class WorkerRequest:
     """What a worker is to run.
 
     Attributes:
@@ -54,7 +55,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Started:
+class WorkerStarted:
     """What it took to be ready.
 
     Attributes:
@@ -93,23 +94,23 @@ def main() -> int:
     line = requests.readline()
     if not line:
         return 0
-    request = Request(**json.loads(line))
+    request = WorkerRequest(**json.loads(line))
     clock = time.perf_counter()
-    from ...runtime.child_process import told_by
+    from ...runtime.child_process import error_to_json
     from ...runtime.errors import EdgepressError
 
     try:
         with ExitStack() as stack:
             _serve(request, clock, stack, requests, replies)
     except EdgepressError as error:
-        _answer(replies, {"error": told_by(error)})
+        _answer(replies, {"error": error_to_json(error)})
     except BrokenPipeError:
         pass  # the parent is gone, nobody is left to answer to
     return 0
 
 
 def _serve(
-    request: Request, clock: float, stack: ExitStack, requests: IO[str], replies: IO[str]
+    request: WorkerRequest, clock: float, stack: ExitStack, requests: IO[str], replies: IO[str]
 ) -> None:
     from ...runtime.engine_registry import import_backend, open_engine
     from ...runtime.engines.engine import EngineOptions
@@ -136,7 +137,7 @@ def _serve(
     before = time.perf_counter()
     engine.run(feeds)
     first = time.perf_counter() - before
-    started = Started(
+    started = WorkerStarted(
         import_ms=1e3 * (imported - clock),
         read_ms=1e3 * (read - imported),
         load_ms=1e3 * (loaded - read),
@@ -157,12 +158,12 @@ def _serve(
             _answer(replies, {"peak_memory_bytes": peak_memory_bytes()})
 
 
-def _build(request: Request, model: bytes, golden: Arrays | None) -> BuildOptions:
+def _build(request: WorkerRequest, model: bytes, golden: Arrays | None) -> BuildOptions:
     """For what is measured: the sizes asked for, else the golden inputs'."""
-    from ...runtime.build_shapes import fitting
+    from ...runtime.build_shapes import build_options_for
 
     shapes = {name: list(array.shape) for name, array in (golden or {}).items()}
-    return fitting(model, request.batch, {**shapes, **request.shapes})
+    return build_options_for(model, request.batch, {**shapes, **request.shapes})
 
 
 def _read(path: str, variant: str | None) -> tuple[bytes, Arrays | None]:

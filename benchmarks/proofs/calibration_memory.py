@@ -29,7 +29,7 @@ _COUNTS = (100, 1000)
 def quantize(model: str, count: int) -> dict[str, Any]:
     """Calibrate and quantize in this process; its peak."""
     from edgepress.benchmarks import Images
-    from edgepress.compress.quantization.int8_pass import quantize as int8
+    from edgepress.compress.quantization.int8_pass import quantize_int8 as int8
     from edgepress.compress.recipe.pass_context import Context
     from edgepress.compress.recipe.settings import Int8
     from edgepress.compress.source.source_network import fixed_batches, open_model

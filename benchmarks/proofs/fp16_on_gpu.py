@@ -36,13 +36,13 @@ from edgepress.compress.source.source_network import (
 )
 from edgepress.export import calibrate
 from edgepress.export.fp16.fp16 import settle_fp16
-from edgepress.export.fp16.fp16_writer import simulation
+from edgepress.export.fp16.fp16_writer import fp16_simulation
 from edgepress.export.graph.normalize import with_opset
 from edgepress.export.graph.onnx_graph import Graph
 from edgepress.export.inspection.lost_biases import lost_biases
 from edgepress.runtime import EdgepressError
 from edgepress.runtime.engines.engine import EngineOptions
-from edgepress.runtime.engines.onnxruntime import CPU, OnnxRuntimeEngine
+from edgepress.runtime.engines.onnxruntime import CPU_PROVIDER, OnnxRuntimeEngine
 from edgepress.runtime.tensors import Arrays
 
 from .matrix.matrix_networks import ENTRIES, Entry
@@ -103,7 +103,7 @@ def one(entry: Entry, folder: Path, provider: str) -> dict[str, Any]:
     graph = with_opset(given, OPSET, with_batch(example, given))
     batches = fixed_batches(graph, part, how)
     feeds = first_rows(entry.share(CALIBRATION, TEST), graph.inputs, how, TEST)
-    exact = run(graph.model, feeds, CPU)
+    exact = run(graph.model, feeds, CPU_PROVIDER)
     ranges = calibrate(graph, batches)
     settled = settle_fp16(graph, ranges, batches)
     codes, _ = in_dialect("tensorrt")(graph, ranges, batches, {})
@@ -117,7 +117,7 @@ def one(entry: Entry, folder: Path, provider: str) -> dict[str, Any]:
     }
     for kind, model in (("fp16", settled.half.model), ("int8", both.half.model)):
         found[kind] = {
-            "foretold": beside(exact, simulation(model), feeds, CPU),
+            "foretold": beside(exact, fp16_simulation(model), feeds, CPU_PROVIDER),
             "gpu": beside(exact, model, feeds, provider),
         }
     found["int8"]["gpu_as_it_stands"] = beside(
@@ -162,7 +162,7 @@ def beside(
         ),
         "finite": not any(one["non_finite"] for one in found),
     }
-    if provider != CPU:
+    if provider != CPU_PROVIDER:
         told["whole"] = whole(model, provider)
     if len(found) == 1 and "top1_agreement_percent" in found[0]:
         told["same_class"] = found[0]["top1_agreement_percent"] / 100

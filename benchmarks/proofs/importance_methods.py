@@ -23,7 +23,7 @@ from edgepress.benchmarks import Images, task
 from edgepress.benchmarks.latency.fingerprint import fingerprint
 from edgepress.compress import Backbone, prune
 from edgepress.compress.pruning import channel_gates
-from edgepress.compress.pruning.importance import METHODS
+from edgepress.compress.pruning.importance import IMPORTANCES
 from edgepress.compress.recipe.settings import Distil
 from edgepress.compress.training.train import distil
 
@@ -64,7 +64,7 @@ def main() -> None:
         return
     for share in shares:
         for blocks in (False, True):
-            for method in METHODS:
+            for method in IMPORTANCES:
                 for seed in map(int, given.seeds.split(",")):
                     key = f"{given.network} {share:g} {'blocks' if blocks else 'channels'} {method} {seed}"
                     if key in told["rows"]:

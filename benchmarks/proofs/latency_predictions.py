@@ -20,10 +20,10 @@ import torch
 
 from edgepress.benchmarks.latency.fingerprint import fingerprint
 from edgepress.compress.channels.structure import structure_of
-from edgepress.compress.pruning.candidate_timing import Stopwatch
-from edgepress.compress.pruning.latency_model import RANDOM_NETWORKS, LatencyModel, random_choices
+from edgepress.compress.pruning.candidate_timing import CandidateTimer
+from edgepress.compress.pruning.latency_model import RANDOM_NETWORKS, LatencyModel, random_widths
 from edgepress.compress.pruning.latency_table import LatencyTable
-from edgepress.compress.pruning.layer_costs import Frame, macs_cost
+from edgepress.compress.pruning.layer_costs import LayerWidths, macs_cost
 from edgepress.compress.pruning.output_damage import widths_of
 from edgepress.runtime.target import target as target_of
 
@@ -45,11 +45,11 @@ def main() -> None:
     torch.manual_seed(0)
     module = resnet56().eval()
     example = {"x": np.random.default_rng(0).standard_normal((2, 3, 32, 32), dtype=np.float32)}
-    frame = Frame(structure_of(module, example))
+    frame = LayerWidths(structure_of(module, example))
     target = target_of(TARGET)
     widths = [widths_of(group, target.channel_multiple) for group in frame.structure.groups]
-    known = random_choices(frame, widths, RANDOM_NETWORKS, seed=0)
-    unseen = random_choices(frame, widths, NETWORKS, seed=1)
+    known = random_widths(frame, widths, RANDOM_NETWORKS, seed=0)
+    unseen = random_widths(frame, widths, NETWORKS, seed=1)
     whole = frame.total(macs_cost, frame.whole)
     machine = fingerprint()
     lines = [
@@ -69,7 +69,7 @@ def main() -> None:
     for precision in ("float32", "int8"):
         table = LatencyTable(target, precision)
         table.measure(frame, widths, _silent)
-        watch = Stopwatch(module, frame.structure, example, target, precision, _silent)
+        watch = CandidateTimer(module, frame.structure, example, target, precision, _silent)
         model = LatencyModel(frame, table)
         ratios = watch([*known, *unseen])  # all of them in turns
         model.learn(known, lambda _, seen=ratios: seen[:RANDOM_NETWORKS])

@@ -57,7 +57,7 @@ def theirs(entry: Entry, folder: Path, count: int) -> None:
 
 def ours(entry: Entry, folder: Path, count: int) -> None:
     """The pass ``int8``."""
-    from edgepress.compress.quantization.int8_pass import quantize
+    from edgepress.compress.quantization.int8_pass import quantize_int8
     from edgepress.compress.recipe.pass_context import Context
     from edgepress.compress.recipe.settings import Int8
     from edgepress.compress.source.source_network import first_rows, fixed_batches, open_model
@@ -74,7 +74,7 @@ def ours(entry: Entry, folder: Path, count: int) -> None:
     context = Context(
         target("onnxruntime-cpu"), calibration, count, selection, macs, lambda *_: None
     )
-    made = quantize(graph, Int8(), context)
+    made = quantize_int8(graph, Int8(), context)
     (folder / "ours.onnx").write_bytes(made.shipped.model)
 
 

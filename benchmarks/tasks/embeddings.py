@@ -18,7 +18,7 @@ from ..statistics import wilson
 from .agreement import Agreements
 from .task import Batches, Score
 
-Unit: TypeAlias = NDArray[np.float32]
+UnitVectors: TypeAlias = NDArray[np.float32]
 
 _ROWS = 512  # embeddings whose similarities with all others are held at once
 _LEAST_IMPOSTORS = 10
@@ -188,11 +188,11 @@ class Verification:
 class _Embeddings:
     """All embeddings of the data, scaled to length 1; the ones that are not finite are zero."""
 
-    units: Unit
+    units: UnitVectors
     whole: NDArray[np.bool_]
     labels: Labels
     output: str
-    reference: Unit | None
+    reference: UnitVectors | None
     agreements: Agreements
 
     def details(self) -> dict[str, object]:
@@ -209,10 +209,10 @@ class _Embeddings:
 def _collect(
     task: str, name: str | None, run: Run, batches: Batches, reference: Run | None
 ) -> _Embeddings:
-    units: list[Unit] = []
+    units: list[UnitVectors] = []
     whole: list[NDArray[np.bool_]] = []
     labels: list[Labels] = []
-    theirs: list[Unit] = []
+    theirs: list[UnitVectors] = []
     agreements = Agreements()
     for batch in batches():
         if batch.labels is None:
@@ -243,7 +243,7 @@ def _collect(
     )
 
 
-def _units(outputs: Arrays, name: str, count: int) -> tuple[Unit, NDArray[np.bool_]]:
+def _units(outputs: Arrays, name: str, count: int) -> tuple[UnitVectors, NDArray[np.bool_]]:
     if name not in outputs or not _is_embedding(outputs[name], count):
         found = tuple(outputs[name].shape) if name in outputs else "absent"
         raise InputError(
@@ -283,7 +283,7 @@ def _is_embedding(array: NDArray[Any], count: int) -> bool:
 
 
 def _similarities(
-    units: Unit, whole: NDArray[np.bool_]
+    units: UnitVectors, whole: NDArray[np.bool_]
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """Cosines of some rows with all, ``(rows, N)``; minus infinity with itself and the broken."""
     for start in range(0, len(units), _ROWS):

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from .channel_surgery import Cut
-from .cut_history import Attribute, Step
-from .layer_shapes import Layer
+from .channel_surgery import ChannelCut
+from .cut_history import ChangedAttribute, CutStep
+from .layer_shapes import LayerShape
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Member:
 
     Attributes:
         module: Dotted name.
-        side: As :class:`~edgepress.compress.channels.channel_surgery.Cut` has it.
+        side: As :class:`~edgepress.compress.channels.channel_surgery.ChannelCut` has it.
         width: Channels on that side, those of other groups (before or behind in a concatenation)
             and of none included.
         indices: For each atom, which of those channels it is; none where it is not in there.
@@ -36,7 +36,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Count:
+class ChannelAttribute:
     """A number of a module that goes down with the atoms, such as ``num_heads``.
 
     Attributes:
@@ -71,7 +71,7 @@ class Group:
     members: tuple[Member, ...]
     free: tuple[int, ...]
     segments: tuple[int, ...]
-    counts: tuple[Count, ...] = ()
+    counts: tuple[ChannelAttribute, ...] = ()
     exact: bool = True
 
     @property
@@ -119,7 +119,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Block:
+class ResidualBlock:
     """A residual block: with nothing in it, it would pass on its input; it can leave as a whole.
 
     Attributes:
@@ -134,7 +134,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Refused:
+class RefusedModule:
     """What pruning leaves alone.
 
     Attributes:
@@ -159,13 +159,13 @@ class Structure:
     """
 
     groups: tuple[Group, ...]
-    blocks: tuple[Block, ...]
-    layers: tuple[Layer, ...]
-    refused: tuple[Refused, ...]
+    blocks: tuple[ResidualBlock, ...]
+    layers: tuple[LayerShape, ...]
+    refused: tuple[RefusedModule, ...]
     notes: tuple[str, ...] = ()
 
 
-def step_of(removed: Mapping[Group, Iterable[int]], skipped: Sequence[str] = ()) -> Step:
+def cut_step_of(removed: Mapping[Group, Iterable[int]], skipped: Sequence[str] = ()) -> CutStep:
     """The step of a history that takes atoms and blocks out.
 
     Args:
@@ -174,8 +174,8 @@ def step_of(removed: Mapping[Group, Iterable[int]], skipped: Sequence[str] = ())
     """
     gone: dict[tuple[str, str], set[int]] = defaultdict(set)
     widths: dict[tuple[str, str], int] = {}
-    attributes: list[Attribute] = []
-    blocks = [Block(name) for name in skipped]
+    attributes: list[ChangedAttribute] = []
+    blocks = [ResidualBlock(name) for name in skipped]
     for group, atoms in removed.items():
         leaving = sorted(set(atoms))
         if not leaving:
@@ -188,13 +188,13 @@ def step_of(removed: Mapping[Group, Iterable[int]], skipped: Sequence[str] = ())
             for atom in leaving:
                 gone[key].update(member.indices[atom])
         attributes += [
-            Attribute(count.module, count.name, count.value - count.each * len(leaving))
+            ChangedAttribute(count.module, count.name, count.value - count.each * len(leaving))
             for count in group.counts
             if not any(block.holds(count.module) for block in blocks)
         ]
     cuts = tuple(
-        Cut(module, side, widths[module, side], tuple(sorted(indices)))
+        ChannelCut(module, side, widths[module, side], tuple(sorted(indices)))
         for (module, side), indices in gone.items()
         if indices
     )
-    return Step(cuts, tuple(attributes), tuple(skipped))
+    return CutStep(cuts, tuple(attributes), tuple(skipped))

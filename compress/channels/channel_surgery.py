@@ -26,7 +26,7 @@ _FILL = {"running_var": 1.0}
 
 
 @dataclass(frozen=True)
-class Cut:
+class ChannelCut:
     """Channels that leave one module.
 
     Attributes:
@@ -110,7 +110,7 @@ def is_depthwise(module: nn.Module | nn.Parameter) -> bool:
     return isinstance(module, _ConvNd) and module.groups == module.in_channels > 1
 
 
-def apply_cuts(root: nn.Module, cuts: Iterable[Cut]) -> None:
+def apply_cuts(root: nn.Module, cuts: Iterable[ChannelCut]) -> None:
     """Take channels out of a network, in place; what is trained keeps its values.
 
     Raises:
@@ -132,7 +132,7 @@ def apply_cuts(root: nn.Module, cuts: Iterable[Cut]) -> None:
         _tell(found, one, len(kept))
 
 
-def zero_cuts(root: nn.Module, cuts: Iterable[Cut]) -> None:
+def zero_cuts(root: nn.Module, cuts: Iterable[ChannelCut]) -> None:
     """Silence channels instead of taking them out, in place: the same function, as wide as before.
 
     A normalization over channels (LayerNorm, GroupNorm) counts the silent ones in its statistics,
@@ -154,7 +154,7 @@ def zero_cuts(root: nn.Module, cuts: Iterable[Cut]) -> None:
                     _silence(tensor, part, one)
 
 
-def _find(root: nn.Module, one: Cut) -> nn.Module | nn.Parameter:
+def _find(root: nn.Module, one: ChannelCut) -> nn.Module | nn.Parameter:
     owner, _, name = one.module.rpartition(".")
     found: Any
     try:
@@ -202,7 +202,7 @@ def _tensor(module: nn.Module, name: str) -> torch.Tensor | None:
     return held if isinstance(held, torch.Tensor) else None
 
 
-def _kept(one: Cut) -> list[int]:
+def _kept(one: ChannelCut) -> list[int]:
     gone = set(one.removed)
     return [index for index in range(one.width) if index not in gone]
 
@@ -220,7 +220,7 @@ def _select(tensor: torch.Tensor, part: _Part, kept: Sequence[int], width: int) 
     return torch.cat(pieces, 0)
 
 
-def _silence(tensor: torch.Tensor, part: _Part, one: Cut) -> None:
+def _silence(tensor: torch.Tensor, part: _Part, one: ChannelCut) -> None:
     value = _FILL.get(part.tensor, 0.0)
     if part.groups == 1:
         tensor.index_fill_(part.dim, torch.tensor(one.removed, device=tensor.device), value)
@@ -240,7 +240,7 @@ def _replace(module: nn.Module, name: str, value: torch.Tensor) -> None:
     setattr(module, name, fresh)
 
 
-def _tell(module: nn.Module, one: Cut, width: int) -> None:
+def _tell(module: nn.Module, one: ChannelCut, width: int) -> None:
     """Set the attributes of a module that say how wide it is."""
     held = cast("Any", module)
     if isinstance(module, _ConvNd):

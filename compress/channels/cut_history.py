@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ...runtime.errors import InputError
-from .channel_surgery import Cut, apply_cuts
+from .channel_surgery import ChannelCut, apply_cuts
 
 METADATA_KEY = "edgepress.history"
 _FORMAT = 1
@@ -29,7 +29,7 @@ _LARGEST = 2**24
 
 
 @dataclass(frozen=True)
-class Attribute:
+class ChangedAttribute:
     """An integer attribute of a module that changes with the cut, such as ``num_heads``.
 
     Attributes:
@@ -44,7 +44,7 @@ class Attribute:
 
 
 @dataclass(frozen=True)
-class Step:
+class CutStep:
     """One pruning.
 
     Attributes:
@@ -53,8 +53,8 @@ class Step:
         skipped: Modules that became :class:`torch.nn.Identity`: whole residual blocks.
     """
 
-    cuts: tuple[Cut, ...] = ()
-    attributes: tuple[Attribute, ...] = ()
+    cuts: tuple[ChannelCut, ...] = ()
+    attributes: tuple[ChangedAttribute, ...] = ()
     skipped: tuple[str, ...] = ()
 
 
@@ -68,7 +68,7 @@ class History:
             from memory. For people: nothing is built from it.
     """
 
-    steps: tuple[Step, ...] = ()
+    steps: tuple[CutStep, ...] = ()
     factory: str = ""
 
     def apply(self, module: nn.Module) -> nn.Module:
@@ -82,7 +82,7 @@ class History:
         """
         for step in self.steps:
             try:
-                apply_step(module, step)
+                apply_cut_step(module, step)
             except ValueError as error:
                 raise InputError(
                     "E_HISTORY",
@@ -115,7 +115,7 @@ class History:
                 ) from error
         return module
 
-    def then(self, step: Step) -> History:
+    def then(self, step: CutStep) -> History:
         """This history with one more step behind it."""
         return History((*self.steps, step), self.factory)
 
@@ -171,7 +171,7 @@ class History:
         return f", '{self.factory}'" if self.factory else ""
 
 
-def apply_step(module: nn.Module, step: Step) -> None:
+def apply_cut_step(module: nn.Module, step: CutStep) -> None:
     """Do one step to a network, in place.
 
     Raises:
@@ -216,16 +216,16 @@ class Pruned:
         return {**self.report, "history": self.history.to_dict()}
 
 
-def _step(held: Mapping[str, Any]) -> Step:
+def _step(held: Mapping[str, Any]) -> CutStep:
     cuts = tuple(
-        Cut(_text(module), _side(side), _number(width), _rising(removed, _number(width)))
+        ChannelCut(_text(module), _side(side), _number(width), _rising(removed, _number(width)))
         for module, side, width, removed in held["cuts"]
     )
     attributes = tuple(
-        Attribute(_text(module), _attribute(name), _number(value))
+        ChangedAttribute(_text(module), _attribute(name), _number(value))
         for module, name, value in held["attributes"]
     )
-    return Step(cuts, attributes, tuple(_text(name) for name in held["skipped"]))
+    return CutStep(cuts, attributes, tuple(_text(name) for name in held["skipped"]))
 
 
 def _text(held: object) -> str:

@@ -21,25 +21,25 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ...export.graph.torch_capture import flatten_outputs
-from .channel_groups import Block, Group, step_of
+from .channel_groups import Group, ResidualBlock, cut_step_of
 from .channel_surgery import modules_of, segments_of, zero_cuts
-from .cut_history import apply_step
+from .cut_history import apply_cut_step
 
 _TOLERANCE = 1e-3
 _TOLD = 160
 
-Tensors = Mapping[str, torch.Tensor]
+NamedTensors = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Test:
+class TrialCut:
     """Atoms of one group that leave together in a trial."""
 
     group: Group
     atoms: tuple[int, ...]
 
 
-class Trials:
+class CutVerifier:
     """Tries cuts on copies of a network.
 
     Args:
@@ -47,22 +47,22 @@ class Trials:
         example: Its inputs by name.
     """
 
-    def __init__(self, module: nn.Module, example: Tensors) -> None:
+    def __init__(self, module: nn.Module, example: NamedTensors) -> None:
         self._module, self._example = module, example
         self._plain = self._run(module)
 
-    def fault(self, tests: Sequence[Test]) -> str | None:
+    def fault(self, tests: Sequence[TrialCut]) -> str | None:
         """What goes wrong when all these atoms leave at once, in words, or ``None``."""
         removed: dict[Group, set[int]] = defaultdict(set)
         for test in tests:  # one for each kind of atom: a group may have several
             removed[test.group].update(test.atoms)
-        step = step_of(removed)
+        step = cut_step_of(removed)
         trial = copy.deepcopy(self._module)
         try:
             zero_cuts(trial, step.cuts)
             with _Scaling():
                 silent = self._run(trial)
-            apply_step(trial, step)
+            apply_cut_step(trial, step)
             with _Scaling():
                 cut = self._run(trial)
         except Exception as error:  # whatever the user's forward raises on narrower tensors
@@ -74,13 +74,13 @@ class Trials:
             return "cut out, its channels do not give what they give when they are silent"
         return None
 
-    def faults(self, tests: Sequence[Test]) -> dict[int, str]:
+    def faults(self, tests: Sequence[TrialCut]) -> dict[int, str]:
         """For each test that fails by itself, its number and the reason."""
         found: dict[int, str] = {}
         self._halve(list(enumerate(tests)), found)
         return found
 
-    def _halve(self, tests: Sequence[tuple[int, Test]], found: dict[int, str]) -> None:
+    def _halve(self, tests: Sequence[tuple[int, TrialCut]], found: dict[int, str]) -> None:
         if not tests:
             return
         reason = self.fault([test for _, test in tests])
@@ -98,8 +98,8 @@ class Trials:
             return flatten_outputs(module(**self._example))
 
 
-def tried(
-    trials: Trials, groups: Sequence[Group], modules: Mapping[str, nn.Module]
+def verified_groups(
+    trials: CutVerifier, groups: Sequence[Group], modules: Mapping[str, nn.Module]
 ) -> tuple[list[Group], dict[str, str]]:
     """Groups that hold, with their free atoms and segments, and the reasons against the others.
 
@@ -130,7 +130,7 @@ def tried(
             held.append(narrowed)
         else:
             reasons.setdefault(group.name, f"it has {group.width} channels, and one must stay")
-    tests = [Test(group, _some(group)) for group in held]
+    tests = [TrialCut(group, _some(group)) for group in held]
     together = trials.faults(tests)
     for number, reason in together.items():
         reasons[held[number].name] = reason
@@ -156,14 +156,14 @@ def _segmented(group: Group, modules: Mapping[str, nn.Module]) -> Group:
     return replace(group, segments=tuple(numbers[key] for key in keys), exact=exact)
 
 
-def _kinds(group: Group) -> list[Test]:
+def _kinds(group: Group) -> list[TrialCut]:
     """One test for each kind of atom: one of it from every segment."""
     if group.width <= group.step:
-        return [Test(group, tuple(range(group.width)))]
+        return [TrialCut(group, tuple(range(group.width)))]
     chosen: dict[tuple[int, ...], dict[int, int]] = defaultdict(dict)
     for atom in group.free:
         chosen[_kind(group, atom)].setdefault(group.segments[atom], atom)
-    return [Test(group, tuple(sorted(atoms.values()))) for atoms in chosen.values()]
+    return [TrialCut(group, tuple(sorted(atoms.values()))) for atoms in chosen.values()]
 
 
 def _kind(group: Group, atom: int) -> tuple[int, ...]:
@@ -183,7 +183,7 @@ def _some(group: Group) -> tuple[int, ...]:
     return group.weakest(scores, group.width - max(middle, group.step))
 
 
-def blocks_of(module: nn.Module, example: Tensors) -> list[Block]:
+def residual_blocks(module: nn.Module, example: NamedTensors) -> list[ResidualBlock]:
     """Residual blocks: modules that give what they take once all their parameters are zero.
 
     The innermost of them: a stage of blocks is none itself. Blocks that a forward runs more than
@@ -211,9 +211,9 @@ def blocks_of(module: nn.Module, example: Tensors) -> list[Block]:
         if len(given) == 1 and _passes_on(module.get_submodule(name), given[0])
     ]
     return [
-        Block(name)
+        ResidualBlock(name)
         for name in found
-        if not any(other != name and Block(name).holds(other) for other in found)
+        if not any(other != name and ResidualBlock(name).holds(other) for other in found)
     ]
 
 

@@ -24,7 +24,7 @@ _Indices = Sequence[Any]
 
 
 @dataclass(frozen=True)
-class Linked:
+class DependentSide:
     """One side of one module that loses channels when the first of its chain does.
 
     Attributes:
@@ -41,7 +41,7 @@ class Linked:
 
 
 @dataclass(frozen=True)
-class Chain:
+class DependencyChain:
     """Everything that depends on one module's output channels, that module first.
 
     Attributes:
@@ -51,11 +51,13 @@ class Chain:
     """
 
     root: str
-    links: tuple[Linked, ...]
+    links: tuple[DependentSide, ...]
     obstacle: str | None
 
 
-def chains(module: nn.Module, example: Mapping[str, torch.Tensor]) -> list[Chain]:
+def dependency_chains(
+    module: nn.Module, example: Mapping[str, torch.Tensor]
+) -> list[DependencyChain]:
     """The dependencies between the channels of a network.
 
     Every parameter is made to need a gradient, since Torch-Pruning follows gradients: hand it a
@@ -116,13 +118,13 @@ def _reshapes_of_nothing() -> Generator[None]:
         given.update_reshape_index_mapping = whole
 
 
-def _lose_one_alone(graph: Any) -> list[Chain]:
+def _lose_one_alone(graph: Any) -> list[DependencyChain]:
     """Have a layer that Torch-Pruning fails on be left out, instead of all that come behind it.
 
     Returns:
         Those layers, each with the reason; they are known when the groups are.
     """
-    lost: list[Chain] = []
+    lost: list[DependencyChain] = []
     whole = graph.get_pruning_group
 
     def group_of(module: nn.Module, *rest: Any) -> Any:
@@ -130,7 +132,7 @@ def _lose_one_alone(graph: Any) -> list[Chain]:
             return whole(module, *rest)
         except Exception as error:  # an index out of range, behind channels that are split again
             reason = f"its channels cannot be followed ({type(error).__name__}: {error})"
-            lost.append(Chain(str(graph._module2name.get(module, "")), (), reason))
+            lost.append(DependencyChain(str(graph._module2name.get(module, "")), (), reason))
             return ()
 
     graph.get_pruning_group = group_of
@@ -165,8 +167,8 @@ def _follow_padding(graph: Any) -> None:
                     dependency.index_mapping[0] = _Shift(-int(pad[4]))
 
 
-def _chain(graph: Any, group: Any) -> Chain:
-    links: list[Linked] = []
+def _chain(graph: Any, group: Any) -> DependencyChain:
+    links: list[DependentSide] = []
     obstacle: str | None = None
     for item in group:
         target = item.dep.target
@@ -189,6 +191,6 @@ def _chain(graph: Any, group: Any) -> Chain:
         pairs = zip(cast("_Indices", item.idxs), cast("_Indices", item.root_idxs), strict=True)
         inside = tuple((int(a), int(b)) for a, b in pairs if a < width)
         if inside:
-            links.append(Linked(name, side, width, inside))
+            links.append(DependentSide(name, side, width, inside))
     root = str(graph._module2name.get(group[0].dep.target.module, ""))
-    return Chain(root, tuple(links), obstacle)
+    return DependencyChain(root, tuple(links), obstacle)

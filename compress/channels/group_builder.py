@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .channel_groups import Count, Group, Member
-from .dependencies import Chain
+from .channel_groups import ChannelAttribute, Group, Member
+from .dependencies import DependencyChain
 
 _Cell = tuple[str, str, int]
 _BUNDLE = "a chain"  # no module is called so
@@ -32,7 +32,7 @@ class _Sets:
             self._parent[second] = first
 
 
-def groups_of(chains: Sequence[Chain]) -> list[tuple[Group, str | None]]:
+def groups_of(chains: Sequence[DependencyChain]) -> list[tuple[Group, str | None]]:
     """Groups, none of them tried yet, each with what stands in its way.
 
     Channels that any chain ties together are one atom; chains that share an atom are one group. All
@@ -96,7 +96,12 @@ def _first(atom: dict[tuple[str, str], set[int]], makers: Iterable[tuple[str, st
 
 
 def head_group(
-    heads: int, width: int, sources: Sequence[str], parts: int, reader: str, counts: Sequence[Count]
+    heads: int,
+    width: int,
+    sources: Sequence[str],
+    parts: int,
+    reader: str,
+    counts: Sequence[ChannelAttribute],
 ) -> Group:
     """The heads of an attention as a group: a head leaves queries, keys, values and the projection.
 

@@ -19,7 +19,7 @@ _Met: TypeAlias = tuple[str, tuple[int, ...], tuple[int, ...]]  # name, what it 
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerShape:
     """A convolution or a matrix product, as one picture meets it.
 
     Attributes:
@@ -95,7 +95,7 @@ class Layer:
         return taps * within + (out_width if self.bias else 0)
 
 
-def layers_of(module: nn.Module, feeds: Mapping[str, torch.Tensor]) -> list[Layer]:
+def layer_shapes(module: nn.Module, feeds: Mapping[str, torch.Tensor]) -> list[LayerShape]:
     """Convolutions and matrix products in the order in which a forward first meets them.
 
     A :class:`torch.nn.MultiheadAttention` is two: what makes queries, keys and values goes by its
@@ -146,7 +146,7 @@ def layers_of(module: nn.Module, feeds: Mapping[str, torch.Tensor]) -> list[Laye
         for hook in hooks:
             hook.remove()
     seen: set[str] = set()
-    found: list[Layer] = []
+    found: list[LayerShape] = []
     for (name, taken, made), count in calls.items():
         part = module.get_submodule(name)
         owns = name not in seen or isinstance(part, nn.MultiheadAttention)
@@ -168,11 +168,11 @@ def _layer(
     made: tuple[int, ...],
     calls: int,
     owns: bool,
-) -> Layer:
+) -> LayerShape:
     if isinstance(part, (nn.Linear, nn.MultiheadAttention)):
         held = part.bias if isinstance(part, nn.Linear) else part.in_proj_bias
         bias = held is not None  # pyright: ignore[reportUnnecessaryComparison]
-        return Layer(
+        return LayerShape(
             name, "linear", 1, False, taken, made, (), (), (), (), bias, False, calls, owns
         )
     assert isinstance(part, _ConvNd)
@@ -184,7 +184,7 @@ def _layer(
             padding = tuple(far * (k - 1) // 2 for k, far in reach)
     else:
         padding = tuple(part.padding)
-    return Layer(
+    return LayerShape(
         name, "conv", part.groups, is_depthwise(part), taken, made, tuple(part.kernel_size),
         tuple(part.stride), padding, tuple(part.dilation), part.bias is not None,
         isinstance(part, _ConvTransposeNd), calls, owns,

@@ -23,16 +23,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...export.graph.torch_capture import evaluating, run_module, tensors
+from ...export.graph.torch_capture import evaluating, run_module, tensors_from
 from ...runtime.errors import EdgepressError, InputError
 from ...runtime.progress import Progress, silent
 from ...runtime.tensors import Array, Arrays
-from .channel_groups import Block, Count, Group, Member, Refused, Structure
+from .channel_groups import ChannelAttribute, Group, Member, RefusedModule, ResidualBlock, Structure
 from .channel_surgery import modules_of, own_parameters, why_not
-from .cut_verification import Trials, blocks_of, tried
-from .dependencies import Chain, chains
+from .cut_verification import CutVerifier, residual_blocks, verified_groups
+from .dependencies import DependencyChain, dependency_chains
 from .group_builder import groups_of, head_group
-from .layer_shapes import Layer, layers_of
+from .layer_shapes import LayerShape, layer_shapes
 
 TIME_LIMIT_S = 180.0
 _POLL_S = 0.5
@@ -193,10 +193,10 @@ def _child(there: Connection, module: nn.Module, example: Arrays, keep: tuple[st
 
 
 def _structure(module: nn.Module, example: Arrays, keep: Sequence[str]) -> Structure:
-    feeds = tensors(example)
-    layers = layers_of(module, feeds)
+    feeds = tensors_from(example)
+    layers = layer_shapes(module, feeds)
     shared = _shared(module)
-    links = chains(copy.deepcopy(module), feeds)
+    links = dependency_chains(copy.deepcopy(module), feeds)
     reasons: dict[str, str] = {}
     candidates: list[Group] = []
     makers: dict[str, str] = {}
@@ -216,24 +216,26 @@ def _structure(module: nn.Module, example: Arrays, keep: Sequence[str]) -> Struc
         else:
             reasons[group.name] = reason
     modules = dict(modules_of(module))
-    trials = Trials(module, feeds)
-    good, failed = tried(trials, candidates, modules)
+    trials = CutVerifier(module, feeds)
+    good, failed = verified_groups(trials, candidates, modules)
     heads = [g for g in _heads(module) if _held(g, keep) is None and not _in_any(g, good)]
-    more, whole = tried(trials, heads, modules)
+    more, whole = verified_groups(trials, heads, modules)
     good += more
     reasons |= failed
     for group in (one for one in heads if one.name in whole):
         reason = f"its heads cannot leave: {whole[group.name]}"
         reasons |= {m.module: reason for m in group.members if m.side == "out"}
     cut = {member.module for group in good for member in group.members if member.side == "out"}
-    refused: list[Refused] = []
+    refused: list[RefusedModule] = []
     for layer in layers:
         if layer.owns and layer.module not in cut:
             reason = reasons.get(layer.module) or reasons.get(makers.get(layer.module, ""))
             reason = reason or why_not(modules[layer.module], "out")
             reason = reason or _without_group(layer.module, links)
-            refused.append(Refused(layer.module, reason))
-    blocks = [b for b in blocks_of(module, feeds) if not any(_overlap(b.name, k) for k in keep)]
+            refused.append(RefusedModule(layer.module, reason))
+    blocks = [
+        b for b in residual_blocks(module, feeds) if not any(_overlap(b.name, k) for k in keep)
+    ]
     return Structure(tuple(good), tuple(blocks), tuple(layers), tuple(refused), _notes(module))
 
 
@@ -244,7 +246,7 @@ def _named(group: Group, order: Mapping[str, int]) -> Group:
     return replace(group, name=name)
 
 
-def _without_group(name: str, links: Sequence[Chain]) -> str:
+def _without_group(name: str, links: Sequence[DependencyChain]) -> str:
     """The reason against a layer whose channels are in no group."""
     told = [chain.obstacle for chain in links if chain.root == name and chain.obstacle]
     return told[0] if told else "nothing that can be cut depends on it"
@@ -254,13 +256,13 @@ def _held(group: Group, keep: Sequence[str]) -> str | None:
     """The kept name that a member of a group lies in."""
     for member in group.members:
         for name in keep:
-            if Block(name).holds(member.module):
+            if ResidualBlock(name).holds(member.module):
                 return name
     return None
 
 
 def _overlap(block: str, kept: str) -> bool:
-    return Block(block).holds(kept) or Block(kept).holds(block)
+    return ResidualBlock(block).holds(kept) or ResidualBlock(kept).holds(block)
 
 
 def _in_any(group: Group, others: Sequence[Group]) -> bool:
@@ -313,9 +315,9 @@ def _heads(module: nn.Module) -> list[Group]:
         ):
             continue
         inside = [f"{name}.{key}".strip(".") for key in (*sources, reader)]
-        counts = [Count(name, count, heads)]
+        counts = [ChannelAttribute(name, count, heads)]
         counts += [
-            Count(name, size, width, width // heads)
+            ChannelAttribute(name, size, width, width // heads)
             for size in _SIZES
             if getattr(part, size, None) == width
         ]
@@ -327,11 +329,12 @@ def structure_from(held: Mapping[str, Any]) -> Structure:
     """A Structure from the JSON form of its fields."""
     return Structure(
         tuple(_group(one) for one in held["groups"]),
-        tuple(Block(**one) for one in held["blocks"]),
+        tuple(ResidualBlock(**one) for one in held["blocks"]),
         tuple(
-            Layer(**{key: _plain(value) for key, value in one.items()}) for one in held["layers"]
+            LayerShape(**{key: _plain(value) for key, value in one.items()})
+            for one in held["layers"]
         ),
-        tuple(Refused(**one) for one in held["refused"]),
+        tuple(RefusedModule(**one) for one in held["refused"]),
         tuple(held["notes"]),
     )
 
@@ -345,7 +348,7 @@ def _group(held: Mapping[str, Any]) -> Group:
         Member(m["module"], m["side"], m["width"], tuple(tuple(i) for i in m["indices"]))
         for m in held["members"]
     )
-    counts = tuple(Count(**one) for one in held["counts"])
+    counts = tuple(ChannelAttribute(**one) for one in held["counts"])
     return Group(
         held["name"], members, tuple(held["free"]), tuple(held["segments"]), counts, held["exact"]
     )

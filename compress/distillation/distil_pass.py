@@ -24,14 +24,14 @@ from ..recipe.pass_context import Context, Outcome
 from ..recipe.recipe import Recipe
 from ..recipe.settings import Distil, Prune, Qat
 from ..source.backbone import Backbone
-from ..source.data_and_task import Material
-from ..source.source_network import Model, Subject, first_rows, open_model, torch_network
+from ..source.data_and_task import DataAndTask
+from ..source.source_network import Model, SourceNetwork, first_rows, open_model, torch_network
 from ..source.weights import load_weights, save_weights
 from ..training.checkpoint_file import FILE, LOG, digest
 from ..training.processes import Processes, several
-from ..training.setup import check_count
+from ..training.setup import picture_count_remarks
 from ..training.train import Trained
-from .training_driver import Teaching
+from .training_driver import TrainingDriver
 from .user_finetune import Finetune, student_graph
 
 _CUT, _CUT_REPORT = "pruned.safetensors", "pruned.json"
@@ -39,7 +39,7 @@ _random: Any = torch.random  # where torch's own annotations do not say what is 
 
 
 @dataclass(frozen=True)
-class School(Teaching):
+class DistillationOptions(TrainingDriver):
     """What training back needs beside the networks and pictures.
 
     Attributes:
@@ -51,14 +51,14 @@ class School(Teaching):
     @staticmethod
     def of(
         recipe: Recipe, finetune: Finetune | None, out: Path, resume: bool, seed: int
-    ) -> School | None:
+    ) -> DistillationOptions | None:
         """What the recipe's training needs; ``None`` where it trains nothing.
 
         Raises:
             InputError: ``E_USAGE`` for a training of the user's own or a resumption where nothing
                 is trained, and for a training of the user's own in several processes;
                 ``E_EXISTS`` as
-                :meth:`~edgepress.compress.distillation.training_driver.Teaching.check_begun`.
+                :meth:`~edgepress.compress.distillation.training_driver.TrainingDriver.check_begun`.
         """
         training = [one for one in recipe.passes if isinstance(one, Distil)]
         settings = next((one for one in training if not isinstance(one, Qat)), None)
@@ -78,13 +78,13 @@ class School(Teaching):
             )
         prunes = any(isinstance(one, Prune) for one in recipe.passes)
         folder = out.with_name(f"{out.name}.training")
-        school = School(settings, finetune, folder, resume, seed, prunes)
-        school.check_begun(_CUT)
-        return school
+        distillation = DistillationOptions(settings, finetune, folder, resume, seed, prunes)
+        distillation.check_begun(_CUT)
+        return distillation
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainedStudent:
     """What training back gave.
 
     Attributes:
@@ -110,15 +110,15 @@ class Lesson:
         return replace(made, report=self.report, name="the student", trained=True)
 
 
-class Pupil:
+class StudentTraining:
     """A student on its way through the pipeline; the networks that the user gave stay as they are.
 
     Args:
         student: From the weights it has; ``None`` where it is still to be cut out of the teacher.
         teacher: The original.
         preprocessing: The user's own, which goes before the one that the teacher came with.
-        material: Pictures and task.
-        school: Everything else.
+        data_and_task: Pictures and task.
+        distillation: Everything else.
         processes: Who trains.
     """
 
@@ -127,12 +127,12 @@ class Pupil:
         student: Backbone | None,
         teacher: Backbone,
         preprocessing: Preprocessing | None,
-        material: Material,
-        school: School,
+        data_and_task: DataAndTask,
+        distillation: DistillationOptions,
         processes: Processes,
     ) -> None:
-        self._student, self._teacher, self._material = student, teacher, material
-        self._preprocessing, self._school = preprocessing, school
+        self._student, self._teacher, self._material = student, teacher, data_and_task
+        self._preprocessing, self._school = preprocessing, distillation
         self._processes = processes
 
     @property
@@ -204,7 +204,7 @@ class Pupil:
         self._processes.share(added.to_json())
         return cut.told()
 
-    def learn(self, original: Subject, opset: int, progress: Progress) -> Lesson:
+    def learn(self, original: SourceNetwork, opset: int, progress: Progress) -> TrainedStudent:
         """Train the student to its teacher, here or in the user's own loop, and capture it.
 
         What it does: see :func:`~edgepress.compress.training.train.distil`, or what ``finetune``
@@ -230,7 +230,7 @@ class Pupil:
         report: dict[str, object] = {"training": found.log}
         example = first_rows(images, graph.inputs, original.preprocessing, 1)
         pruned = Pruned(found.module, student.history, report)
-        return Lesson(graph, pruned, report, list(found.notes), example)
+        return TrainedStudent(graph, pruned, report, list(found.notes), example)
 
     def go_along(self, progress: Progress) -> None:
         """What every process but the first does: train, and wait until the first has written.
@@ -291,54 +291,54 @@ class Pupil:
         )
 
 
-def enrol(
-    school: School | None,
+def open_student_training(
+    distillation: DistillationOptions | None,
     student: Model | None,
     student_weights: str | None,
     teacher: Backbone | Graph,
     preprocessing: Preprocessing | None,
-    material: Material,
-) -> Pupil | None:
+    data_and_task: DataAndTask,
+) -> StudentTraining | None:
     """Open the student and join the other processes; ``None`` where nothing is trained.
 
     Args:
-        school: What the recipe's training needs, or ``None``.
+        distillation: What the recipe's training needs, or ``None``.
         student: What the user named.
         student_weights: File of its weights.
         teacher: The original, open.
         preprocessing: The user's own.
-        material: Pictures and task.
+        data_and_task: Pictures and task.
 
     Raises:
         InputError: ``E_USAGE`` for a student where none is trained, or is cut out of the original,
             none where one is needed, or an ONNX file; ``E_DATA`` for too few pictures; what
             opening the student raises.
     """
-    if school is None:
+    if distillation is None:
         if student is not None or student_weights is not None:
             raise _trains_nothing("that was asked for", "student")
         return None
-    if school.prunes and (student is not None or student_weights is not None):
+    if distillation.prunes and (student is not None or student_weights is not None):
         given = "another one was" if student is not None else "weights for another one were"
         raise InputError(
             "E_USAGE",
             f"the recipe cuts its student out of the original, and {given} given.",
             mend="Leave the student and its weights out, or take the recipe distil.",
         )
-    if not school.prunes and student is None:
+    if not distillation.prunes and student is None:
         raise InputError(
             "E_USAGE",
             "the recipe trains a student, and there is none.",
             mend="Name a smaller network: --student path/to/file.py:factory (student=... in "
             "Python); or take the recipe prune-distil.",
         )
-    if school.finetune is None:
-        pictures = material.split.training
-        check_count(0 if pictures is None else len(pictures))
+    if distillation.finetune is None:
+        pictures = data_and_task.split.training
+        picture_count_remarks(0 if pictures is None else len(pictures))
     original = torch_network(teacher)
-    opened = None if student is None else open_student(student, student_weights, school.seed)
-    processes = Processes() if school.finetune is not None else Processes.join()
-    return Pupil(opened, original, preprocessing, material, school, processes)
+    opened = None if student is None else open_student(student, student_weights, distillation.seed)
+    processes = Processes() if distillation.finetune is not None else Processes.join()
+    return StudentTraining(opened, original, preprocessing, data_and_task, distillation, processes)
 
 
 def open_student(student: Model, weights: str | None, seed: int) -> Backbone:

@@ -11,15 +11,15 @@ from ...runtime.errors import InputError
 from ...runtime.pictures.preprocessing import Preprocessing
 from ...runtime.progress import Progress
 from ..recipe.settings import Distil
-from ..source.data_and_task import Material
+from ..source.data_and_task import DataAndTask
 from ..training.checkpoint_file import FILE
 from ..training.processes import Processes
 from ..training.train import Trained, distil
-from .user_finetune import Finetune, tuned
+from .user_finetune import Finetune, run_finetune
 
 
 @dataclass(frozen=True)
-class Teaching:
+class TrainingDriver:
     """How a training goes, whatever it trains.
 
     Attributes:
@@ -59,7 +59,7 @@ class Teaching:
         self,
         student: nn.Module,
         teacher: nn.Module,
-        material: Material,
+        data_and_task: DataAndTask,
         preprocessing: Preprocessing | None,
         progress: Progress,
         processes: Processes | None = None,
@@ -69,27 +69,27 @@ class Teaching:
         Args:
             student: What learns.
             teacher: The original.
-            material: Pictures and task.
+            data_and_task: Pictures and task.
             preprocessing: From pictures to the networks' inputs.
             progress: Told how far the work is.
             processes: Who trains; by default ``torchrun``'s environment tells.
 
         Raises:
             InputError: As :func:`~edgepress.compress.training.train.distil` and
-                :func:`~edgepress.compress.distillation.user_finetune.tuned`.
+                :func:`~edgepress.compress.distillation.user_finetune.run_finetune`.
         """
         if self.finetune is not None:
             progress("your own training", 0, None)
-            module = tuned(self.finetune, student, teacher)
+            module = run_finetune(self.finetune, student, teacher)
             return Trained(module, {"trained_by": "the user's own loop"}, ())
-        split = material.split
+        split = data_and_task.split
         assert split.training is not None
         return distil(
             student,
             teacher,
             split.training,
             selection=split.selection,
-            task=material.task,
+            task=data_and_task.task,
             settings=self.settings,
             preprocessing=preprocessing,
             seed=self.seed,

@@ -14,7 +14,7 @@ from ...export.graph.onnx_graph import Graph
 from ...runtime.errors import InputError
 from ..source.backbone import Backbone
 from ..source.finite_checks import not_finite
-from ..source.source_network import Subject, make_subject
+from ..source.source_network import SourceNetwork, make_source_network
 
 Finetune: TypeAlias = Callable[[nn.Module, nn.Module], nn.Module]
 """The user's own training: takes the student and its teacher, gives the trained student."""
@@ -22,7 +22,7 @@ Finetune: TypeAlias = Callable[[nn.Module, nn.Module], nn.Module]
 _SHOWN = 5
 
 
-def tuned(finetune: Finetune, student: nn.Module, teacher: nn.Module) -> nn.Module:
+def run_finetune(finetune: Finetune, student: nn.Module, teacher: nn.Module) -> nn.Module:
     """Call the user's own training and see that the student comes back.
 
     Args:
@@ -79,7 +79,7 @@ def _apart(wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]
 
 
 def student_graph(
-    student: Backbone, trained: nn.Module, original: Subject, images: Images, opset: int
+    student: Backbone, trained: nn.Module, original: SourceNetwork, images: Images, opset: int
 ) -> Graph:
     """The trained student, captured, which takes the original's place.
 
@@ -87,7 +87,7 @@ def student_graph(
         InputError: What capturing raises; ``E_STUDENT`` where its inputs or outputs are others.
     """
     named = replace(student, module=trained)
-    made = make_subject(trained, named, original.preprocessing, images, opset).graph
+    made = make_source_network(trained, named, original.preprocessing, images, opset).graph
     for what in ("inputs", "outputs"):
         ours: Any = getattr(made, what)
         theirs: Any = getattr(original.graph, what)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from ...benchmarks.latency.comparison import Comparison
 from ...benchmarks.tasks.task import Score
 from ...export.int8.dialect import DIALECTS
-from ...runtime.engines.engine import WORDS, Precision, computed_in
+from ...runtime.engines.engine import PRECISION_WORDS, Precision, computed_in
 from ..recipe.pass_context import Outcome
-from ..source.data_and_task import Material
-from .evaluator import Judge
+from ..source.data_and_task import DataAndTask
+from .evaluator import Evaluator
 
 DEFAULT_MAX_DROP = {
     "classification": 1.0,
@@ -39,7 +39,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Rival:
+class RivalPrecision:
     """Another way to run the untouched network on the target.
 
     Attributes:
@@ -79,7 +79,7 @@ class Rival:
 
 
 @dataclass(frozen=True)
-class Trial:
+class EvaluatedCandidate:
     """A candidate, what was measured of it and what was decided.
 
     Attributes:
@@ -98,53 +98,57 @@ class Trial:
     selection: Score | None
     test: Score
     verdict: Verdict
-    rivals: tuple[Rival, ...] = ()
+    rivals: tuple[RivalPrecision, ...] = ()
     seen: Score | None = None
 
 
-def try_out(
+def evaluate_candidate(
     candidate: Outcome,
-    judge: Judge,
-    material: Material,
+    evaluator: Evaluator,
+    data_and_task: DataAndTask,
     original_test: Score,
     max_drop: float | None,
-) -> Trial:
+) -> EvaluatedCandidate:
     """Score and time a candidate, and decide.
 
     Args:
         candidate: What a pass made.
-        judge: Of the network.
-        material: Pictures and task.
+        evaluator: Of the network.
+        data_and_task: Pictures and task.
         original_test: The original's score on the test pictures.
         max_drop: Largest drop of the score; ``None`` for any.
     """
     shipped = candidate.shipped
     original_selection = None
-    if not material.own_score:
-        part = material.split.selection
-        original_selection = judge.score(judge.graph.model, part, "float32 on the selection")
+    if not data_and_task.own_score:
+        part = data_and_task.split.selection
+        original_selection = evaluator.score(
+            evaluator.graph.model, part, "float32 on the selection"
+        )
     seen = candidate.trained and has_seen(original_selection, original_test)
     told = original_selection if seen else None
-    known = _Known(judge, material, original_selection, original_test, seen)
+    known = _Known(evaluator, data_and_task, original_selection, original_test, seen)
     if shipped.emulated is not None:  # its device is not here: what it scores, and no time
         selection, test, drops = known.scores(shipped.emulated, shipped.precision)
         verdict = decide_score(drops, max_drop)
         if not candidate.changed:
-            verdict = decide(None, drops, max_drop)
-        return Trial(candidate, None, selection, test, verdict, seen=told)
+            verdict = decide_acceptance(None, drops, max_drop)
+        return EvaluatedCandidate(candidate, None, selection, test, verdict, seen=told)
     selection, test, drops = known.scores(
         shipped.model, shipped.precision, computed_in(shipped.precision)
     )
     precision = computed_in(shipped.precision)
-    comparison = judge.compare(shipped.model, precision) if candidate.changed else None
-    missed = not_taken(candidate)
-    so_far = decide(comparison, drops, max_drop, name=candidate.name, missed=missed)
-    rivals = tuple(_rival(other, known, max_drop, candidate, so_far) for other in judge.rivals())
-    verdict = decide(comparison, drops, max_drop, rivals, candidate.name, missed)
-    return Trial(candidate, comparison, selection, test, verdict, rivals, told)
+    comparison = evaluator.compare(shipped.model, precision) if candidate.changed else None
+    missed = why_nothing_ran(candidate)
+    so_far = decide_acceptance(comparison, drops, max_drop, name=candidate.name, missed=missed)
+    rivals = tuple(
+        _rival(other, known, max_drop, candidate, so_far) for other in evaluator.rivals()
+    )
+    verdict = decide_acceptance(comparison, drops, max_drop, rivals, candidate.name, missed)
+    return EvaluatedCandidate(candidate, comparison, selection, test, verdict, rivals, told)
 
 
-def not_taken(candidate: Outcome) -> str:
+def why_nothing_ran(candidate: Outcome) -> str:
     """In words, that the engine took nothing of a candidate in INT8 or FP16; empty where it did.
 
     Where weights alone are codes, no kernel computes on them, nor was asked to.
@@ -196,8 +200,8 @@ def has_seen(selection: Score | None, test: Score) -> bool:
 class _Known:
     """The original's scores, which others are held against."""
 
-    judge: Judge
-    material: Material
+    evaluator: Evaluator
+    data_and_task: DataAndTask
     selection: Score | None
     test: Score
     seen: bool = False
@@ -209,13 +213,13 @@ class _Known:
         drops: dict[str, float] = {}
         selection = None
         if self.selection is not None:
-            part = self.material.split.selection
+            part = self.data_and_task.split.selection
             what = f"{name} on the selection pictures"
-            selection = self.judge.score(model, part, what, precision)
+            selection = self.evaluator.score(model, part, what, precision)
             if not self.seen:
                 drops["selection"] = self.selection.value - selection.value
         what = f"{name} on the test pictures"
-        test = self.judge.score(model, self.material.test, what, precision)
+        test = self.evaluator.score(model, self.data_and_task.test, what, precision)
         drops["test"] = self.test.value - test.value
         return selection, test, drops
 
@@ -226,24 +230,26 @@ def _rival(
     max_drop: float | None,
     candidate: Outcome,
     so_far: Verdict,
-) -> Rival:
-    judge, shipped = known.judge, candidate.shipped
-    selection, test, drops = known.scores(judge.graph.model, WORDS[precision], precision)
+) -> RivalPrecision:
+    evaluator, shipped = known.evaluator, candidate.shipped
+    selection, test, drops = known.scores(
+        evaluator.graph.model, PRECISION_WORDS[precision], precision
+    )
     keeps = max_drop is None or all(drop <= max_drop for drop in drops.values())
     against = over_float32 = None
     if keeps and candidate.changed:
-        against = judge.compare(shipped.model, computed_in(shipped.precision), precision)
+        against = evaluator.compare(shipped.model, computed_in(shipped.precision), precision)
     beaten = so_far.accepted and against is not None and against.faster == "a"
     if keeps and not beaten:
-        over_float32 = judge.compare(judge.graph.model, precision)
-    return Rival(precision, drops, keeps, against, over_float32, selection, test)
+        over_float32 = evaluator.compare(evaluator.graph.model, precision)
+    return RivalPrecision(precision, drops, keeps, against, over_float32, selection, test)
 
 
-def decide(
+def decide_acceptance(
     comparison: Comparison | None,
     drops: Mapping[str, float],
     max_drop: float | None,
-    rivals: Sequence[Rival] = (),
+    rivals: Sequence[RivalPrecision] = (),
     name: str = "INT8",
     missed: str = "",
 ) -> Verdict:
@@ -266,13 +272,13 @@ def decide(
             reasons.append(_slower(name, "float32", comparison))
         for one in rivals:
             if one.comparison is not None and one.holds_back:
-                reasons.append(_slower(name, WORDS[one.precision], one.comparison))
+                reasons.append(_slower(name, PRECISION_WORDS[one.precision], one.comparison))
     reasons += decide_score(drops, max_drop).reasons
     return Verdict(not reasons, tuple(reasons))
 
 
 def decide_score(drops: Mapping[str, float], max_drop: float | None) -> Verdict:
-    """Whether a candidate's score will do; arguments as for :func:`decide`."""
+    """Whether a candidate's score will do; arguments as for :func:`decide_acceptance`."""
     reasons = tuple(
         f"the score drops by {drop:.2f} on the {where} pictures, {max_drop:g} are allowed"
         for where, drop in drops.items()
@@ -290,7 +296,7 @@ def _slower(name: str, other: str, found: Comparison) -> str:
     )
 
 
-def forgotten(trial: Trial, original: Score) -> list[str]:
+def forgotten_drop_note(trial: EvaluatedCandidate, original: Score) -> list[str]:
     """In words, why a student's drop on the selection pictures is not held against it."""
     if trial.seen is None:
         return []
@@ -301,7 +307,9 @@ def forgotten(trial: Trial, original: Score) -> list[str]:
     ]
 
 
-def is_faster(trial: Trial, before: Trial | None, judge: Judge) -> bool:
+def is_faster(
+    trial: EvaluatedCandidate, before: EvaluatedCandidate | None, evaluator: Evaluator
+) -> bool:
     """Whether a candidate that passed takes the place of one that passed before it.
 
     Its speed over the original is higher, and where the two are timed in turns it is measurably
@@ -310,14 +318,16 @@ def is_faster(trial: Trial, before: Trial | None, judge: Judge) -> bool:
     Args:
         trial: Of the candidate.
         before: Of what would ship so far; ``None`` for nothing.
-        judge: Times them; nothing is timed for a device that is not here.
+        evaluator: Times them; nothing is timed for a device that is not here.
     """
     if before is None or before.comparison is None:
         return True
-    return _leads(trial, before) and _in_turns(trial, before, judge).faster == "a"
+    return _leads(trial, before) and _in_turns(trial, before, evaluator).faster == "a"
 
 
-def outrun(trial: Trial, best: Trial, judge: Judge) -> list[str]:
+def why_not_faster(
+    trial: EvaluatedCandidate, best: EvaluatedCandidate, evaluator: Evaluator
+) -> list[str]:
     """In words, why a candidate that passed does not ship: it is not faster than another one."""
     if trial.comparison is None or best.comparison is None:
         return []
@@ -327,24 +337,26 @@ def outrun(trial: Trial, best: Trial, judge: Judge) -> list[str]:
         f"ships, at {best.comparison.ratio:.2f}x."
     )
     if _leads(trial, best):
-        told = f"{told[:-1]}: {_slower(ours, theirs, _in_turns(trial, best, judge))}."
+        told = f"{told[:-1]}: {_slower(ours, theirs, _in_turns(trial, best, evaluator))}."
     return [told]
 
 
-def _leads(trial: Trial, other: Trial) -> bool:
+def _leads(trial: EvaluatedCandidate, other: EvaluatedCandidate) -> bool:
     if trial.comparison is None or other.comparison is None:
         return False
     return trial.comparison.ratio > other.comparison.ratio
 
 
-def _in_turns(trial: Trial, other: Trial, judge: Judge) -> Comparison:
+def _in_turns(
+    trial: EvaluatedCandidate, other: EvaluatedCandidate, evaluator: Evaluator
+) -> Comparison:
     """A candidate (``a``) against another one (``b``)."""
     ours, theirs = trial.outcome.shipped, other.outcome.shipped
     precisions = computed_in(ours.precision), computed_in(theirs.precision)
-    return judge.compare(ours.model, *precisions, other=theirs.model)
+    return evaluator.compare(ours.model, *precisions, other=theirs.model)
 
 
-def best_rival(trials: Sequence[Trial]) -> Rival | None:
+def best_rival(trials: Sequence[EvaluatedCandidate]) -> RivalPrecision | None:
     """The untouched network in another precision, where that pays and no candidate ships."""
     if any(trial.verdict.accepted for trial in trials):
         return None

@@ -22,7 +22,7 @@ from ...runtime.tensors import Arrays, TensorSpec
 
 
 @dataclass(frozen=True)
-class Judged:
+class ScoredSource:
     """Something that can be scored.
 
     Attributes:
@@ -44,14 +44,14 @@ class Judged:
     notes: tuple[str, ...] = ()
 
 
-def open_judged(
+def open_scored_source(
     stack: ExitStack,
     model: str,
     weights: str | None,
     threads: int,
     images: Images,
     cache: Path | None = None,
-) -> Judged:
+) -> ScoredSource:
     """Open what shall be scored; it closes with ``stack``.
 
     Args:
@@ -82,10 +82,10 @@ def open_judged(
         stack.enter_context(engine)
         run = fixed_batch(engine.run, engine.inputs)
         names = tuple(spec.name for spec in engine.outputs)
-        return Judged(run, engine.inputs, names, None, None, "onnxruntime")
+        return ScoredSource(run, engine.inputs, names, None, None, "onnxruntime")
     session = stack.enter_context(Session.open(Bundle.open(model), threads=threads, cache=cache))
     bundle = session.bundle
-    return Judged(
+    return ScoredSource(
         fixed_batch(session.run, session.inputs, session.largest_batch),
         session.inputs,
         tuple(spec.name for spec in session.outputs),
@@ -96,7 +96,7 @@ def open_judged(
     )
 
 
-def aligned(reference: Judged, judged: Judged) -> Run:
+def aligned_reference(reference: ScoredSource, judged: ScoredSource) -> Run:
     """A reference that goes by the names of what is judged: by position where the names differ.
 
     Raises:
@@ -134,7 +134,7 @@ def _names_factory(model: str) -> bool:
 
 def _factory(
     stack: ExitStack, model: str, weights: str | None, threads: int, images: Images
-) -> Judged:
+) -> ScoredSource:
     import torch
 
     from ...export.graph.torch_capture import input_names
@@ -147,4 +147,4 @@ def _factory(
         torch.set_num_threads(threads)
     inputs = images.specs(input_names(backbone.module))
     run = torch_run(backbone.module)
-    return Judged(run, inputs, None, backbone.preprocessing, None, "torch")
+    return ScoredSource(run, inputs, None, backbone.preprocessing, None, "torch")

@@ -13,9 +13,9 @@ from ...benchmarks.latency.comparison import Comparison, compare
 from ...benchmarks.latency.measurement import Preset
 from ...benchmarks.tasks.task import Score, Task
 from ...export.graph.onnx_graph import Graph
-from ...runtime.build_shapes import fitted
+from ...runtime.build_shapes import engine_options_for
 from ...runtime.engine_registry import computes_in, open_engine
-from ...runtime.engines.engine import WORDS, Precision
+from ...runtime.engines.engine import PRECISION_WORDS, Precision
 from ...runtime.pictures.preprocessing import Preprocessing
 from ...runtime.progress import Progress
 from ...runtime.tensors import Arrays
@@ -25,7 +25,7 @@ _LONGER = Preset("longer", 10.0, 662, 40.0, 4, 40.0)
 
 
 @dataclass(frozen=True)
-class Judge:
+class Evaluator:
     """Scores and times candidates of one network.
 
     Attributes:
@@ -82,7 +82,9 @@ class Judge:
 
     def rivals(self) -> tuple[Precision, ...]:
         """Other precisions than float32 that this engine computes a float32 graph in here."""
-        return tuple(one for one in WORDS if one != "f32" and computes_in(self.engine, one))
+        return tuple(
+            one for one in PRECISION_WORDS if one != "f32" and computes_in(self.engine, one)
+        )
 
     def compare(
         self,
@@ -132,7 +134,7 @@ class Judge:
                 progress=lambda share: self.progress(stage, int(100 * share), 100),
             )
 
-        rival = WORDS[against] if other == self.graph.model else "another candidate"
+        rival = PRECISION_WORDS[against] if other == self.graph.model else "another candidate"
         found = compared("quick", f"timing against {rival}")
         if found.settled or found.faster != "neither":
             return found
@@ -140,7 +142,9 @@ class Judge:
 
     def _run(self, stack: ExitStack, model: bytes, precision: Precision = "f32") -> Run:
         """A model's bytes as a Run for batches of any size; the engine closes with ``stack``."""
-        options = fitted(self.engine, model, self.example, precision=precision, cache=self.cache)
+        options = engine_options_for(
+            self.engine, model, self.example, precision=precision, cache=self.cache
+        )
         engine = stack.enter_context(open_engine(self.engine)(model, options))
         return fixed_batch(engine.run, engine.inputs)
 

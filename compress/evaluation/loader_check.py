@@ -11,9 +11,9 @@ from ...benchmarks.data.images import Images
 from ...benchmarks.tasks.task import Score
 from ...runtime.errors import InputError
 from ...runtime.tensors import Arrays
-from ..source.data_and_task import Material
-from ..source.source_network import Subject
-from .evaluator import Judge
+from ..source.data_and_task import DataAndTask
+from ..source.source_network import SourceNetwork
+from .evaluator import Evaluator
 
 _POINTS = 0.1
 _PICTURES = 16
@@ -21,14 +21,18 @@ _RELATIVE = 1e-2
 
 
 def check_loader(
-    subject: Subject, material: Material, judge: Judge, loader: Images, through_runtime: Score
+    source: SourceNetwork,
+    data_and_task: DataAndTask,
+    evaluator: Evaluator,
+    loader: Images,
+    through_runtime: Score,
 ) -> None:
     """Compare what the user's loader and the runtime's preprocessing make of the same pictures.
 
     Args:
-        subject: The network; it is scored in torch on the loader's tensors.
-        material: The test pictures, as the runtime reads them, and the task.
-        judge: Of the network.
+        source: The network; it is scored in torch on the loader's tensors.
+        data_and_task: The test pictures, as the runtime reads them, and the task.
+        evaluator: Of the network.
         loader: The user's loader over the same pictures in the same order.
         through_runtime: The original's score on the test pictures through the runtime.
 
@@ -38,8 +42,8 @@ def check_loader(
             of the first pictures differ; ``E_USAGE`` where there is nothing to compare (an ONNX
             file has no torch original, lengths or labels that differ).
     """
-    test = material.test
-    if subject.original is None:
+    test = data_and_task.test
+    if source.original is None:
         raise InputError(
             "E_USAGE",
             "an ONNX file has no original in torch to run your loader through.",
@@ -53,13 +57,13 @@ def check_loader(
             mend="Both must show the same pictures in the same order; "
             "a training loader shuffles and drops.",
         )
-    inputs = subject.graph.inputs
+    inputs = source.graph.inputs
     theirs = next(iter(loader.batches(inputs, None, _PICTURES))).inputs
-    ours = next(iter(test.batches(inputs, subject.preprocessing, _PICTURES))).inputs
+    ours = next(iter(test.batches(inputs, source.preprocessing, _PICTURES))).inputs
     apart = _largest_difference(ours, theirs)
-    if material.task.needs_labels:
-        own = material.task.score(
-            subject.original, lambda: loader.batches(inputs, None, judge.batch), None
+    if data_and_task.task.needs_labels:
+        own = data_and_task.task.score(
+            source.original, lambda: loader.batches(inputs, None, evaluator.batch), None
         )
         if abs(own.value - through_runtime.value) <= max(_POINTS, 100 / len(test) + 1e-9):
             return

@@ -9,40 +9,42 @@ from typing import TypeAlias
 from ...benchmarks.tasks.task import Score
 from ...export.graph.onnx_graph import Graph
 from ...runtime.engines.engine import Precision
-from ..source.data_and_task import Material
-from .acceptance import Trial
-from .evaluator import Judge
+from ..source.data_and_task import DataAndTask
+from .acceptance import EvaluatedCandidate
+from .evaluator import Evaluator
 
-Drop: TypeAlias = Callable[[bytes], float]
+DropOf: TypeAlias = Callable[[bytes], float]
 """How many points of the score a model's bytes lose on pictures that choose."""
 
 
-def drop_in(judge: Judge, material: Material, original: Score, floats: Precision) -> Drop:
+def score_drop(
+    evaluator: Evaluator, data_and_task: DataAndTask, original: Score, floats: Precision
+) -> DropOf:
     """What a model's bytes lose when their floats are computed in ``floats``.
 
     Those of the original are computed in float32.
 
     Args:
-        judge: Of the original, on the target's engine.
-        material: Pictures and task.
+        evaluator: Of the original, on the target's engine.
+        data_and_task: Pictures and task.
         original: The original's score on the test pictures.
         floats: What floats are computed in.
     """
 
     def drop(model: bytes) -> float:
-        part = material.split.selection
-        if material.own_score:  # it brings its own samples: nothing else can choose
-            before, part = original, material.test
+        part = data_and_task.split.selection
+        if data_and_task.own_score:  # it brings its own samples: nothing else can choose
+            before, part = original, data_and_task.test
         else:
-            before = judge.score(judge.graph.model, part, "float32 on the selection")
-        found = judge.score(model, part, "a candidate on the selection", floats)
+            before = evaluator.score(evaluator.graph.model, part, "float32 on the selection")
+        found = evaluator.score(model, part, "a candidate on the selection", floats)
         return before.value - found.value
 
     return drop
 
 
 @dataclass(frozen=True)
-class Drops:
+class ScoreDrops:
     """What a network loses when it is quantized, apart from what it had lost before.
 
     Attributes:
@@ -51,13 +53,16 @@ class Drops:
         before: What of it the network that is quantized loses in float32.
     """
 
-    judged: Drop
+    judged: DropOf
     before: float
 
     @staticmethod
     def of(
-        dropping: Callable[[Precision], Drop], graph: Graph, best: Trial | None, floats: Precision
-    ) -> Drops:
+        dropping: Callable[[Precision], DropOf],
+        graph: Graph,
+        best: EvaluatedCandidate | None,
+        floats: Precision,
+    ) -> ScoreDrops:
         """Drops of what is made of a graph.
 
         Args:
@@ -68,5 +73,5 @@ class Drops:
         """
         lost, drop = dropping("f32")(graph.model), dropping(floats)
         if best is None or best.seen is None:
-            return Drops(drop, lost)
-        return Drops(lambda model: drop(model) - lost, 0.0)
+            return ScoreDrops(drop, lost)
+        return ScoreDrops(lambda model: drop(model) - lost, 0.0)

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-from .channel_gates import Tensors
+from ..channels.cut_verification import NamedTensors
 
 
-def recalibrate(module: nn.Module, batches: Sequence[Tensors]) -> int:
+def recalibrate(module: nn.Module, batches: Sequence[NamedTensors]) -> int:
     """Average the statistics of every BatchNorm again, in place.
 
     Args:

@@ -16,14 +16,14 @@ from ...export.int8.qdq_writer import write_qdq
 from ...runtime.progress import Progress
 from ...runtime.target import Target
 from ...runtime.tensors import Arrays
-from ..channels.channel_groups import Structure, step_of
-from ..channels.cut_history import Step, apply_step
+from ..channels.channel_groups import Structure, cut_step_of
+from ..channels.cut_history import CutStep, apply_cut_step
 from .importance import Scores
 from .latency_table import time_models
-from .layer_costs import Choice
+from .layer_costs import Widths
 
 
-def cut_by(structure: Structure, scores: Scores | None, choice: Choice) -> Step:
+def cut_step_by(structure: Structure, scores: Scores | None, choice: Widths) -> CutStep:
     """The step that takes the weakest atoms of each group and the blocks of a choice out.
 
     Args:
@@ -37,11 +37,11 @@ def cut_by(structure: Structure, scores: Scores | None, choice: Choice) -> Step:
         if kept < group.width
     }
     pairs = zip(structure.blocks, choice.skipped, strict=True)
-    return step_of(removed, [block.name for block, gone in pairs if gone])
+    return cut_step_of(removed, [block.name for block, gone in pairs if gone])
 
 
 @dataclass
-class Stopwatch:
+class CandidateTimer:
     """Times choices on the target; a call gives latencies as shares of the whole network's.
 
     The weights do not matter to the time, and INT8 is written with ranges of the example alone.
@@ -63,7 +63,7 @@ class Stopwatch:
     progress: Progress
     _whole: bytes | None = field(default=None, init=False)
 
-    def __call__(self, choices: Sequence[Choice]) -> list[float]:
+    def __call__(self, choices: Sequence[Widths]) -> list[float]:
         """Export and time them, in turns with the whole network."""
         if self._whole is None:
             self._whole = self._model(None)
@@ -76,11 +76,11 @@ class Stopwatch:
         whole, *others = time_models(models, self.target, row)
         return [one / whole for one in others]
 
-    def _model(self, choice: Choice | None) -> bytes:
+    def _model(self, choice: Widths | None) -> bytes:
         module = self.module
         if choice is not None:
             module = copy.deepcopy(module)
-            apply_step(module, cut_by(self.structure, None, choice))
+            apply_cut_step(module, cut_step_by(self.structure, None, choice))
         graph = capture(module, self.example)
         if self.precision != "int8":
             return graph.model

@@ -15,9 +15,8 @@ from torch import nn
 
 from ..channels.channel_groups import Group, Member
 from ..channels.channel_surgery import modules_of
+from ..channels.cut_verification import NamedTensors
 from ..training.losses import is_distribution, logits_of
-
-Tensors: TypeAlias = Mapping[str, torch.Tensor]
 
 Outputs: TypeAlias = Literal["logits", "features"]
 """What a network gives: class scores, softmaxed or not, or numbers whose distances matter."""
@@ -78,7 +77,7 @@ def _multiply(gated: Sequence[tuple[torch.Tensor, Member]]) -> Callable[..., tup
         whole = torch.ones(rows, width)
         for gate, here, there in places:
             whole = whole.index_copy(1, here, gate.index_select(1, there))
-        axis = channel_axis(part, tensor)
+        axis = activation_channel_axis(part, tensor)
         if tensor.shape[0] % rows == 0:
             whole = whole.repeat_interleave(tensor.shape[0] // rows, 0)  # windows of one picture
         else:
@@ -90,7 +89,7 @@ def _multiply(gated: Sequence[tuple[torch.Tensor, Member]]) -> Callable[..., tup
     return hook
 
 
-def channel_axis(part: nn.Module, tensor: torch.Tensor) -> int:
+def activation_channel_axis(part: nn.Module, tensor: torch.Tensor) -> int:
     """The dimension of a layer's input that holds channels."""
     return tensor.ndim - 1 if isinstance(part, nn.Linear) else 1
 
@@ -106,7 +105,7 @@ def log_shares(scores: torch.Tensor, *, softmaxed: bool) -> torch.Tensor:
     return (logits / TEMPERATURE).log_softmax(1)
 
 
-def divergence(wanted: Tensors, found: Tensors, outputs: Outputs) -> float:
+def output_divergence(wanted: NamedTensors, found: NamedTensors, outputs: Outputs) -> float:
     """How far outputs moved, summed over pictures: what a score estimates.
 
     Args:

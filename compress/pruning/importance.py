@@ -29,13 +29,20 @@ from ...runtime.errors import InputError
 from ..channels.channel_groups import Group, Member
 from ..channels.channel_surgery import modules_of
 from ..training.losses import is_distribution
-from .channel_gates import Outputs, Tensors, channel_axis, gates, log_shares, readers
+from .channel_gates import (
+    NamedTensors,
+    Outputs,
+    activation_channel_axis,
+    gates,
+    log_shares,
+    readers,
+)
 
 Scores: TypeAlias = "list[NDArray[np.float64]]"
 """For each group, one number for each of its atoms; those that cost least go first."""
 
 Importance: TypeAlias = Callable[
-    [nn.Module, Sequence[Group], Sequence[Tensors], Outputs, int], Scores
+    [nn.Module, Sequence[Group], Sequence[NamedTensors], Outputs, int], Scores
 ]
 """What a method is: network, groups, batches, what the outputs are, seed -> scores."""
 
@@ -43,7 +50,7 @@ Importance: TypeAlias = Callable[
 def fisher(
     module: nn.Module,
     groups: Sequence[Group],
-    batches: Sequence[Tensors],
+    batches: Sequence[NamedTensors],
     outputs: Outputs,
     seed: int,
 ) -> Scores:
@@ -67,7 +74,7 @@ def fisher(
 def taylor(
     module: nn.Module,
     groups: Sequence[Group],
-    batches: Sequence[Tensors],
+    batches: Sequence[NamedTensors],
     outputs: Outputs,
     seed: int,
 ) -> Scores:
@@ -83,7 +90,7 @@ def taylor(
 def _derivatives(
     module: nn.Module,
     groups: Sequence[Group],
-    batches: Sequence[Tensors],
+    batches: Sequence[NamedTensors],
     outputs: Outputs,
     seed: int,
     size: Callable[[torch.Tensor], torch.Tensor],
@@ -107,7 +114,7 @@ def _derivatives(
 def magnitude(
     module: nn.Module,
     groups: Sequence[Group],
-    batches: Sequence[Tensors],
+    batches: Sequence[NamedTensors],
     outputs: Outputs,
     seed: int,
 ) -> Scores:
@@ -134,7 +141,7 @@ def magnitude(
 def activation(
     module: nn.Module,
     groups: Sequence[Group],
-    batches: Sequence[Tensors],
+    batches: Sequence[NamedTensors],
     outputs: Outputs,
     seed: int,
 ) -> Scores:
@@ -150,7 +157,7 @@ def activation(
     def add(member: Member) -> Callable[..., None]:
         def hook(part: nn.Module, given: tuple[Any, ...]) -> None:
             square = given[0].detach().double().square()
-            axis = channel_axis(part, square)
+            axis = activation_channel_axis(part, square)
             mean = square.movedim(axis, 0).flatten(1).mean(1)
             totals[member] = totals.get(member, torch.zeros_like(mean)) + mean
 
@@ -178,7 +185,7 @@ def activation(
     return found
 
 
-METHODS: dict[str, Importance] = {
+IMPORTANCES: dict[str, Importance] = {
     "fisher": fisher,
     "taylor": taylor,
     "magnitude": magnitude,
@@ -186,20 +193,20 @@ METHODS: dict[str, Importance] = {
 }
 
 
-def method(name: str) -> Importance:
+def importance(name: str) -> Importance:
     """The importance called ``name``.
 
     Raises:
         InputError: ``E_USAGE`` for a name that is none.
     """
-    if name not in METHODS:
+    if name not in IMPORTANCES:
         raise InputError(
-            "E_USAGE", f"unknown importance '{name}'.", mend="Known: " + ", ".join(METHODS)
+            "E_USAGE", f"unknown importance '{name}'.", mend="Known: " + ", ".join(IMPORTANCES)
         )
-    return METHODS[name]
+    return IMPORTANCES[name]
 
 
-def _likelihood(given: Tensors, outputs: Outputs, draw: torch.Generator) -> torch.Tensor:
+def _likelihood(given: NamedTensors, outputs: Outputs, draw: torch.Generator) -> torch.Tensor:
     """A number whose derivative's mean square is the Fisher information of the outputs."""
     total = torch.zeros(())
     for value in given.values():

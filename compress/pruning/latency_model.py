@@ -21,16 +21,16 @@ from numpy.typing import NDArray
 
 from ...runtime.cache import make_folder
 from ...runtime.files import write_file
-from ..channels.layer_shapes import Layer
-from ..milp_solver import fit
+from ..channels.layer_shapes import LayerShape
+from ..milp_solver import fit_nonnegative
 from .latency_table import LatencyTable, read_cache
-from .layer_costs import Choice, Frame
+from .layer_costs import LayerWidths, Widths
 from .width_milp import Bound
 
 RANDOM_NETWORKS = 6
 _RIDGE = 0.02
 
-Timed = Callable[[Sequence[Choice]], list[float]]
+TimeWidths = Callable[[Sequence[Widths]], list[float]]
 """Times networks as narrow as choices make them; their latency as a share of the whole one's."""
 
 
@@ -44,15 +44,15 @@ class LatencyModel:
         seen: Choices whose ratio was measured, with it.
     """
 
-    frame: Frame
+    frame: LayerWidths
     table: LatencyTable
-    seen: list[tuple[Choice, float]] = field(default_factory=list[tuple[Choice, float]])
+    seen: list[tuple[Widths, float]] = field(default_factory=list[tuple[Widths, float]])
 
     def __post_init__(self) -> None:
         held: Any = read_cache(self.path)
         whole = self.frame.whole
         for one in held.get("networks", []):
-            choice = Choice(tuple(one["kept"]), tuple(one["skipped"]))
+            choice = Widths(tuple(one["kept"]), tuple(one["skipped"]))
             sizes = (len(choice.kept), len(choice.skipped))
             if sizes == (len(whole.kept), len(whole.skipped)) and one["ratio"] > 0:
                 self.seen.append((choice, float(one["ratio"])))
@@ -67,7 +67,7 @@ class LatencyModel:
         digest = hashlib.sha256(told.encode()).hexdigest()[:16]
         return table.with_name(f"{table.stem}-network-{digest}.json")
 
-    def learn(self, choices: Sequence[Choice], timed: Timed) -> list[float]:
+    def learn(self, choices: Sequence[Widths], timed: TimeWidths) -> list[float]:
         """Time networks, remember them, and keep them in the cache folder.
 
         Returns:
@@ -85,7 +85,7 @@ class LatencyModel:
             write_file(json.dumps({"networks": networks}).encode(), path, force=True)
         return ratios
 
-    def predict(self, choice: Choice) -> float:
+    def predict(self, choice: Widths) -> float:
         """The ratio of a choice."""
         return float(self._features(choice) @ self._weights(self.seen))
 
@@ -102,7 +102,7 @@ class LatencyModel:
         offset, by_sum, by_count = self._weights(self.seen)
         whole, count = self._whole()
 
-        def cost(layer: Layer, in_width: int, out_width: int) -> float:
+        def cost(layer: LayerShape, in_width: int, out_width: int) -> float:
             share = self.table.cost(layer, in_width, out_width) / whole
             return float(by_sum * share + by_count * layer.calls / count)
 
@@ -113,13 +113,13 @@ class LatencyModel:
         total = self.frame.total(self.table.cost, self.frame.whole)
         return total, sum(layer.calls for layer in self.frame.structure.layers)
 
-    def _features(self, choice: Choice) -> NDArray[np.float64]:
+    def _features(self, choice: Widths) -> NDArray[np.float64]:
         whole, count = self._whole()
         left = sum(layer.calls for layer, _, _ in self.frame.widths(choice))
         total = self.frame.total(self.table.cost, choice)
         return np.array([1.0, total / whole, left / count])
 
-    def _weights(self, seen: Sequence[tuple[Choice, float]]) -> NDArray[np.float64]:
+    def _weights(self, seen: Sequence[tuple[Widths, float]]) -> NDArray[np.float64]:
         """Least squares of the relative error, held near "the sum alone" where little was seen.
 
         No part may be negative: a wider layer never counts as faster.
@@ -135,12 +135,12 @@ class LatencyModel:
             row[place] = _RIDGE
             rows.append(row)
             wanted.append(_RIDGE * float(prior[place]))
-        return fit(np.array(rows), np.array(wanted))
+        return fit_nonnegative(np.array(rows), np.array(wanted))
 
 
-def random_choices(
-    frame: Frame, widths: Sequence[Sequence[int]], count: int, seed: int
-) -> list[Choice]:
+def random_widths(
+    frame: LayerWidths, widths: Sequence[Sequence[int]], count: int, seed: int
+) -> list[Widths]:
     """Networks cut at random, from a little to a lot.
 
     Args:
@@ -150,7 +150,7 @@ def random_choices(
         seed: Of the draw.
     """
     draw = np.random.default_rng(seed)
-    found: list[Choice] = []
+    found: list[Widths] = []
     for number in range(count):
         depth = (number + 0.5) / count
         kept = tuple(
@@ -158,5 +158,5 @@ def random_choices(
             for each in widths
         )
         skipped = tuple(bool(draw.uniform() < 0.4 * depth) for _ in frame.structure.blocks)
-        found.append(Choice(kept, skipped))
+        found.append(Widths(kept, skipped))
     return found

@@ -21,16 +21,16 @@ from typing import Any
 import numpy as np
 
 from ...benchmarks.latency.fingerprint import fingerprint
-from ...export.int8.layer_probes import Probed, probe
-from ...runtime.build_shapes import fitted
+from ...export.int8.layer_probes import ProbedLayer, layer_probe
+from ...runtime.build_shapes import engine_options_for
 from ...runtime.cache import make_folder
 from ...runtime.engine_registry import find_device, import_backend, open_engine
 from ...runtime.engines.engine import Engine
 from ...runtime.files import write_file
 from ...runtime.target import Target, processor
 from ...runtime.tensors import Arrays
-from ..channels.layer_shapes import Layer
-from .layer_costs import Frame
+from ..channels.layer_shapes import LayerShape
+from .layer_costs import LayerWidths
 
 _VERSION = 2
 _COPIES = 4
@@ -101,7 +101,7 @@ def time_models(
         kind = open_engine(target.engine)
         held: list[tuple[Engine, Arrays]] = []
         for model in models:
-            options = fitted(target.engine, model, feeds or {}, threads=1)
+            options = engine_options_for(target.engine, model, feeds or {}, threads=1)
             engine = stack.enter_context(kind(model, options))
             held.append((engine, feeds or _random(engine)))
         return timed_ms(held, seconds)
@@ -169,7 +169,7 @@ class LatencyTable:
         write_file(json.dumps(held, indent=0).encode(), path, force=True)
 
     def measure(
-        self, frame: Frame, widths: Sequence[Sequence[int]], progress: Callable[..., None]
+        self, frame: LayerWidths, widths: Sequence[Sequence[int]], progress: Callable[..., None]
     ) -> None:
         """Fill in what is missing for a network; what was measured before is not measured again.
 
@@ -178,7 +178,7 @@ class LatencyTable:
             widths: Of each group.
             progress: Told how far the work is.
         """
-        missing: dict[str, tuple[Layer, int, int]] = {}
+        missing: dict[str, tuple[LayerShape, int, int]] = {}
         for layer, ports in zip(frame.structure.layers, frame.ports, strict=True):
             ins = _axis(frame, layer.in_width, ports.ins, widths)
             outs = _axis(frame, layer.out_width, ports.outs, widths)
@@ -198,9 +198,9 @@ class LatencyTable:
         if todo:
             self.save()
 
-    def _time(self, layers: Sequence[tuple[Layer, int, int]]) -> list[float]:
+    def _time(self, layers: Sequence[tuple[LayerShape, int, int]]) -> list[float]:
         models = [
-            probe(_probed(*one), copies, int8_dialect=self.dialect)
+            layer_probe(_probed(*one), copies, int8_dialect=self.dialect)
             for one in layers
             for copies in (1, _COPIES)
         ]
@@ -208,7 +208,7 @@ class LatencyTable:
         pairs = zip(times[::2], times[1::2], strict=True)
         return [max((m - o) / (_COPIES - 1), _LEAST_SHARE * o) for o, m in pairs]
 
-    def cost(self, layer: Layer, in_width: int, out_width: int) -> float:
+    def cost(self, layer: LayerShape, in_width: int, out_width: int) -> float:
         """Ms of a layer at these widths, interpolated between those that were measured."""
         grid = self._grid(layer)
         if layer.depthwise:
@@ -222,7 +222,7 @@ class LatencyTable:
             by_in.append(float(np.interp(out_width, outs, [grid[one, two] for two in outs])))
         return layer.calls * float(np.interp(in_width, ins, by_in))
 
-    def _grid(self, layer: Layer) -> Mapping[tuple[int, int], float]:
+    def _grid(self, layer: LayerShape) -> Mapping[tuple[int, int], float]:
         start = _geometry(layer)
         held = self._grids.get(start)
         if held is None or held[0] != len(self.entries):
@@ -241,12 +241,12 @@ class LatencyTable:
     )
 
 
-def entry(layer: Layer, in_width: int, out_width: int) -> str:
+def entry(layer: LayerShape, in_width: int, out_width: int) -> str:
     """The name of a layer's entry at these widths."""
     return f"{_geometry(layer)}@{in_width}>{out_width}"
 
 
-def _geometry(layer: Layer) -> str:
+def _geometry(layer: LayerShape) -> str:
     """All that a layer's time depends on but its widths."""
     if layer.kind == "linear":
         return "linear " + "x".join(map(str, layer.in_shape[:-1]))
@@ -260,19 +260,22 @@ def _geometry(layer: Layer) -> str:
     return f"conv {kind} {sides} k{told[0]} s{told[1]} p{told[2]} d{told[3]}"
 
 
-def _probed(layer: Layer, in_width: int, out_width: int) -> Probed:
+def _probed(layer: LayerShape, in_width: int, out_width: int) -> ProbedLayer:
     if layer.kind == "linear":
-        return Probed("MatMul", (*layer.in_shape[:-1], in_width), out_width)
+        return ProbedLayer("MatMul", (*layer.in_shape[:-1], in_width), out_width)
     shape = (1, in_width, *layer.in_shape[2:])
     groups = in_width if layer.depthwise else layer.groups
     op_type = "ConvTranspose" if layer.transposed else "Conv"
-    return Probed(
+    return ProbedLayer(
         op_type, shape, out_width, groups, layer.kernel, layer.stride, layer.padding, layer.dilation
     )
 
 
 def _axis(
-    frame: Frame, full: int, side: Sequence[tuple[int, float]], widths: Sequence[Sequence[int]]
+    frame: LayerWidths,
+    full: int,
+    side: Sequence[tuple[int, float]],
+    widths: Sequence[Sequence[int]],
 ) -> list[int]:
     """Widths of one side of a layer to measure: all of a few, else some over the whole range."""
     if not side:

@@ -8,24 +8,24 @@ from functools import cached_property
 from typing import TypeAlias
 
 from ..channels.channel_groups import Structure
-from ..channels.layer_shapes import Layer
+from ..channels.layer_shapes import LayerShape
 
-Cost: TypeAlias = Callable[[Layer, int, int], float]
+Cost: TypeAlias = Callable[[LayerShape, int, int], float]
 """What a layer costs at so many input and output channels."""
 
 
-def macs_cost(layer: Layer, in_width: int, out_width: int) -> float:
+def macs_cost(layer: LayerShape, in_width: int, out_width: int) -> float:
     """Multiply-adds for one picture."""
     return float(layer.macs(in_width, out_width))
 
 
-def parameters_cost(layer: Layer, in_width: int, out_width: int) -> float:
+def parameters_cost(layer: LayerShape, in_width: int, out_width: int) -> float:
     """Weights and biases."""
     return float(layer.parameters(in_width, out_width))
 
 
 @dataclass(frozen=True)
-class Choice:
+class Widths:
     """How narrow a network shall be.
 
     Attributes:
@@ -58,7 +58,7 @@ class Ports:
 
 
 @dataclass(frozen=True)
-class Frame:
+class LayerWidths:
     """A structure seen from its layers: how wide each is under a choice.
 
     Attributes:
@@ -87,10 +87,10 @@ class Frame:
         return tuple(found)
 
     @property
-    def whole(self) -> Choice:
+    def whole(self) -> Widths:
         """The choice that leaves everything."""
         kept = tuple(group.width for group in self.structure.groups)
-        return Choice(kept, (False,) * len(self.structure.blocks))
+        return Widths(kept, (False,) * len(self.structure.blocks))
 
     def width(self, full: int, side: Sequence[tuple[int, float]], kept: Sequence[int]) -> int:
         """Channels of a side of a layer under a choice, at least one."""
@@ -98,7 +98,7 @@ class Frame:
         gone = sum(taken * (groups[number].width - kept[number]) for number, taken in side)
         return max(1, full - round(gone))
 
-    def widths(self, choice: Choice) -> list[tuple[Layer, int, int]]:
+    def widths(self, choice: Widths) -> list[tuple[LayerShape, int, int]]:
         """Each layer that is left, with its input and output channels."""
         return [
             (
@@ -110,6 +110,6 @@ class Frame:
             if ports.block is None or not choice.skipped[ports.block]
         ]
 
-    def total(self, cost: Cost, choice: Choice) -> float:
+    def total(self, cost: Cost, choice: Widths) -> float:
         """The cost of the network under a choice."""
         return sum(cost(*one) for one in self.widths(choice))

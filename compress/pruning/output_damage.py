@@ -19,7 +19,8 @@ from torch import nn
 from ...export.graph.torch_capture import flatten_outputs
 from ...runtime.progress import Progress
 from ..channels.channel_groups import Group, Structure
-from .channel_gates import Outputs, Tensors, divergence, gates
+from ..channels.cut_verification import NamedTensors
+from .channel_gates import Outputs, gates, output_divergence
 from .importance import Scores
 
 _WORK_MACS = 1e12
@@ -30,7 +31,7 @@ _TINY = 1e-9
 
 
 @dataclass(frozen=True)
-class Damage:
+class OutputDamage:
     """What it costs the outputs, per picture.
 
     Attributes:
@@ -68,15 +69,15 @@ def widths_of(group: Group, multiple: int, most: int = 12) -> tuple[int, ...]:
     return (group.width, *(width for width in narrower if width % group.step == 0))
 
 
-def damages(
+def measure_output_damage(
     module: nn.Module,
     structure: Structure,
-    batches: Sequence[Tensors],
+    batches: Sequence[NamedTensors],
     scores: Scores,
     widths: Sequence[Sequence[int]],
     outputs: Outputs,
     progress: Progress,
-) -> Damage:
+) -> OutputDamage:
     """Measure the damage of cuts.
 
     Args:
@@ -127,7 +128,7 @@ def damages(
                 hook.remove()
             blocks.append(moved / pictures)
             step()
-    return Damage(tuple(found), tuple(blocks), pictures, evaluations - 1)
+    return OutputDamage(tuple(found), tuple(blocks), pictures, evaluations - 1)
 
 
 def _sampled(widths: Sequence[int], count: int) -> list[int]:
@@ -156,23 +157,26 @@ def _silent(
     module: nn.Module,
     group: Group,
     atoms: Sequence[int],
-    batches: Sequence[Tensors],
-    wanted: Sequence[Tensors],
+    batches: Sequence[NamedTensors],
+    wanted: Sequence[NamedTensors],
     outputs: Outputs,
 ) -> float:
     total = 0.0
     for feeds, before in zip(batches, wanted, strict=True):
         with gates(module, [group], _rows(feeds)) as (gate,):
             gate[:, list(atoms)] = 0.0
-            total += divergence(before, flatten_outputs(module(**feeds)), outputs)
+            total += output_divergence(before, flatten_outputs(module(**feeds)), outputs)
     return total
 
 
 def _moved(
-    module: nn.Module, batches: Sequence[Tensors], wanted: Sequence[Tensors], outputs: Outputs
+    module: nn.Module,
+    batches: Sequence[NamedTensors],
+    wanted: Sequence[NamedTensors],
+    outputs: Outputs,
 ) -> float:
     pairs = zip(batches, wanted, strict=True)
-    return sum(divergence(w, flatten_outputs(module(**f)), outputs) for f, w in pairs)
+    return sum(output_divergence(w, flatten_outputs(module(**f)), outputs) for f, w in pairs)
 
 
 def _pass_on(part: nn.Module, given: tuple[Any, ...], made: object) -> Any:
@@ -180,13 +184,13 @@ def _pass_on(part: nn.Module, given: tuple[Any, ...], made: object) -> Any:
     return given[0]
 
 
-def _rows(feeds: Tensors) -> int:
+def _rows(feeds: NamedTensors) -> int:
     return next(iter(feeds.values())).shape[0]
 
 
-def _first(batches: Sequence[Tensors], count: int) -> list[Tensors]:
+def _first(batches: Sequence[NamedTensors], count: int) -> list[NamedTensors]:
     """The first ``count`` pictures, in their batches."""
-    few: list[Tensors] = []
+    few: list[NamedTensors] = []
     for feeds in batches:
         if count <= 0:
             break

@@ -23,27 +23,28 @@ import numpy as np
 from torch import nn
 
 from ...benchmarks.data.images import Images
-from ...export.graph.torch_capture import evaluating, input_names, run_module, tensors
+from ...export.graph.torch_capture import evaluating, input_names, run_module, tensors_from
 from ...runtime.errors import InputError
 from ...runtime.pictures.preprocessing import Preprocessing
 from ...runtime.progress import Progress, silent
 from ...runtime.target import target as target_of
 from ...runtime.tensors import Arrays
-from ..channels.channel_groups import Block, Structure
-from ..channels.cut_history import History, Pruned, apply_step
+from ..channels.channel_groups import ResidualBlock, Structure
+from ..channels.cut_history import History, Pruned, apply_cut_step
+from ..channels.cut_verification import NamedTensors
 from ..channels.structure import TIME_LIMIT_S, structure_of
 from ..source.backbone import Backbone
 from ..source.data_and_task import Data
 from ..source.source_network import Model, first_rows, open_model, torch_network
 from .batchnorm_recalibration import recalibrate
-from .candidate_timing import cut_by
-from .channel_gates import Outputs, Tensors
-from .importance import Scores, method
-from .layer_costs import Choice, Frame, macs_cost
-from .output_damage import damages, widths_of
-from .width_search import Limits, latency_model, narrow, sum_bounds
+from .candidate_timing import cut_step_by
+from .channel_gates import Outputs
+from .importance import Scores, importance
+from .layer_costs import LayerWidths, Widths, macs_cost
+from .output_damage import measure_output_damage, widths_of
+from .width_search import PruneLimits, latency_model, search_widths, sum_bounds
 
-PICTURES = 256
+IMPORTANCE_PICTURES = 256
 _FEWEST = 8
 _BATCH = 64
 _BATCH_BYTES = 2**26
@@ -68,7 +69,7 @@ def prune(
     blocks: bool = True,
     importance: str = "fisher",
     outputs: Outputs | None = None,
-    pictures: int = PICTURES,
+    pictures: int = IMPORTANCE_PICTURES,
     seed: int = 0,
     time_limit_s: float = TIME_LIMIT_S,
     cache: str | Path | None = None,
@@ -110,8 +111,8 @@ def prune(
         InputError: For anything that was handed over and cannot be used.
         BoundError: ``E_BOUND`` for a bound below what the smallest legal network reaches.
     """
-    limits = Limits(max_latency_ratio, max_macs_ratio, max_size_mb)
-    settings = Settings(
+    limits = PruneLimits(max_latency_ratio, max_macs_ratio, max_size_mb)
+    settings = PruneRequest(
         limits, target, precision, tuple(keep), blocks, importance, seed, time_limit_s, cache
     )
     settings.check()
@@ -128,7 +129,7 @@ def prune(
 
 
 @dataclass(frozen=True)
-class Settings:
+class PruneRequest:
     """What :func:`prune` was asked for, less the network and the pictures.
 
     Attributes:
@@ -143,7 +144,7 @@ class Settings:
         cache: Folder in which latencies are kept, or ``None``.
     """
 
-    limits: Limits
+    limits: PruneLimits
     target: str = "onnxruntime-cpu"
     precision: str = "float32"
     keep: tuple[str, ...] = ()
@@ -161,7 +162,7 @@ class Settings:
                 ``E_TARGET`` for an unknown target.
         """
         self.limits.check()
-        method(self.importance)
+        importance(self.importance)
         device = target_of(self.target)
         if self.precision not in device.precisions:
             raise InputError(
@@ -175,7 +176,7 @@ def prune_backbone(
     backbone: Backbone,
     batches: Sequence[Arrays],
     outputs: Outputs,
-    settings: Settings,
+    settings: PruneRequest,
     progress: Progress,
 ) -> Pruned:
     """As :func:`prune`, for a network and pictures that are open already.
@@ -192,7 +193,7 @@ def prune_backbone(
         BoundError: As :func:`prune`.
     """
     settings.check()
-    score, device = method(settings.importance), target_of(settings.target)
+    score, device = importance(settings.importance), target_of(settings.target)
     module = backbone.module
     example = {name: array[:2] for name, array in batches[0].items()}
     with evaluating(module):
@@ -210,11 +211,11 @@ def prune_backbone(
             f"nothing in {backbone.name} can be pruned: {_reasons(structure)}.",
             mend="See edgepress inspect MODEL --prunable; keep fewer modules.",
         )
-    frame = Frame(structure)
+    frame = LayerWidths(structure)
     widths = [widths_of(group, device.channel_multiple) for group in structure.groups]
     limits, latency = settings.limits, None
     bounds = sum_bounds(module, frame, limits, settings.precision)
-    feeds = [tensors(batch) for batch in batches]
+    feeds = [tensors_from(batch) for batch in batches]
     with evaluating(module):
         if limits.max_latency_ratio is not None:
             latency = latency_model(
@@ -232,13 +233,15 @@ def prune_backbone(
         small = _in_parts(feeds, structure)
         scores = score(module, structure.groups, small, outputs, settings.seed)
         _check_scores(structure, scores)
-        damage = damages(module, structure, feeds, scores, widths, outputs, progress)
+        damage = measure_output_damage(module, structure, feeds, scores, widths, outputs, progress)
         progress("choosing widths", 0, None)
-        chosen = narrow(frame, widths, damage, bounds, latency, limits, blocks=settings.blocks)
+        chosen = search_widths(
+            frame, widths, damage, bounds, latency, limits, blocks=settings.blocks
+        )
     choice = chosen.choice
-    step = cut_by(structure, scores, choice)
+    step = cut_step_by(structure, scores, choice)
     student = copy.deepcopy(module).eval()
-    apply_step(student, step)
+    apply_cut_step(student, step)
     recalibrate(student, feeds)
     run_module(student, example)
     report = {
@@ -283,11 +286,11 @@ def sample(
     return [one for one in found if next(iter(one.values())).shape[0] > 1]
 
 
-def _in_parts(batches: Sequence[Tensors], structure: Structure) -> list[Tensors]:
+def _in_parts(batches: Sequence[NamedTensors], structure: Structure) -> list[NamedTensors]:
     """The batches in parts so small that what a derivative has to remember takes about 1 GiB."""
     values = sum(layer.calls * math.prod(layer.out_shape) for layer in structure.layers)
     rows = int(np.clip(_REMEMBERED_BYTES // max(1, values * _REMEMBERED), 2, _BATCH))
-    parts: list[Tensors] = []
+    parts: list[NamedTensors] = []
     for feeds in batches:
         count = next(iter(feeds.values())).shape[0]
         for start in range(0, count, rows):
@@ -318,7 +321,7 @@ def _check_scores(structure: Structure, scores: Scores) -> None:
             )
 
 
-def _report(frame: Frame, choice: Choice, settings: Settings) -> dict[str, object]:
+def _report(frame: LayerWidths, choice: Widths, settings: PruneRequest) -> dict[str, object]:
     structure = frame.structure
     names = [block.name for block in structure.blocks]
     gone = [name for name, out in zip(names, choice.skipped, strict=True) if out]
@@ -335,7 +338,7 @@ def _report(frame: Frame, choice: Choice, settings: Settings) -> dict[str, objec
         "groups": [
             {"group": group.name, "width": group.width, "kept": kept}
             for group, kept in zip(structure.groups, choice.kept, strict=True)
-            if not any(Block(name).holds(group.name) for name in gone)
+            if not any(ResidualBlock(name).holds(group.name) for name in gone)
         ],
         "blocks_removed": gone,
         "left_whole": [vars(one) for one in structure.refused],
@@ -347,7 +350,7 @@ def _expected(
     widths: Sequence[Sequence[int]],
     by_width: Sequence[Sequence[float]],
     by_block: Sequence[float],
-    choice: Choice,
+    choice: Widths,
 ) -> float:
     total = sum(cost for cost, out in zip(by_block, choice.skipped, strict=True) if out)
     gone = [b for b, out in zip(structure.blocks, choice.skipped, strict=True) if out]

@@ -13,19 +13,19 @@ from ...export.receipt import count_macs
 from ...runtime.errors import InputError
 from ...runtime.tensors import Arrays
 from ..channels.cut_history import Pruned
-from ..recipe.pass_context import Context, Outcome, float32
+from ..recipe.pass_context import Context, Outcome, float32_outcome
 from ..recipe.recipe import Recipe
 from ..recipe.settings import Int8, PassSettings, Prune
 from ..source.backbone import Backbone
-from ..source.source_network import Subject, example_of, torch_network, with_batch
-from .prune import PICTURES, Settings, prune_backbone, sample
-from .width_search import Limits
+from ..source.source_network import SourceNetwork, example_of, torch_network, with_batch
+from .prune import IMPORTANCE_PICTURES, PruneRequest, prune_backbone, sample
+from .width_search import PruneLimits
 
 _PARITY_PICTURES = 16
 
 
 @dataclass(frozen=True)
-class Cut:
+class PruneResult:
     """What the pass gives to the next one.
 
     Attributes:
@@ -84,11 +84,11 @@ def with_limits(recipe: Recipe, given: dict[str, float | None], keep: Sequence[s
     return Recipe(recipe.name, tuple(passes))
 
 
-def limits_of(settings: Prune, asked: dict[str, float] | None = None) -> Limits:
+def limits_of(settings: Prune, asked: dict[str, float] | None = None) -> PruneLimits:
     """The limits of a pass; what was asked for in words counts even where it is 0."""
     names = ("max_latency_ratio", "max_macs_ratio", "max_size_mb")
     values = {name: getattr(settings, name) for name in names}
-    return Limits(**{n: v for n, v in values.items() if v or n in (asked or {})})
+    return PruneLimits(**{n: v for n, v in values.items() if v or n in (asked or {})})
 
 
 def precision_after(passes: Sequence[PassSettings], number: int) -> str:
@@ -101,7 +101,7 @@ def precision_after(passes: Sequence[PassSettings], number: int) -> str:
 
 def prune_pass(
     backbone: Backbone | Graph,
-    subject: Subject,
+    source: SourceNetwork,
     images: Images,
     settings: Prune,
     precision: str,
@@ -111,12 +111,12 @@ def prune_pass(
     seed: int,
     opset: int,
     cache: str | Path | None,
-) -> Cut:
+) -> PruneResult:
     """Prune the network and export it.
 
     Args:
         backbone: What the user brought, open.
-        subject: Its name and preprocessing.
+        source: Its name and preprocessing.
         images: Pictures that tell what channels are worth.
         settings: Of the pass.
         precision: What will ship.
@@ -132,8 +132,8 @@ def prune_pass(
         BoundError: ``E_BOUND`` for a limit that no legal network meets.
     """
     backbone = torch_network(backbone)
-    batches = sample(backbone.module, images, subject.preprocessing, PICTURES, seed)
-    wanted = Settings(
+    batches = sample(backbone.module, images, source.preprocessing, IMPORTANCE_PICTURES, seed)
+    wanted = PruneRequest(
         limits_of(settings),
         context.target.name,
         precision,
@@ -147,12 +147,12 @@ def prune_pass(
     outputs = "logits" if task == "classification" else "features"
     pruned = prune_backbone(backbone, batches, outputs, wanted, context.progress)
     context.progress("exporting the pruned network", 0, None)
-    parity = example_of(pruned.module, images, subject.preprocessing, _PARITY_PICTURES)
+    parity = example_of(pruned.module, images, source.preprocessing, _PARITY_PICTURES)
     example = {name: array[:2] for name, array in parity.items()}
     graph = capture(
-        pruned.module, example, opset=opset, parity_on=[parity], source=f"{subject.name}, pruned"
+        pruned.module, example, opset=opset, parity_on=[parity], source=f"{source.name}, pruned"
     )
-    return Cut(pruned, graph, example)
+    return PruneResult(pruned, graph, example)
 
 
 def pruned_outcome(graph: Graph, pruned: Pruned, context: Context, example: Arrays) -> Outcome:
@@ -166,5 +166,5 @@ def pruned_outcome(graph: Graph, pruned: Pruned, context: Context, example: Arra
     """
     row = {name: array[:1] for name, array in example.items()}
     macs = count_macs(graph, with_batch(row, graph))
-    made = float32(graph, replace(context, macs=macs))
+    made = float32_outcome(graph, replace(context, macs=macs))
     return replace(made, changed=True, report=pruned.told(), name="the pruned network")

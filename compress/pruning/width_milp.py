@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.errors import BoundError
-from ..channels.layer_shapes import Layer
-from ..milp_solver import minimize
-from .layer_costs import Choice, Cost, Frame, Ports
-from .output_damage import Damage
+from ..channels.layer_shapes import LayerShape
+from ..milp_solver import solve_milp
+from .layer_costs import Cost, LayerWidths, Ports, Widths
+from .output_damage import OutputDamage
 
 _GAP = 0.005
 _SECONDS = 30.0
@@ -62,19 +62,19 @@ class Bound:
         """What sums are divided by, so that all bounds are near one."""
         return max(abs(self.limit), _SLACK)
 
-    def of(self, frame: Frame, choice: Choice) -> float:
+    def of(self, frame: LayerWidths, choice: Widths) -> float:
         """What a choice comes to."""
         return frame.total(self.cost, choice) + self.offset
 
 
-def choose(
-    frame: Frame,
+def choose_widths(
+    frame: LayerWidths,
     widths: Sequence[Sequence[int]],
-    damage: Damage,
+    damage: OutputDamage,
     bounds: Sequence[Bound],
     *,
     blocks: bool = True,
-) -> Choice:
+) -> Widths:
     """The choice with the least damage within all bounds.
 
     Args:
@@ -105,7 +105,7 @@ def choose(
     program = _Program(frame, widths, damage, bounds, blocks)
     wanted = np.array([bound.room / bound.total for bound in bounds])
     limits = wanted.copy()
-    best: Choice | None = None
+    best: Widths | None = None
     for _ in range(_ROUNDS):
         found = program.solve(limits)
         if found is None:
@@ -119,10 +119,10 @@ def choose(
     return best if best is not None else smallest
 
 
-def smallest_of(frame: Frame, widths: Sequence[Sequence[int]], *, blocks: bool) -> Choice:
+def smallest_of(frame: LayerWidths, widths: Sequence[Sequence[int]], *, blocks: bool) -> Widths:
     """The smallest legal network: all that may leave has left."""
     kept = tuple(min(each) for each in widths)
-    return Choice(kept, (blocks,) * len(frame.structure.blocks))
+    return Widths(kept, (blocks,) * len(frame.structure.blocks))
 
 
 def _up(value: float) -> str:
@@ -135,9 +135,9 @@ def _up(value: float) -> str:
 class _Program:
     """The integer program: columns for choices, rows for what ties them together."""
 
-    frame: Frame
+    frame: LayerWidths
     widths: Sequence[Sequence[int]]
-    damage: Damage
+    damage: OutputDamage
     bounds: Sequence[Bound]
     blocks: bool
     objective: list[float] = field(default_factory=list[float])
@@ -161,12 +161,12 @@ class _Program:
             self._term(key, tables)
         self.bound_rows = [self._row(list(one.items()), -np.inf, np.inf) for one in self.sums]
 
-    def solve(self, limits: _Matrix) -> Choice | None:
+    def solve(self, limits: _Matrix) -> Widths | None:
         """The best choice with the sums below ``limits``; ``None`` where there is none."""
         rows = list(self.rows)
         for row, limit in zip(self.bound_rows, limits - self.constant, strict=True):
             rows[row] = (rows[row][0], -np.inf, float(limit))
-        found = minimize(
+        found = solve_milp(
             np.array(self.objective) / max(*self.objective, _SLACK),
             rows,
             seconds=_SECONDS,
@@ -180,7 +180,7 @@ class _Program:
             int(each[int(np.argmax(found[first : first + len(each)]))])
             for first, each in zip(self.first, self.widths, strict=True)
         )
-        return Choice(kept, tuple(bool(found[column] > 0.5) for column in self.skip))
+        return Widths(kept, tuple(bool(found[column] > 0.5) for column in self.skip))
 
     def _tables(self) -> dict[tuple[tuple[int, ...], int | None], list[_Matrix]]:
         """For each set of groups that meet in layers, what these cost at every pair of widths."""
@@ -198,7 +198,7 @@ class _Program:
         return tables
 
     def _parts(
-        self, layer: Layer, ports: Ports, groups: tuple[int, ...], cost: Cost, scale: float
+        self, layer: LayerShape, ports: Ports, groups: tuple[int, ...], cost: Cost, scale: float
     ) -> list[tuple[tuple[int, ...], _Matrix]]:
         """A layer's cost as tables over at most two groups each."""
         whole = list(self.frame.whole.kept)

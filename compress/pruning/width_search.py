@@ -17,13 +17,13 @@ from ...runtime.errors import BoundError, InputError
 from ...runtime.progress import Progress
 from ...runtime.target import target as target_of
 from ...runtime.tensors import Arrays
-from ..channels.layer_shapes import Layer
-from .candidate_timing import Stopwatch
-from .latency_model import RANDOM_NETWORKS, LatencyModel, random_choices
+from ..channels.layer_shapes import LayerShape
+from .candidate_timing import CandidateTimer
+from .latency_model import RANDOM_NETWORKS, LatencyModel, random_widths
 from .latency_table import LatencyTable
-from .layer_costs import Choice, Frame, macs_cost, parameters_cost
-from .output_damage import Damage
-from .width_milp import Bound, choose, smallest_of
+from .layer_costs import LayerWidths, Widths, macs_cost, parameters_cost
+from .output_damage import OutputDamage
+from .width_milp import Bound, choose_widths, smallest_of
 
 _BYTES = {"float32": 4, "int8": 1}
 _ROUNDS = 4
@@ -31,7 +31,7 @@ _CLOSE = 0.01  # of the limit: nearer than this is met, timing is no more exact
 
 
 @dataclass(frozen=True)
-class Limits:
+class PruneLimits:
     """How far to prune; at least one of them is given.
 
     Attributes:
@@ -73,7 +73,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Narrowed:
+class FoundWidths:
     """A choice and what is known of it.
 
     Attributes:
@@ -83,12 +83,14 @@ class Narrowed:
         notes: Remarks for people.
     """
 
-    choice: Choice
+    choice: Widths
     report: dict[str, object]
     notes: tuple[str, ...] = ()
 
 
-def sum_bounds(module: nn.Module, frame: Frame, limits: Limits, precision: str) -> list[Bound]:
+def sum_bounds(
+    module: nn.Module, frame: LayerWidths, limits: PruneLimits, precision: str
+) -> list[Bound]:
     """The limits on multiply-adds and size as bounds over the layers."""
     bounds: list[Bound] = []
     if limits.max_macs_ratio is not None:
@@ -100,7 +102,7 @@ def sum_bounds(module: nn.Module, frame: Frame, limits: Limits, precision: str) 
         held = sum(parameter.numel() for parameter in module.parameters())
         rest = (held - frame.total(parameters_cost, frame.whole)) * each
 
-        def size(layer: Layer, in_width: int, out_width: int) -> float:
+        def size(layer: LayerShape, in_width: int, out_width: int) -> float:
             return parameters_cost(layer, in_width, out_width) * each
 
         limit = limits.max_size_mb * 1e6
@@ -110,7 +112,7 @@ def sum_bounds(module: nn.Module, frame: Frame, limits: Limits, precision: str) 
 
 def latency_model(
     module: nn.Module,
-    frame: Frame,
+    frame: LayerWidths,
     example: Arrays,
     widths: Sequence[Sequence[int]],
     target: str,
@@ -118,7 +120,7 @@ def latency_model(
     cache: Path | None,
     seed: int,
     progress: Progress,
-) -> tuple[LatencyModel, Stopwatch]:
+) -> tuple[LatencyModel, CandidateTimer]:
     """The model of a network's latency, measured as far as the cache does not hold it already.
 
     Args:
@@ -136,23 +138,23 @@ def latency_model(
     table = LatencyTable(device, precision, cache)
     table.measure(frame, widths, progress)
     model = LatencyModel(frame, table)
-    watch = Stopwatch(module, frame.structure, example, device, precision, progress)
+    watch = CandidateTimer(module, frame.structure, example, device, precision, progress)
     lacking = RANDOM_NETWORKS - len(model.seen)
     if lacking > 0:
-        model.learn(random_choices(frame, widths, RANDOM_NETWORKS, seed)[-lacking:], watch)
+        model.learn(random_widths(frame, widths, RANDOM_NETWORKS, seed)[-lacking:], watch)
     return model, watch
 
 
-def narrow(
-    frame: Frame,
+def search_widths(
+    frame: LayerWidths,
     widths: Sequence[Sequence[int]],
-    damage: Damage,
+    damage: OutputDamage,
     bounds: Sequence[Bound],
-    latency: tuple[LatencyModel, Stopwatch] | None,
-    limits: Limits,
+    latency: tuple[LatencyModel, CandidateTimer] | None,
+    limits: PruneLimits,
     *,
     blocks: bool,
-) -> Narrowed:
+) -> FoundWidths:
     """The choice within the limits that costs the outputs least.
 
     Args:
@@ -171,13 +173,15 @@ def narrow(
     notes: list[str] = []
     limit = limits.max_latency_ratio
     if latency is None or limit is None:
-        choice = choose(frame, widths, damage, bounds, blocks=blocks)
+        choice = choose_widths(frame, widths, damage, bounds, blocks=blocks)
     else:
         model, watch = latency
-        aim, tried, errors = limit, list[tuple[float, Choice, float]](), model.errors()
+        aim, tried, errors = limit, list[tuple[float, Widths, float]](), model.errors()
         for _ in range(_ROUNDS):
             try:
-                found = choose(frame, widths, damage, [*bounds, model.bound(aim)], blocks=blocks)
+                found = choose_widths(
+                    frame, widths, damage, [*bounds, model.bound(aim)], blocks=blocks
+                )
             except BoundError:
                 if not tried:
                     raise
@@ -215,8 +219,8 @@ def narrow(
             "original": bound.of(frame, frame.whole),
             "result": bound.of(frame, choice),
         }
-    return Narrowed(choice, report, tuple(notes))
+    return FoundWidths(choice, report, tuple(notes))
 
 
-def _ratio(one: tuple[float, Choice, float]) -> float:
+def _ratio(one: tuple[float, Widths, float]) -> float:
     return one[0]

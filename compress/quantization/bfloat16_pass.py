@@ -16,16 +16,22 @@ from dataclasses import replace
 
 from ...export.graph.onnx_graph import Graph
 from ...export.receipt import Receipt, bf16_receipt, int8_receipt
-from ...export.sensitivity.measure import Whole
+from ...export.sensitivity.measure import Int8Network
 from ...export.sensitivity.node_profile import kernels_ms
-from ...runtime.engines.engine import PRECISIONS, WORDS, EngineOptions, Precision, computed_in
+from ...runtime.engines.engine import (
+    FLOAT_PRECISIONS,
+    PRECISION_WORDS,
+    EngineOptions,
+    Precision,
+    computed_in,
+)
 from ...runtime.tensors import Arrays
-from ..evaluation.acceptance import Rival, Trial, Verdict
-from ..evaluation.evaluator import Judge
-from ..evaluation.score_drop import Drop
+from ..evaluation.acceptance import EvaluatedCandidate, RivalPrecision, Verdict
+from ..evaluation.evaluator import Evaluator
+from ..evaluation.score_drop import DropOf
 from ..recipe.pass_context import Context, Outcome
 
-NAME = WORDS["bf16"]
+NAME = PRECISION_WORDS["bf16"]
 _SHARE = 0.5  # of what the score may drop by, for bfloat16 alone
 _WORTH = 0.98  # of the kernels' time with floats in float32; else it is not timed in turn
 
@@ -44,7 +50,7 @@ def in_bfloat16(outcome: Outcome, graph: Graph) -> Outcome | None:
     return _computed(outcome, receipt, NAME, f"{outcome.name} in {NAME}")
 
 
-def with_bfloat16(outcome: Outcome, written: Whole, feeds: Arrays) -> Outcome | None:
+def with_bfloat16(outcome: Outcome, written: Int8Network, feeds: Arrays) -> Outcome | None:
     """An INT8 network whose floats are computed in bfloat16; ``None`` where no kernel is.
 
     Args:
@@ -73,14 +79,17 @@ def _computed(plain: Outcome, receipt: Receipt, precision: str, name: str) -> Ou
     return replace(plain, shipped=shipped, receipt=receipt, name=name)
 
 
-def ways(candidate: Outcome, graph: Graph, judge: Judge) -> list[Outcome]:
+def float_candidates(candidate: Outcome, graph: Graph, evaluator: Evaluator) -> list[Outcome]:
     """A float network in every precision that the engine computes it in here, float32 first."""
-    found = [in_bfloat16(candidate, graph)] if "bf16" in judge.rivals() else []
+    found = [in_bfloat16(candidate, graph)] if "bf16" in evaluator.rivals() else []
     return [candidate, *(one for one in found if one is not None)]
 
 
 def floats_beside_int8(
-    graph: Graph, judge: Judge, drop_in: Callable[[Precision], Drop], max_drop: float | None
+    graph: Graph,
+    evaluator: Evaluator,
+    drop_in: Callable[[Precision], DropOf],
+    max_drop: float | None,
 ) -> Precision:
     """What is float beside INT8 is to be computed in.
 
@@ -89,11 +98,11 @@ def floats_beside_int8(
 
     Args:
         graph: The network in float32.
-        judge: Of the original, on the target's engine.
+        evaluator: Of the original, on the target's engine.
         drop_in: Gives what a model's bytes lose when it is computed in a precision.
         max_drop: Largest drop of the score, in points; ``None`` for any.
     """
-    if "bf16" not in judge.rivals():
+    if "bf16" not in evaluator.rivals():
         return "f32"
     if max_drop is None:
         return "bf16"
@@ -101,7 +110,7 @@ def floats_beside_int8(
     return "bf16" if lost <= _SHARE * max_drop else "f32"
 
 
-def int8_ways(candidate: Outcome, judge: Judge, context: Context) -> list[Outcome]:
+def int8_candidates(candidate: Outcome, evaluator: Evaluator, context: Context) -> list[Outcome]:
     """An INT8 network with its floats in every precision that pays here, float32 first.
 
     bfloat16 pays where some kernel is left for it, and the same file is faster so: by its kernels,
@@ -115,13 +124,13 @@ def int8_ways(candidate: Outcome, judge: Judge, context: Context) -> list[Outcom
     if other is None:
         return [candidate]
     took = {
-        WORDS[one]: kernels_ms(context.engine, [model], feeds, precision=one)[0]
-        for one in PRECISIONS
+        PRECISION_WORDS[one]: kernels_ms(context.engine, [model], feeds, precision=one)[0]
+        for one in FLOAT_PRECISIONS
     }
     told: dict[str, object] = {"kernels_ms": took}
-    pays = took[NAME] <= _WORTH * took[WORDS["f32"]]
+    pays = took[NAME] <= _WORTH * took[PRECISION_WORDS["f32"]]
     if pays:
-        found = judge.compare(model, "bf16", other=model)
+        found = evaluator.compare(model, "bf16", other=model)
         told |= {"ratio": found.ratio, "low": found.ratio_low, "high": found.ratio_high}
         pays = found.faster == "a"
     report = {**candidate.report, "floats_in_bfloat16": {**told, "faster": pays}}
@@ -129,7 +138,9 @@ def int8_ways(candidate: Outcome, judge: Judge, context: Context) -> list[Outcom
     return [plain, replace(other, report=report)] if pays else [plain]
 
 
-def untouched(rival: Rival, original: Outcome, graph: Graph) -> Trial | None:
+def unchanged_network(
+    rival: RivalPrecision, original: Outcome, graph: Graph
+) -> EvaluatedCandidate | None:
     """The network as it came, computed in a precision that was proved on the way.
 
     Args:
@@ -142,10 +153,10 @@ def untouched(rival: Rival, original: Outcome, graph: Graph) -> Trial | None:
     if outcome is None or rival.test is None:
         return None
     kept = Verdict(accepted=True, reasons=())
-    return Trial(outcome, rival.over_float32, rival.selection, rival.test, kept)
+    return EvaluatedCandidate(outcome, rival.over_float32, rival.selection, rival.test, kept)
 
 
-def note_of(trial: Trial) -> list[str]:
+def half_precision_note(trial: EvaluatedCandidate) -> list[str]:
     """In words, what of that which ships is bfloat16 or FP16, and what it means elsewhere."""
     found, shipped = trial.comparison, trial.outcome.shipped
     if trial.outcome.stand_in:

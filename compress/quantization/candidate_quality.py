@@ -8,16 +8,16 @@ from contextlib import ExitStack
 import numpy as np
 
 from ...benchmarks.data.batch_runner import fixed_batch
-from ...export.calibration.malloc_retention import kept
-from ...export.calibration.ranges import some
+from ...export.calibration.malloc_retention import malloc_retained
+from ...export.calibration.ranges import batches_up_to
 from ...export.graph.onnx_graph import Graph, rows
-from ...export.int8.bias_correction import PICTURES, correct_biases
-from ...export.int8.float_outputs import Ends, apart
-from ...export.int8.qdq_writer import Quantized
-from ...export.sensitivity.measure import Whole
+from ...export.int8.bias_correction import BIAS_PICTURES, correct_biases
+from ...export.int8.float_outputs import FloatEnds, comparable
+from ...export.int8.qdq_writer import QuantizedGraph
+from ...export.sensitivity.measure import Int8Network
 from ...runtime.engine_registry import open_engine
 from ...runtime.tensors import Arrays
-from ..recipe.pass_context import Context, Count
+from ..recipe.pass_context import Context, StageProgress
 from ..source.source_network import batch_size
 
 _FEW, _STEP, _WORK = 32, 16, 1.3e11
@@ -27,7 +27,7 @@ _FEW, _STEP, _WORK = 32, 16, 1.3e11
 _DECIBELS = 300.0  # stands for no noise at all
 
 
-def bias_corrected(whole: Whole, context: Context) -> Quantized:
+def bias_corrected(whole: Int8Network, context: Context) -> QuantizedGraph:
     """A network in INT8 with its biases corrected; where that was done before, as it was done."""
     if whole.corrected is not None:
         return whole.corrected
@@ -37,25 +37,25 @@ def bias_corrected(whole: Whole, context: Context) -> Quantized:
         whole.quantized,
         context.calibration,
         largest_tensor=max(one.elements for one in whole.ranges.tensors.values()),
-        pictures=enough(context),
-        on_progress=Count(context, "correcting biases", layers).add,
+        pictures=comparison_pictures(context),
+        on_progress=StageProgress(context, "correcting biases", layers).add,
     )
     return corrected
 
 
-def enough(context: Context) -> int:
+def comparison_pictures(context: Context) -> int:
     """Pictures to compare INT8 with float32 on, layer by layer or as a whole.
 
     Both see the same pictures, so that few show what they differ in: 256, and from 0.5 G
     multiply-adds on fewer, 32 at least.
     """
     affordable = int(_WORK / max(1, sum(context.macs.values()))) // _STEP * _STEP
-    return min(max(affordable, _FEW), PICTURES)
+    return min(max(affordable, _FEW), BIAS_PICTURES)
 
 
-@kept()
+@malloc_retained()
 def sqnr_db(
-    graph: Graph, candidates: Mapping[str, Quantized], context: Context
+    graph: Graph, candidates: Mapping[str, QuantizedGraph], context: Context
 ) -> dict[str, float]:
     """Signal over quantization noise of each candidate's worst output on selection pictures.
 
@@ -65,7 +65,7 @@ def sqnr_db(
     """
     signal: dict[str, float] = {}
     noise: dict[str, dict[str, float]] = {name: {} for name in candidates}
-    ends = Ends.of(graph)
+    ends = FloatEnds.of(graph)
     models = (graph.model, *(one.model for one in candidates.values()))
     shown = [ends.shown(model) for model in models]
     with ExitStack() as stack:
@@ -81,7 +81,7 @@ def sqnr_db(
                 exact = value[np.isfinite(value)].astype(np.float64)
                 signal[key] = signal.get(key, 0.0) + float(np.sum(exact**2))
                 for sums, outputs in zip(noise.values(), found, strict=True):
-                    one, other = apart(value, outputs[key])
+                    one, other = comparable(value, outputs[key])
                     lost = float(np.sum((one - other) ** 2))
                     sums[key] = sums.get(key, 0.0) + lost
     return {
@@ -99,9 +99,11 @@ def _decibels(signal: float, noise: float) -> float:
 
 
 def _some(context: Context) -> Iterator[Arrays]:
-    limit = enough(context)
+    limit = comparison_pictures(context)
     size, count = batch_size(next(iter(context.selection(1)))), 0
-    for feeds in some(context.selection, size if limit == PICTURES else min(size, _STEP), limit):
+    for feeds in batches_up_to(
+        context.selection, size if limit == BIAS_PICTURES else min(size, _STEP), limit
+    ):
         yield feeds
         count += rows(feeds)
         context.progress("comparing candidates with float32", count, None)

@@ -117,14 +117,14 @@ class FakeWeights(nn.Module):
             return made.to(weights.dtype)
 
 
-def fakes(network: nn.Module) -> dict[str, FakeActivations]:
+def fake_quantizers(network: nn.Module) -> dict[str, FakeActivations]:
     """The fake quantizers of a network's activations, by name; each once."""
     given: Any = network  # torch leaves the type of named_modules() partly open
     modules: dict[str, nn.Module] = dict(given.named_modules())
     return {name: one for name, one in modules.items() if isinstance(one, FakeActivations)}
 
 
-def switch(network: nn.Module, *, off: bool) -> None:
+def switch_fake_quantizers(network: nn.Module, *, off: bool) -> None:
     """Switch every fake quantizer of a network off, or on again."""
     for one in network.modules():
         if isinstance(one, (FakeActivations, FakeWeights)):

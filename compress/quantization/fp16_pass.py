@@ -11,16 +11,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...export.bundle_contents import Shipped
+from ...export.bundle_contents import ShippedModel
 from ...export.calibration.ranges import Ranges
-from ...export.fp16.fp16 import Settled, settle_fp16
+from ...export.fp16.fp16 import SettledFp16, settle_fp16
 from ...export.graph.normalize import with_opset
 from ...export.graph.onnx_graph import Graph, opset_of
 from ...export.graph.precision_plan import PrecisionPlan
-from ...export.int8.qdq_writer import Quantized
-from ...export.receipt import Receipt, half_receipt, int8_receipt
+from ...export.int8.qdq_writer import QuantizedGraph
+from ...export.receipt import Receipt, fp16_receipt, int8_receipt
 from ...runtime.errors import InputError
-from ..recipe.absent_device import written
+from ..recipe.absent_device import ship_unproven
 from ..recipe.pass_context import Context, Outcome
 from ..recipe.settings import Fp16, Int8
 
@@ -32,14 +32,14 @@ def has_fp16(context: Context) -> bool:
     return "float16" in context.target.precisions
 
 
-def ready(graph: Graph, context: Context) -> Graph:
+def fp16_ready_graph(graph: Graph, context: Context) -> Graph:
     """The same graph in an opset whose quantizers give FP16."""
     if opset_of(graph.proto()) >= _HALF_SCALES:
         return graph
     return with_opset(graph, _HALF_SCALES, next(iter(context.calibration(2))))
 
 
-def halve(graph: Graph, settings: Fp16, context: Context) -> Outcome:
+def convert_to_fp16(graph: Graph, settings: Fp16, context: Context) -> Outcome:
     """Post-training FP16; see the top of this file.
 
     Raises:
@@ -58,7 +58,7 @@ def halve(graph: Graph, settings: Fp16, context: Context) -> Outcome:
     return Outcome(shipped, bool(settled.half.nodes), receipt, report, name="FP16")
 
 
-def beside_int8(graph: Graph, settings: Int8, context: Context) -> Outcome | None:
+def fp16_rival(graph: Graph, settings: Int8, context: Context) -> Outcome | None:
     """The same network in FP16, which INT8 has to beat; ``None`` where nothing of it is in FP16.
 
     Args:
@@ -68,14 +68,14 @@ def beside_int8(graph: Graph, settings: Int8, context: Context) -> Outcome | Non
     """
     if not has_fp16(context):
         return None
-    halved = halve(graph, Fp16(keep_float=settings.keep_float), context)
+    halved = convert_to_fp16(graph, Fp16(keep_float=settings.keep_float), context)
     return halved if halved.changed else None
 
 
-def halve_floats(
+def convert_floats_to_fp16(
     graph: Graph,
     ranges: Ranges,
-    quantized: Quantized,
+    quantized: QuantizedGraph,
     plan: PrecisionPlan,
     settings: Int8,
     report: dict[str, object],
@@ -96,7 +96,7 @@ def _settled(
     quantized: bytes | None,
     keep_float: tuple[str, ...],
     bound_db: float | None = None,
-) -> Settled:
+) -> SettledFp16:
     bound = Fp16().bound_db if bound_db is None else bound_db
     rounds = 0
 
@@ -120,13 +120,13 @@ def _shipped(
     graph: Graph,
     context: Context,
     *,
-    settled: Settled,
-    quantized: Quantized | None = None,
+    settled: SettledFp16,
+    quantized: QuantizedGraph | None = None,
     plan: PrecisionPlan | None = None,
-) -> tuple[Shipped, Receipt]:
+) -> tuple[ShippedModel, Receipt]:
     target = context.target
     if not context.device_here:
-        return written(
+        return ship_unproven(
             graph,
             target,
             context.macs,
@@ -138,10 +138,10 @@ def _shipped(
     if quantized is None or plan is None:
         model = settled.half.model
         options = context.options(model)
-        receipt = half_receipt(graph, context.macs, model, settled.plan, target.engine, options)
-        return Shipped(model, "fp16", "onnx", target.engine, receipt.to_dict()), receipt
+        receipt = fp16_receipt(graph, context.macs, model, settled.plan, target.engine, options)
+        return ShippedModel(model, "fp16", "onnx", target.engine, receipt.to_dict()), receipt
     model, options = quantized.model, context.options(quantized.model)
     receipt = int8_receipt(
         graph, context.macs, quantized, plan, target.engine, settled.plan, options
     )
-    return Shipped(model, "int8", target.dialect, target.engine, receipt.to_dict()), receipt
+    return ShippedModel(model, "int8", target.dialect, target.engine, receipt.to_dict()), receipt

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from ...export.bundle_contents import Shipped
+from ...export.bundle_contents import ShippedModel
 from ...export.calibration.ranges import Ranges
 from ...export.graph.onnx_graph import Graph
-from ...export.graph.precision_plan import Choice, PrecisionPlan
+from ...export.graph.precision_plan import NodePrecision, PrecisionPlan
 from ...export.int8.adaptive_rounding import round_weights
 from ...export.int8.dialect import dialect
 from ...export.int8.int8_plan import plan_int8
-from ...export.int8.qdq_writer import Quantized, write_qdq
+from ...export.int8.qdq_writer import QuantizedGraph, write_qdq
 from ...export.receipt import int8_receipt
-from ...export.sensitivity.measure import Whole
+from ...export.sensitivity.measure import Int8Network
 from ..recipe.pass_context import Context, Outcome
 from ..recipe.settings import Fp16, Int8
 from .candidate_quality import bias_corrected, sqnr_db
@@ -23,13 +23,13 @@ from .candidate_quality import bias_corrected, sqnr_db
 def run_pass(graph: Graph, settings: Int8 | Fp16, context: Context) -> Outcome:
     """Run the pass that some settings are for."""
     if isinstance(settings, Int8):
-        return quantize(graph, settings, context)
-    from .fp16_pass import halve
+        return quantize_int8(graph, settings, context)
+    from .fp16_pass import convert_to_fp16
 
-    return halve(graph, settings, context)
+    return convert_to_fp16(graph, settings, context)
 
 
-def quantize(graph: Graph, settings: Int8, context: Context) -> Outcome:
+def quantize_int8(graph: Graph, settings: Int8, context: Context) -> Outcome:
     """Post-training INT8.
 
     What it does: calibrates ranges, writes the target's dialect, equalises channels, rounds weights
@@ -41,41 +41,41 @@ def quantize(graph: Graph, settings: Int8, context: Context) -> Outcome:
         :mod:`edgepress.export.int8.cross_layer_equalization`,
     :mod:`edgepress.export.int8.adaptive_rounding`, :mod:`edgepress.export.int8.bias_correction`.
     """
-    whole = prepare(graph, settings, context)
-    return finish(whole, settings, context)
+    whole = prepare_int8(graph, settings, context)
+    return finish_int8(whole, settings, context)
 
 
-def prepare(graph: Graph, settings: Int8, context: Context) -> Whole:
+def prepare_int8(graph: Graph, settings: Int8, context: Context) -> Int8Network:
     """The network in INT8 as the recipe says, its biases not corrected yet.
 
     Raises:
-        InputError: As :func:`quantize`.
+        InputError: As :func:`quantize_int8`.
     """
-    from .fp16_pass import has_fp16, ready
-    from .try_equalization import equalized
-    from .try_outlier_ranges import without_outliers
+    from .fp16_pass import fp16_ready_graph, has_fp16
+    from .try_equalization import try_equalization
+    from .try_outlier_ranges import try_outlier_ranges
 
     speech = dialect(context.target.dialect)
     given = None
     if settings.int8_nodes:
         reason = "the recipe's plan says so"
-        given = PrecisionPlan(dict.fromkeys(settings.int8_nodes, Choice("int8", reason)))
+        given = PrecisionPlan(dict.fromkeys(settings.int8_nodes, NodePrecision("int8", reason)))
     if has_fp16(context):
-        graph = ready(graph, context)
+        graph = fp16_ready_graph(graph, context)
     plan_int8(
         graph, Ranges(settings.ranges, 0, {}), speech, keep_float=settings.keep_float, given=given
     )  # names
     ranges = context.seen.of(graph, settings.ranges, context)
     plan = plan_int8(graph, ranges, speech, keep_float=settings.keep_float, given=given)
     plain = write_qdq(graph, ranges, plan, speech, weight_method=settings.weights)
-    whole = Whole(graph, ranges, plan, speech, plain, settings.weights)
-    whole = without_outliers(whole, settings, context)
-    return equalized(whole, settings, context) if settings.equalization else whole
+    whole = Int8Network(graph, ranges, plan, speech, plain, settings.weights)
+    whole = try_outlier_ranges(whole, settings, context)
+    return try_equalization(whole, settings, context) if settings.equalization else whole
 
 
-def finish(whole: Whole, settings: Int8, context: Context) -> Outcome:
+def finish_int8(whole: Int8Network, settings: Int8, context: Context) -> Outcome:
     """Correct the biases of a network in INT8 where that pays, and take its receipt."""
-    from .fp16_pass import halve_floats, has_fp16
+    from .fp16_pass import convert_floats_to_fp16, has_fp16
 
     graph, ranges, plain = whole.graph, whole.ranges, whole.quantized
     report: dict[str, object] = {
@@ -93,16 +93,18 @@ def finish(whole: Whole, settings: Int8, context: Context) -> Outcome:
         report["sqnr_db_on_selection"] = {name: round(value, 3) for name, value in sqnr.items()}
         report["chosen"] = chosen
     if has_fp16(context):
-        return halve_floats(graph, ranges, quantized, whole.plan, settings, report, context)
+        return convert_floats_to_fp16(
+            graph, ranges, quantized, whole.plan, settings, report, context
+        )
     engine = context.target.engine
     picture = next(iter(context.selection(1)))
     receipt = int8_receipt(graph, context.macs, quantized, whole.plan, engine, feeds=picture)
-    shipped = Shipped(quantized.model, "int8", whole.dialect.name, engine, receipt.to_dict())
+    shipped = ShippedModel(quantized.model, "int8", whole.dialect.name, engine, receipt.to_dict())
     written = replace(whole, quantized=quantized, corrected=None)
     return Outcome(shipped, bool(quantized.units), receipt, report, written=written)
 
 
-def _improved(whole: Whole, settings: Int8, context: Context) -> dict[str, Quantized]:
+def _improved(whole: Int8Network, settings: Int8, context: Context) -> dict[str, QuantizedGraph]:
     """A network in INT8 as it was calibrated, and what might be nearer to float32, by name."""
     found = {"as calibrated": whole.quantized}
     correct = settings.bias_correction and any(unit.bias for unit in whole.quantized.units)

@@ -18,24 +18,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ...export.calibration.ranges import some
-from ...export.graph.precision_plan import Choice, PrecisionPlan
+from ...export.calibration.ranges import batches_up_to
+from ...export.graph.precision_plan import NodePrecision, PrecisionPlan
 from ...export.int8.int8_plan import plan_int8
 from ...export.int8.qdq_writer import write_qdq
-from ...export.sensitivity.measure import Whole, measure_times, with_damage
+from ...export.sensitivity.measure import Int8Network, measure_times, with_node_noise
 from ...export.sensitivity.node_noise import SESSIONS
-from ...export.sensitivity.node_profile import ROUNDS, TIMED, kernels_ms
-from ...export.sensitivity.sensitivity_table import Blame
+from ...export.sensitivity.node_profile import PROFILE_ROUNDS, PROFILED_ENGINES, kernels_ms
+from ...export.sensitivity.sensitivity_table import SensitivityTable
 from ...runtime.tensors import Arrays
-from ..evaluation.score_drop import Drop
-from ..recipe.pass_context import Context, Count, Outcome
+from ..evaluation.score_drop import DropOf
+from ..recipe.pass_context import Context, Outcome, StageProgress
 from ..recipe.settings import Int8
-from .int8_pass import finish
+from .int8_pass import finish_int8
 from .precision_milp import (
-    Decision,
+    MixedPlan,
     borders_ms,
     decibels,
-    decide,
+    decide_precisions,
     noise_by_node,
     noise_of,
     predicted_ms,
@@ -48,11 +48,11 @@ _SCORED = 8  # nodes whose cost to the score is measured one by one
 _STEP = (0.1, 0.7)  # what the bound on the noise is multiplied by, from one attempt to the next
 _VALUES = 120_000_000  # activations that a graph of the damage may compute
 _PICTURES = (4, 32)
-_PROFILES = 3 * ROUNDS
+_PROFILES = 3 * PROFILE_ROUNDS
 
 
 @dataclass
-class Search:
+class MixedSearch:
     """What was tried, in order.
 
     Attributes:
@@ -61,7 +61,7 @@ class Search:
         drops: Points of the score that nodes cost when they alone are in INT8, by name.
     """
 
-    blame: Blame
+    blame: SensitivityTable
     attempts: list[dict[str, object]] = field(default_factory=list[dict[str, object]])
     drops: dict[str, float] = field(default_factory=dict[str, float])
 
@@ -70,9 +70,9 @@ class Search:
 class _Plan:
     """A plan that was written but not finished; ``decision`` is none for everything in INT8."""
 
-    whole: Whole
+    whole: Int8Network
     int8: frozenset[str]
-    decision: Decision | None
+    decision: MixedPlan | None
     told: dict[str, object]
 
 
@@ -85,8 +85,8 @@ class _Try:
     drop: float
 
 
-def mix(
-    whole: Whole, settings: Int8, context: Context, drop: Drop, max_drop: float | None
+def mix_precisions(
+    whole: Int8Network, settings: Int8, context: Context, drop: DropOf, max_drop: float | None
 ) -> Outcome:
     """The best of everything in INT8 and the plans that leave some of it in float32.
 
@@ -101,12 +101,12 @@ def mix(
         The fastest that holds the bound on the selection pictures; where none does, the fastest.
         Its report has ``mixed``: what was measured and tried.
     """
-    if not whole.quantized.units or context.target.engine not in TIMED:
-        return finish(whole, settings, context)
+    if not whole.quantized.units or context.target.engine not in PROFILED_ENGINES:
+        return finish_int8(whole, settings, context)
     feeds = next(iter(context.selection(1)))
-    progress = Count(context, "timing every node", _PROFILES)
+    progress = StageProgress(context, "timing every node", _PROFILES)
     blame = measure_times(whole, context.target.engine, feeds, progress.add, floats=context.floats)
-    builder = _Builder(whole, settings, context, drop, feeds, Search(blame))
+    builder = _Builder(whole, settings, context, drop, feeds, MixedSearch(blame))
     best = builder.finished(_fastest(builder))
     if max_drop is not None and best.drop > max_drop:
         best = _hold(builder, best, max_drop) or best
@@ -122,7 +122,7 @@ def _fastest(builder: _Builder) -> _Plan:
     """The fastest plan by prediction, where its kernels are faster than with everything in INT8."""
     blame = builder.search.blame
     everything = builder.everything()
-    decision = decide(blame)
+    decision = decide_precisions(blame)
     if not decision.int8 or decision.predicted_ms > _WORTH * predicted_ms(blame, everything.int8):
         return everything
     found = builder.written(decision)
@@ -135,11 +135,11 @@ def _hold(builder: _Builder, best: _Try, max_drop: float) -> _Try | None:
     noise, lost = noise_of(blame, best.plan.int8), best.drop
     if not noise:
         told = "INT8 brings no noise that could be measured, and no plan can bring less"
-        search.attempts.append({**decide(blame, noise).to_dict(), "not_built": told})
+        search.attempts.append({**decide_precisions(blame, noise).to_dict(), "not_built": told})
         return None
     for _ in range(_ATTEMPTS):
         noise *= min(max(0.6 * max_drop / lost, _STEP[0]), _STEP[1])
-        decision = decide(blame, noise)
+        decision = decide_precisions(blame, noise)
         if not decision.int8 or decision.predicted_ms > _PAYS * blame.float_ms:
             told = f"no plan within this noise is predicted to be faster than {blame.floats}"
             search.attempts.append({**decision.to_dict(), "not_built": told})
@@ -155,12 +155,12 @@ def _hold(builder: _Builder, best: _Try, max_drop: float) -> _Try | None:
 class _Builder:
     """Writes plans, times them, finishes and scores them, and writes down what came out."""
 
-    whole: Whole
+    whole: Int8Network
     settings: Int8
     context: Context
-    drop: Drop
+    drop: DropOf
     feeds: Arrays
-    search: Search
+    search: MixedSearch
 
     def everything(self) -> _Plan:
         """Everything in INT8 that can be, which is written already."""
@@ -173,7 +173,7 @@ class _Builder:
         }
         return _Plan(self.whole, int8, None, told)
 
-    def written(self, decision: Decision) -> _Plan:
+    def written(self, decision: MixedPlan) -> _Plan:
         """A decided plan, written in the dialect."""
         int8 = frozenset(decision.int8)
         told: dict[str, object] = {
@@ -183,13 +183,13 @@ class _Builder:
         }
         return _Plan(self.in_dialect(decision.plan), int8, decision, told)
 
-    def damaged(self) -> Blame:
+    def damaged(self) -> SensitivityTable:
         """What was measured, the damage of every node too."""
         search = self.search
         if not search.blame.runs:
             pictures = list(_pictures(self.context, self.whole))
-            progress = Count(self.context, "measuring every node's damage", SESSIONS)
-            search.blame = with_damage(search.blame, self.whole, pictures, progress.add)
+            progress = StageProgress(self.context, "measuring every node's damage", SESSIONS)
+            search.blame = with_node_noise(search.blame, self.whole, pictures, progress.add)
         return search.blame
 
     def blame_nodes(self) -> None:
@@ -197,12 +197,14 @@ class _Builder:
         blame = self.damaged()
         noise = noise_by_node(blame)
         worst = sorted(noise, key=lambda name: -noise[name])[:_SCORED]
-        progress = Count(self.context, "scoring single nodes in INT8", len(worst))
+        progress = StageProgress(self.context, "scoring single nodes in INT8", len(worst))
         nodes = {node.name: node for node in blame.nodes}
         for name in worst:
             alone = {name, *nodes[name].together}
             given = {
-                one.name: Choice("int8" if one.name in alone else "float32", "looked at alone")
+                one.name: NodePrecision(
+                    "int8" if one.name in alone else "float32", "looked at alone"
+                )
                 for one in blame.nodes
                 if not one.follows
             }
@@ -210,7 +212,7 @@ class _Builder:
             self.search.drops[name] = self.drop(written.quantized.model)
             progress.add(1)
 
-    def in_dialect(self, given: PrecisionPlan) -> Whole:
+    def in_dialect(self, given: PrecisionPlan) -> Int8Network:
         """The network as a plan says, written."""
         whole = self.whole
         keep = self.settings.keep_float
@@ -222,7 +224,7 @@ class _Builder:
 
     def finished(self, plan: _Plan) -> _Try:
         """Correct the biases of a plan, and score it."""
-        outcome = finish(plan.whole, self.settings, self.context)
+        outcome = finish_int8(plan.whole, self.settings, self.context)
         drop = self.drop(outcome.shipped.model)
         plan.told["drop_on_selection"] = drop
         self.search.attempts.append(plan.told)
@@ -245,7 +247,7 @@ class _Builder:
         return tried[best] if taken[best] < original else None
 
 
-def notes_of(outcome: Outcome) -> list[str]:
+def mixed_plan_notes(outcome: Outcome) -> list[str]:
     """In words, what a mixed plan leaves in float, or why there is none."""
     mixed: Any = outcome.report.get("mixed")
     if mixed is None:
@@ -265,14 +267,14 @@ def notes_of(outcome: Outcome) -> list[str]:
     return []
 
 
-def _pictures(context: Context, whole: Whole) -> Iterator[Arrays]:
+def _pictures(context: Context, whole: Int8Network) -> Iterator[Arrays]:
     values = sum(one.elements for one in whole.ranges.tensors.values())
     low, high = _PICTURES
     limit = min(max(_VALUES // max(1, values), low), high)
-    return some(context.selection, min(limit, 8), limit)
+    return batches_up_to(context.selection, min(limit, 8), limit)
 
 
-def _report(search: Search, int8: frozenset[str]) -> dict[str, object]:
+def _report(search: MixedSearch, int8: frozenset[str]) -> dict[str, object]:
     blame = search.blame
     computing = [node for node in blame.nodes if not node.follows]
     noise_of_node = noise_by_node(blame)

@@ -30,8 +30,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...export.graph.precision_plan import Choice, PrecisionPlan
-from ...export.sensitivity.sensitivity_table import Blame, NodeBlame, TensorBlame
+from ...export.graph.precision_plan import NodePrecision, PrecisionPlan
+from ...export.sensitivity.sensitivity_table import (
+    NodeSensitivity,
+    SensitivityTable,
+    TensorSensitivity,
+)
 
 _SECONDS = 10.0  # for the solver; what it has by then is near the best
 _GAP = 1e-4
@@ -39,7 +43,7 @@ _SPARE = 0.01  # of the float32 network's time, which less noise may cost: no pr
 
 
 @dataclass(frozen=True)
-class Decision:
+class MixedPlan:
     """A plan and what is predicted of it.
 
     Attributes:
@@ -71,7 +75,7 @@ def decibels(noise: float) -> float | None:
     return -10 * math.log10(noise) if noise > 0 else None
 
 
-def decide(blame: Blame, bound: float | None = None) -> Decision:
+def decide_precisions(blame: SensitivityTable, bound: float | None = None) -> MixedPlan:
     """The fastest plan whose predicted noise stays within a bound.
 
     Of the plans that are at most 1 % of the float32 network's time slower, the one with the least
@@ -87,16 +91,16 @@ def decide(blame: Blame, bound: float | None = None) -> Decision:
     int8 = tuple(node.name for node in computing if node.name in chosen)
     noise = max(_noise(blame, chosen).values(), default=0.0)
     plan = PrecisionPlan({node.name: _choice(node, chosen, blame, bound) for node in computing})
-    return Decision(plan, int8, predicted_ms(blame, chosen), noise, bound)
+    return MixedPlan(plan, int8, predicted_ms(blame, chosen), noise, bound)
 
 
-def predicted_ms(blame: Blame, int8: frozenset[str]) -> float:
+def predicted_ms(blame: SensitivityTable, int8: frozenset[str]) -> float:
     """The whole network's time with the named nodes in INT8: sum over kernels."""
     saved = sum(n.float_ms - n.int8_ms for n in blame.nodes if n.name in int8)
     return blame.float_ms - saved + borders_ms(blame, int8)
 
 
-def borders_ms(blame: Blame, int8: frozenset[str]) -> float:
+def borders_ms(blame: SensitivityTable, int8: frozenset[str]) -> float:
     """What the borders between the precisions take."""
     makers, readers = _makers(blame), _readers(blame)
     total = 0.0
@@ -112,12 +116,12 @@ def borders_ms(blame: Blame, int8: frozenset[str]) -> float:
     return total
 
 
-def noise_of(blame: Blame, int8: frozenset[str]) -> float:
+def noise_of(blame: SensitivityTable, int8: frozenset[str]) -> float:
     """Predicted noise over signal with the named nodes in INT8, the worst output's."""
     return max(_noise(blame, int8).values(), default=0.0)
 
 
-def noise_by_node(blame: Blame) -> dict[str, float]:
+def noise_by_node(blame: SensitivityTable) -> dict[str, float]:
     """Noise over signal that each node brings, by its weights and by what it gives."""
     tensors = {tensor.name: tensor for tensor in blame.tensors}
     found: dict[str, float] = {}
@@ -129,7 +133,7 @@ def noise_by_node(blame: Blame) -> dict[str, float]:
     return found
 
 
-def _noise(blame: Blame, int8: frozenset[str]) -> dict[str, float]:
+def _noise(blame: SensitivityTable, int8: frozenset[str]) -> dict[str, float]:
     makers, readers = _makers(blame), _readers(blame)
     total = dict.fromkeys(blame.outputs, 0.0)
     for node in blame.nodes:
@@ -150,42 +154,46 @@ def _noise(blame: Blame, int8: frozenset[str]) -> dict[str, float]:
     return total
 
 
-def _makers(blame: Blame) -> dict[str, NodeBlame]:
+def _makers(blame: SensitivityTable) -> dict[str, NodeSensitivity]:
     return {name: node for node in blame.nodes for name in node.gives}
 
 
-def _readers(blame: Blame) -> dict[str, list[NodeBlame]]:
-    readers: dict[str, list[NodeBlame]] = {}
+def _readers(blame: SensitivityTable) -> dict[str, list[NodeSensitivity]]:
+    readers: dict[str, list[NodeSensitivity]] = {}
     for node in blame.nodes:
         for name in dict.fromkeys(node.reads):
             readers.setdefault(name, []).append(node)
     return readers
 
 
-def _choice(node: NodeBlame, chosen: frozenset[str], blame: Blame, bound: float | None) -> Choice:
+def _choice(
+    node: NodeSensitivity, chosen: frozenset[str], blame: SensitivityTable, bound: float | None
+) -> NodePrecision:
     """Why a node is in what it is in: the time and the noise of all that shares its kernel."""
     kernel = [one for one in blame.nodes if one is node or one.name in node.together]
     saves = sum(one.float_ms - one.int8_ms for one in kernel)
     if node.name in chosen:
-        return Choice("int8", f"measured: saves {saves:.3f} ms of {blame.float_ms:.3f} ms")
+        return NodePrecision("int8", f"measured: saves {saves:.3f} ms of {blame.float_ms:.3f} ms")
     tensors = {one.name: one for one in blame.tensors}
     around = dict.fromkeys(name for one in kernel for name in (*one.reads, *one.gives))
     near = [tensors[name] for name in around if name in tensors]
     lost = sum(max(one.damage.values(), default=0.0) for one in (*kernel, *near))
     if saves == 0:
-        return Choice("float32", "measured: INT8 is no faster here")
+        return NodePrecision("float32", "measured: INT8 is no faster here")
     if saves < 0:
-        return Choice("float32", f"measured: INT8 is {-saves:.3f} ms slower here")
+        return NodePrecision("float32", f"measured: INT8 is {-saves:.3f} ms slower here")
     if bound is not None and lost > bound / 4:
         share = 100 * lost
-        return Choice("float32", f"measured: INT8 here would bring noise of {share:.2g} %")
-    return Choice("float32", f"measured: saves {saves:.3f} ms, less than its borders or noise cost")
+        return NodePrecision("float32", f"measured: INT8 here would bring noise of {share:.2g} %")
+    return NodePrecision(
+        "float32", f"measured: saves {saves:.3f} ms, less than its borders or noise cost"
+    )
 
 
 class _Program:
     """The integer program of a Blame: columns are nodes, then q, d and y of each tensor."""
 
-    def __init__(self, blame: Blame) -> None:
+    def __init__(self, blame: SensitivityTable) -> None:
         self._blame = blame
         self._nodes = {node.name: i for i, node in enumerate(blame.nodes)}
         self._makers, self._readers = _makers(blame), _readers(blame)
@@ -200,7 +208,7 @@ class _Program:
 
     def solve(self, bound: float | None) -> frozenset[str]:
         """Names of the nodes in INT8."""
-        from ..milp_solver import minimize
+        from ..milp_solver import solve_milp
 
         blame, cost = self._blame, np.zeros(self._width)
         for i, node in enumerate(blame.nodes):
@@ -218,13 +226,13 @@ class _Program:
                 noisy, most = np.flatnonzero(lost), 1.0 if bound > 0 else 0.0
                 entries = {int(k): float(lost[k]) / bound if bound > 0 else 1.0 for k in noisy}
                 rows.append((entries, -math.inf, most))
-        found = minimize(cost, rows, seconds=_SECONDS, gap=_GAP)
+        found = solve_milp(cost, rows, seconds=_SECONDS, gap=_GAP)
         if found is None:  # float32 throughout is a plan, too
             return frozenset()
         if noise.any():
             most = float(cost @ found) + _SPARE * blame.float_ms
             rows.append(({int(k): float(cost[k]) for k in np.flatnonzero(cost)}, -math.inf, most))
-            calmer = minimize(noise + 1e-6 * cost, rows, seconds=_SECONDS, gap=_GAP)
+            calmer = solve_milp(noise + 1e-6 * cost, rows, seconds=_SECONDS, gap=_GAP)
             found = found if calmer is None else calmer
         return frozenset(name for name, i in self._nodes.items() if found[i] > 0.5)
 
@@ -237,7 +245,7 @@ class _Program:
             lost[self._y + i] = tensor.damage.get(output, 0.0)
         return lost
 
-    def _tensor(self, index: int, tensor: TensorBlame) -> None:
+    def _tensor(self, index: int, tensor: TensorSensitivity) -> None:
         q, d, y = (start + index for start in (self._q, self._d, self._y))
         readers = [self._nodes[one.name] for one in self._readers.get(tensor.name, ())]
         maker = self._makers.get(tensor.name)
@@ -266,7 +274,7 @@ class _Program:
         for read in readers:
             self._at_least({d: 1.0, made: -1.0, read: 1.0})
 
-    def _node(self, node: NodeBlame) -> None:
+    def _node(self, node: NodeSensitivity) -> None:
         mine = self._nodes[node.name]
         for other in node.together:
             if other != node.name:

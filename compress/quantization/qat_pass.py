@@ -12,29 +12,29 @@ from pathlib import Path
 from torch import nn
 
 from ...export.graph.onnx_graph import Graph
-from ...export.graph.torch_capture import tensors
+from ...export.graph.torch_capture import tensors_from
 from ...export.int8.dialect import dialect
 from ...export.int8.qdq_writer import write_qdq
-from ...export.sensitivity.measure import Whole
+from ...export.sensitivity.measure import Int8Network
 from ...runtime.errors import InputError
 from ...runtime.tensors import Arrays
 from ..channels.cut_history import Pruned
-from ..distillation.training_driver import Teaching
+from ..distillation.training_driver import TrainingDriver
 from ..distillation.user_finetune import Finetune, student_graph
-from ..evaluation.acceptance import Trial, Verdict
-from ..evaluation.score_drop import Drop
+from ..evaluation.acceptance import EvaluatedCandidate, Verdict
+from ..evaluation.score_drop import DropOf
 from ..recipe.pass_context import Context, Outcome
 from ..recipe.recipe import Recipe
 from ..recipe.settings import Distil, Int8, Qat
-from ..recipe.target_availability import Place
+from ..recipe.target_availability import TargetAvailability
 from ..source.backbone import Backbone
-from ..source.data_and_task import Material
-from ..source.source_network import Subject, first_rows, torch_network
+from ..source.data_and_task import DataAndTask
+from ..source.source_network import SourceNetwork, first_rows, torch_network
 from ..training.processes import several
-from ..training.setup import check_count
-from .fake_quantize_ranges import begin, learned, places
-from .int8_pass import finish, prepare
-from .mixed_precision import mix
+from ..training.setup import picture_count_remarks
+from .fake_quantize_ranges import initialize_steps, learned_ranges, tensors_of_quantizers
+from .int8_pass import finish_int8, prepare_int8
+from .mixed_precision import mix_precisions
 from .nncf_quantizers import check_installed, plain_weights, with_quantizers
 
 _PLACING_PICTURES = 16
@@ -43,7 +43,7 @@ _AS_FAST = 0.95  # what times taken some minutes apart differ by
 
 
 @dataclass(frozen=True)
-class Tuned:
+class QatResult:
     """What the pass gives to the next step.
 
     Attributes:
@@ -60,7 +60,7 @@ class Tuned:
 
 
 @dataclass(frozen=True)
-class Tuner(Teaching):
+class QatTraining(TrainingDriver):
     """Trains a network for INT8.
 
     Attributes:
@@ -80,13 +80,13 @@ class Tuner(Teaching):
         seed: int,
         *,
         student: bool = False,
-    ) -> Tuner | None:
+    ) -> QatTraining | None:
         """What the recipe's pass ``qat`` needs; ``None`` where it has none.
 
         Raises:
             InputError: ``E_USAGE`` in several processes, or for a student where the recipe has
                 none; ``E_EXISTS`` as
-                :meth:`~edgepress.compress.distillation.training_driver.Teaching.check_begun`.
+                :meth:`~edgepress.compress.distillation.training_driver.TrainingDriver.check_begun`.
             MissingExtraError: Where NNCF is not installed.
         """
         settings = next((one for one in recipe.passes if isinstance(one, Qat)), None)
@@ -107,11 +107,13 @@ class Tuner(Teaching):
                 mend="Start it without torchrun; recipes without qat train in several.",
             )
         folder = out.with_name(f"{out.name}.training") / "qat"
-        tuner = Tuner(settings, finetune, folder, resume, seed, settings.tolerated, original)
-        tuner.check_begun()
-        return tuner
+        qat_training = QatTraining(
+            settings, finetune, folder, resume, seed, settings.tolerated, original
+        )
+        qat_training.check_begun()
+        return qat_training
 
-    def check_places(self, places: Sequence[Place]) -> None:
+    def check_places(self, places: Sequence[TargetAvailability]) -> None:
         """See that it is asked for one target: what is trained is that target's own rounding.
 
         Raises:
@@ -125,12 +127,14 @@ class Tuner(Teaching):
                 mend="Make a bundle for each, and join them with edgepress combine.",
             )
 
-    def check(self, opened: Backbone | Graph, material: Material, example: Arrays, to: str) -> None:
+    def check(
+        self, opened: Backbone | Graph, data_and_task: DataAndTask, example: Arrays, to: str
+    ) -> None:
         """See, before the long work, that there is something to train, and enough to train on.
 
         Args:
             opened: The original.
-            material: Pictures and task.
+            data_and_task: Pictures and task.
             example: One sample by input name.
             to: Name of the dialect.
 
@@ -139,14 +143,14 @@ class Tuner(Teaching):
                 cannot follow.
         """
         if self.finetune is None:
-            pictures = material.split.training
-            check_count(0 if pictures is None else len(pictures))
+            pictures = data_and_task.split.training
+            picture_count_remarks(0 if pictures is None else len(pictures))
         if self.original:
             network = torch_network(opened)
-            with_quantizers(network.module, [tensors(example)], dialect(to), network.name)
+            with_quantizers(network.module, [tensors_from(example)], dialect(to), network.name)
 
     def not_needed(
-        self, plain: Trial, drop: Drop, max_drop: float | None, before: float = 0.0
+        self, plain: EvaluatedCandidate, drop: DropOf, max_drop: float | None, before: float = 0.0
     ) -> str | None:
         """Why nothing is to be trained, or ``None``.
 
@@ -174,16 +178,16 @@ class Tuner(Teaching):
         self,
         start: Backbone,
         teacher: Backbone,
-        original: Subject,
-        material: Material,
+        original: SourceNetwork,
+        data_and_task: DataAndTask,
         graph: Graph,
         int8: Int8,
         context: Context,
         again: Callable[[Graph], Context],
-        drop: Drop,
+        drop: DropOf,
         max_drop: float | None,
         opset: int,
-    ) -> Tuned:
+    ) -> QatResult:
         """Train a network with the rounding of INT8 in it, and write what comes out in INT8.
 
         What it does: quantizers go where NNCF finds that they belong, beginning with the ranges
@@ -202,7 +206,7 @@ class Tuner(Teaching):
             start: The network to train on.
             teacher: The original.
             original: It, captured.
-            material: Pictures and task.
+            data_and_task: Pictures and task.
             graph: The network to train on, captured.
             int8: Settings of the pass before.
             context: Of that pass.
@@ -214,17 +218,17 @@ class Tuner(Teaching):
         Raises:
             InputError: As :func:`~edgepress.compress.quantization.nncf_quantizers.with_quantizers`,
                 :func:`~edgepress.compress.training.train.distil` and
-                :func:`~edgepress.compress.distillation.user_finetune.tuned`.
+                :func:`~edgepress.compress.distillation.user_finetune.run_finetune`.
         """
-        images, how = material.split.calibration, original.preprocessing
+        images, how = data_and_task.split.calibration, original.preprocessing
         context.progress("placing quantizers", 0, None)
-        whole = prepare(graph, int8, context)
+        whole = prepare_int8(graph, int8, context)
         feeds = first_rows(images, graph.inputs, how, _PLACING_PICTURES)
         few = {name: array[:_MATCHING_PICTURES] for name, array in feeds.items()}
-        student = with_quantizers(start.module, [tensors(feeds)], whole.dialect, start.name)
-        known = places(student, whole.graph, few)
-        begun = begin(student, known, whole.ranges)
-        found = self.train(student, teacher.module, material, how, context.progress)
+        student = with_quantizers(start.module, [tensors_from(feeds)], whole.dialect, start.name)
+        known = tensors_of_quantizers(student, whole.graph, few)
+        begun = initialize_steps(student, known, whole.ranges)
+        found = self.train(student, teacher.module, data_and_task, how, context.progress)
         module = copy.deepcopy(start.module)
         module.load_state_dict(plain_weights(found.module, start.module))
         made = student_graph(start, module.eval(), original, images, opset)
@@ -235,7 +239,7 @@ class Tuner(Teaching):
             **{name: one for name, one in outcome.report.items() if name != "int8_nodes"},
         }
         outcome = replace(outcome, report=report, name="INT8 with training", trained=True)
-        return Tuned(outcome, made, Pruned(module, start.history, report), found.notes)
+        return QatResult(outcome, made, Pruned(module, start.history, report), found.notes)
 
     def finish(self) -> None:
         """The bundle is written: the checkpoints go, and their folder where nothing else is."""
@@ -250,7 +254,7 @@ class Tuner(Teaching):
 class _Way:
     """A way to write the trained network, and how many points it loses."""
 
-    whole: Whole
+    whole: Int8Network
     settings: Int8
     outcome: Outcome
     drop: float
@@ -262,12 +266,12 @@ def _written(
     few: Arrays,
     int8: Int8,
     context: Context,
-    drop: Drop,
+    drop: DropOf,
     max_drop: float | None,
 ) -> Outcome:
     """The trained network in INT8, the better way of two on the selection pictures."""
-    anew = prepare(graph, int8, context)
-    ranges = learned(trained, places(trained, anew.graph, few), anew.ranges)
+    anew = prepare_int8(graph, int8, context)
+    ranges = learned_ranges(trained, tensors_of_quantizers(trained, anew.graph, few), anew.ranges)
     codes = write_qdq(anew.graph, ranges, anew.plan, anew.dialect, weight_method="minmax")
     as_trained = replace(anew, ranges=ranges, quantized=codes, weight_method="minmax")
     untouched = replace(int8, weights="minmax", rounding=False, bias_correction=False)
@@ -276,19 +280,19 @@ def _written(
         ("as trained", as_trained, untouched),
         ("calibrated anew", anew, int8),
     ):
-        outcome = finish(whole, settings, context)
+        outcome = finish_int8(whole, settings, context)
         ways[name] = _Way(whole, settings, outcome, drop(_scored(outcome)))
     chosen = min(ways, key=lambda name: ways[name].drop)
     way = ways[chosen]
     outcome = way.outcome
     if int8.mixed and not int8.int8_nodes and "float16" not in context.target.precisions:
-        outcome = mix(way.whole, way.settings, context, drop, max_drop)
+        outcome = mix_precisions(way.whole, way.settings, context, drop, max_drop)
     told = {name: round(one.drop, 4) for name, one in ways.items()}
     report = {**outcome.report, "drop_on_selection": told, "written": chosen}
     return replace(outcome, report=report)
 
 
-def held_against(trial: Trial, plain: Trial) -> Trial:
+def held_against_ptq(trial: EvaluatedCandidate, plain: EvaluatedCandidate) -> EvaluatedCandidate:
     """A trained candidate's trial, declined where INT8 without training is as good.
 
     Args:
@@ -306,7 +310,9 @@ def held_against(trial: Trial, plain: Trial) -> Trial:
     return replace(trial, verdict=Verdict(False, (*trial.verdict.reasons, reason)))
 
 
-def as_fast(trial: Trial, plain: Trial, best: Trial | None) -> bool:
+def replaces_ptq(
+    trial: EvaluatedCandidate, plain: EvaluatedCandidate, best: EvaluatedCandidate | None
+) -> bool:
     """Whether a trained candidate takes the place of INT8 without training.
 
     It scores better already, so that it need not be faster; the two were not timed in turns.

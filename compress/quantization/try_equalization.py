@@ -14,21 +14,23 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...export.calibration.ranges import Ranges, calibrate
-from ...export.int8.cross_layer_equalization import PICTURES, equalize
+from ...export.int8.cross_layer_equalization import EQUALIZATION_PICTURES, equalize
 from ...export.int8.qdq_writer import write_qdq
-from ...export.sensitivity.measure import Whole
-from ..recipe.pass_context import Context, Count
+from ...export.sensitivity.measure import Int8Network
+from ..recipe.pass_context import Context, StageProgress
 from ..recipe.settings import Int8
 from .candidate_quality import bias_corrected, sqnr_db
 
 
-def equalized(whole: Whole, settings: Int8, context: Context) -> Whole:
+def try_equalization(whole: Int8Network, settings: Int8, context: Context) -> Int8Network:
     """The better of a network and the same with its channels brought together."""
-    looked = Count(context, "looking at channels", min(PICTURES, context.calibration_count))
+    looked = StageProgress(
+        context, "looking at channels", min(EQUALIZATION_PICTURES, context.calibration_count)
+    )
     found = equalize(whole.graph, context.calibration, on_progress=looked.add)
     if found is None:
         return whole
-    again = Count(context, "calibrating equalised layers", context.calibration_count)
+    again = StageProgress(context, "calibrating equalised layers", context.calibration_count)
     changed = calibrate(
         found.graph,
         context.calibration,

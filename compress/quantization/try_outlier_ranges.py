@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ...export.calibration.ranges import Ranges
 from ...export.int8.qdq_writer import write_qdq
-from ...export.sensitivity.measure import Whole
+from ...export.sensitivity.measure import Int8Network
 from ..recipe.pass_context import Context
 from ..recipe.settings import Int8
 from .candidate_quality import sqnr_db
@@ -15,7 +15,7 @@ _FAR = 10  # times as wide as without outliers
 _METHOD = "entropy"  # its bins are as fine beside an outlier as they are without one
 
 
-def without_outliers(whole: Whole, settings: Int8, context: Context) -> Whole:
+def try_outlier_ranges(whole: Int8Network, settings: Int8, context: Context) -> Int8Network:
     """The better of a network and the same with outliers clipped where there are some.
 
     The squared error of clipping one value of a million outweighs that of losing all the others, so

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ...export.bundle_contents import Shipped
-from ...export.calibration.ranges import Batches
-from ...export.fp16.fp16 import Settled
-from ...export.fp16.fp16_writer import simulation
+from ...export.bundle_contents import ShippedModel
+from ...export.calibration.ranges import FeedBatches
+from ...export.fp16.fp16 import SettledFp16
+from ...export.fp16.fp16_writer import fp16_simulation
 from ...export.graph.onnx_graph import Graph
 from ...export.graph.precision_plan import PrecisionPlan
-from ...export.int8.qdq_writer import Quantized
+from ...export.int8.qdq_writer import QuantizedGraph
 from ...export.receipt import NodeReceipt, Receipt
 from ...runtime.engine_registry import find_device, import_backend, open_engine
 from ...runtime.engines.build_options import BuildOptions
@@ -72,7 +72,7 @@ def check_device(target: Target, *, allowed: bool) -> bool:
     )
 
 
-def note(target: Target, receipt: Receipt) -> str:
+def absent_device_note(target: Target, receipt: Receipt) -> str:
     """What the bundle says of itself."""
     builder = receipt.engine.get("built_by")
     built = (
@@ -87,16 +87,16 @@ def note(target: Target, receipt: Receipt) -> str:
     )
 
 
-def written(
+def ship_unproven(
     graph: Graph,
     target: Target,
     macs: Mapping[str, int],
-    batches: Batches,
+    batches: FeedBatches,
     *,
-    quantized: Quantized | None = None,
+    quantized: QuantizedGraph | None = None,
     plan: PrecisionPlan | None = None,
-    settled: Settled | None = None,
-) -> tuple[Shipped, Receipt]:
+    settled: SettledFp16 | None = None,
+) -> tuple[ShippedModel, Receipt]:
     """What would ship, with what can be told of it here.
 
     Args:
@@ -134,13 +134,13 @@ def written(
         )
     facts = {"engine": target.engine, "unproven": True, **_built(graph, model, batches)}
     receipt = Receipt(facts, tuple(nodes), len(units), 0, {})
-    emulated = simulation(model) if settled is not None else model
+    emulated = fp16_simulation(model) if settled is not None else model
     name = f"{precision}{SUFFIX}"
     speech = "onnx" if quantized is None else target.dialect
-    return Shipped(model, name, speech, target.engine, receipt.to_dict(), emulated), receipt
+    return ShippedModel(model, name, speech, target.engine, receipt.to_dict(), emulated), receipt
 
 
-def _built(graph: Graph, model: bytes, batches: Batches) -> dict[str, object]:
+def _built(graph: Graph, model: bytes, batches: FeedBatches) -> dict[str, object]:
     """What TensorRT-RTX's builder says of a graph; it needs no GPU."""
     try:
         made = build_engine(_BUILDER, model, BuildOptions(sizes=_sizes(graph, batches)))
@@ -153,7 +153,7 @@ def _built(graph: Graph, model: bytes, batches: Batches) -> dict[str, object]:
     }
 
 
-def _sizes(graph: Graph, batches: Batches) -> dict[str, tuple[int, int, int]]:
+def _sizes(graph: Graph, batches: FeedBatches) -> dict[str, tuple[int, int, int]]:
     feeds = next(iter(batches(1)))
     return {
         size: (length, length, length)

@@ -6,21 +6,21 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ...export.bundle_contents import Shipped
-from ...export.calibration.ranges import Batches, Ranges, calibrate
+from ...export.bundle_contents import ShippedModel
+from ...export.calibration.ranges import FeedBatches, Ranges, calibrate
 from ...export.graph.onnx_graph import Graph
-from ...export.int8.adaptive_rounding import Held
+from ...export.int8.adaptive_rounding import RoundedCodes
 from ...export.receipt import Receipt, float_receipt
-from ...export.sensitivity.measure import Whole
-from ...runtime.build_shapes import fitted
+from ...export.sensitivity.measure import Int8Network
+from ...runtime.build_shapes import engine_options_for
 from ...runtime.engines.engine import EngineOptions, Precision
 from ...runtime.progress import Progress
 from ...runtime.target import Target
 from ...runtime.tensors import Array, Arrays
-from .absent_device import STAND_IN, written
+from .absent_device import STAND_IN, ship_unproven
 
 
-class RangesOnce:
+class RangesCache:
     """What calibration saw of each graph; no engine's, so that several targets share it."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class RangesOnce:
         """
         key = (hashlib.sha256(graph.model).digest(), method)
         if key not in self._held:
-            add = Count(context, "calibrating", context.calibration_count).add
+            add = StageProgress(context, "calibrating", context.calibration_count).add
             self._held[key] = calibrate(graph, context.calibration, method=method, on_progress=add)
         return self._held[key]
 
@@ -62,14 +62,14 @@ class Context:
     """
 
     target: Target
-    calibration: Batches
+    calibration: FeedBatches
     calibration_count: int
-    selection: Batches
+    selection: FeedBatches
     macs: Mapping[str, int]
     progress: Progress
     device_here: bool = True
-    seen: RangesOnce = field(default_factory=RangesOnce, compare=False)
-    codes: Held = field(default_factory=dict, compare=False)
+    seen: RangesCache = field(default_factory=RangesCache, compare=False)
+    codes: RoundedCodes = field(default_factory=dict, compare=False)
     floats: Precision = "f32"
     example: Arrays = field(default_factory=dict[str, Array], compare=False)
     cache: str | None = None
@@ -81,7 +81,7 @@ class Context:
 
     def options(self, model: bytes) -> EngineOptions:
         """How that engine runs a model here, one sample at a time where it is built for that."""
-        return fitted(self.engine, model, self.example, cache=self.cache)
+        return engine_options_for(self.engine, model, self.example, cache=self.cache)
 
 
 @dataclass(frozen=True)
@@ -101,28 +101,28 @@ class Outcome:
             precision was written beside.
     """
 
-    shipped: Shipped
+    shipped: ShippedModel
     changed: bool
     receipt: Receipt
     report: dict[str, object] = field(default_factory=dict[str, object])
     name: str = "INT8"
     trained: bool = False
     stand_in: bool = False
-    written: Whole | None = field(default=None, repr=False, compare=False)
+    written: Int8Network | None = field(default=None, repr=False, compare=False)
 
 
-def float32(graph: Graph, context: Context) -> Outcome:
+def float32_outcome(graph: Graph, context: Context) -> Outcome:
     """The float32 graph: what every pass is held against, and what ships where none pays."""
     if not context.device_here:
-        shipped, receipt = written(graph, context.target, context.macs, context.calibration)
+        shipped, receipt = ship_unproven(graph, context.target, context.macs, context.calibration)
         return Outcome(shipped, False, receipt)
     engine = context.target.engine
     receipt = float_receipt(graph, context.macs, engine, context.options(graph.model))
-    shipped = Shipped(graph.model, "float32", "onnx", engine, receipt.to_dict())
+    shipped = ShippedModel(graph.model, "float32", "onnx", engine, receipt.to_dict())
     return Outcome(shipped, False, receipt)
 
 
-class Count:
+class StageProgress:
     """Adds up the progress of one stage."""
 
     def __init__(self, context: Context, stage: str, total: int) -> None:

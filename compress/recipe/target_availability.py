@@ -15,7 +15,7 @@ from .settings import Prune
 
 
 @dataclass(frozen=True)
-class Place:
+class TargetAvailability:
     """A target, and whether its device is here.
 
     Attributes:
@@ -39,7 +39,7 @@ class Place:
         return lambda stage, done, total: progress(f"{self.target.name}: {stage}", done, total)
 
 
-def places_of(names: str | Sequence[str], *, allowed: bool) -> list[Place]:
+def available_targets(names: str | Sequence[str], *, allowed: bool) -> list[TargetAvailability]:
     """The targets that were asked for, before any work is done for them.
 
     Args:
@@ -62,10 +62,10 @@ def places_of(names: str | Sequence[str], *, allowed: bool) -> list[Place]:
             mend="Name each once: " + ", ".join(TARGET_NAMES),
         )
     targets = [target_of(name) for name in asked]
-    return [Place(one, check_device(one, allowed=allowed)) for one in targets]
+    return [TargetAvailability(one, check_device(one, allowed=allowed)) for one in targets]
 
 
-def check_latency(recipe: Recipe, places: Sequence[Place]) -> None:
+def check_latency(recipe: Recipe, places: Sequence[TargetAvailability]) -> None:
     """Refuse to prune by the latency of a device that is not here.
 
     Args:

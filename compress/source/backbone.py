@@ -11,7 +11,7 @@ import torch
 from ...runtime.errors import InputError
 from ...runtime.pictures.preprocessing import Preprocessing
 from ..channels.cut_history import History
-from .factories import build
+from .factories import call_factory
 from .weights import load_weights
 
 
@@ -84,7 +84,7 @@ class Backbone:
 
             module, preprocessing = from_timm(name) if where == "timm" else from_torchvision(name)
         else:
-            module = build(where, name)
+            module = call_factory(where, name)
         shown = f"{Path(where).name}:{name}" if where.endswith(".py") else spec
         digest, history = None, History()
         if weights is not None:

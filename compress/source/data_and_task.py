@@ -21,7 +21,7 @@ AnyTask: TypeAlias = "str | Task | Callable[[Run], float] | None"
 
 
 @dataclass(frozen=True)
-class Material:
+class DataAndTask:
     """What a network is compressed and judged with.
 
     Attributes:
@@ -42,7 +42,7 @@ class Material:
         return isinstance(self.task, UserTask)
 
 
-def gather(
+def open_data_and_task(
     data: Data,
     test_data: Data | None,
     task: AnyTask,
@@ -50,7 +50,7 @@ def gather(
     seed: int,
     *,
     training: bool = False,
-) -> Material:
+) -> DataAndTask:
     """Open the pictures, split them, settle the task.
 
     Args:
@@ -72,7 +72,7 @@ def gather(
     split = images.split(calibration, seed, own_test, training=training)
     if test is not None:
         _check_names(images, test)
-    return Material(images, split, test or split.test or split.selection, chosen)
+    return DataAndTask(images, split, test or split.test or split.selection, chosen)
 
 
 def _task(task: AnyTask, images: Images, test: Images) -> Task:
@@ -117,22 +117,22 @@ def _check_names(images: Images, test: Images) -> None:
     )
 
 
-def check_labels(material: Material, score_first: Callable[[Images], Score]) -> None:
+def check_labels_fit(data_and_task: DataAndTask, score_first: Callable[[Images], Score]) -> None:
     """Refuse labels that the network has no output for, before minutes of calibration.
 
     Args:
-        material: Pictures and task.
+        data_and_task: Pictures and task.
         score_first: Scores the original on some pictures.
 
     Raises:
         InputError: ``E_DATA`` for a label beyond the outputs, ``E_TASK`` where no output has class
             scores.
     """
-    if not isinstance(material.task, Classification):
+    if not isinstance(data_and_task.task, Classification):
         return
-    classes = score_first(material.test.take([0])).details["classes"]
+    classes = score_first(data_and_task.test.take([0])).details["classes"]
     assert isinstance(classes, int)
-    for part in (material.test, material.images):
+    for part in (data_and_task.test, data_and_task.images):
         largest = int(part.labels.max()) if part.labels is not None else 0
         if largest >= classes:
             raise InputError(
@@ -148,7 +148,7 @@ def check_labels(material: Material, score_first: Callable[[Images], Score]) -> 
 def shipped_preprocessing(
     given: Preprocessing | None,
     used: Preprocessing | None,
-    material: Material,
+    data_and_task: DataAndTask,
     inputs: Sequence[TensorSpec],
 ) -> Preprocessing | None:
     """What the bundle says of pictures.
@@ -156,14 +156,14 @@ def shipped_preprocessing(
     Args:
         given: The user's own.
         used: The one that the network's pictures went through, where they were pictures.
-        material: The pictures; a loader's tensors have been through nobody knows what.
+        data_and_task: The pictures; a loader's tensors have been through nobody knows what.
         inputs: The network's inputs.
 
     Raises:
         InputError: ``E_PREPROCESSING`` for the user's own where the network cannot take what it
             makes of a picture.
     """
-    if not (material.images.preprocessed and material.test.preprocessed):
+    if not (data_and_task.images.preprocessed and data_and_task.test.preprocessed):
         return used
     if given is None:
         return None
@@ -183,35 +183,38 @@ def shipped_preprocessing(
     )
 
 
-def class_labels(material: Material, original: Score) -> list[str] | None:
+def class_labels(data_and_task: DataAndTask, original: Score) -> list[str] | None:
     """Class names in the order of the outputs: the data's, else their numbers."""
     classes = original.details.get("classes")
-    if material.task.name != "classification" or not isinstance(classes, int):
+    if data_and_task.task.name != "classification" or not isinstance(classes, int):
         return None
-    names = material.images.class_names or material.test.class_names
+    names = data_and_task.images.class_names or data_and_task.test.class_names
     if names is not None and len(names) == classes:
         return list(names)
     return [str(index) for index in range(classes)]
 
 
-def suspicions(material: Material, original: Score) -> list[str]:
+def data_warnings(data_and_task: DataAndTask, original: Score) -> list[str]:
     """What looks wrong in the user's data or preprocessing, in words for the report."""
     notes: list[str] = []
     classes = original.details.get("classes")
-    if material.task.name == "classification" and isinstance(classes, int):
+    if data_and_task.task.name == "classification" and isinstance(classes, int):
         if original.low is not None and original.low <= 100 / classes:
             notes.append(
                 f"the original itself scores {original.value:.2f} % on {original.count} pictures, "
                 f"which cannot be told from chance with {classes} classes: check the weights, the "
                 "preprocessing and the order of the classes."
             )
-        names = material.images.class_names or material.test.class_names
+        names = data_and_task.images.class_names or data_and_task.test.class_names
         if names is not None and len(names) != classes:
             notes.append(
                 f"the data names {len(names)} classes, the network has {classes} outputs: the "
                 "names are left out, and class indices follow the order of the data's names."
             )
-    same = material.test.source == material.images.source and Path(material.test.source).exists()
-    if same and material.split.test is None and not material.own_score:
+    same = (
+        data_and_task.test.source == data_and_task.images.source
+        and Path(data_and_task.test.source).exists()
+    )
+    if same and data_and_task.split.test is None and not data_and_task.own_score:
         notes.append("the test pictures are also those of calibration and selection.")
     return notes

@@ -18,7 +18,7 @@ import torch
 from ...runtime.errors import InputError
 
 
-def build(where: str, name: str) -> torch.nn.Module:
+def call_factory(where: str, name: str) -> torch.nn.Module:
     """Call a factory.
 
     A file's folder can be imported from while its factory is imported and runs, as Python does for

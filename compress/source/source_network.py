@@ -14,7 +14,7 @@ import torch
 
 from ...benchmarks.data.batch_runner import Run
 from ...benchmarks.data.images import Images
-from ...export.graph.normalize import tidy
+from ...export.graph.normalize import normalize
 from ...export.graph.onnx_files import read_onnx
 from ...export.graph.onnx_graph import Graph, opset_of
 from ...export.graph.torch_capture import OPSET, capture, input_names, run_module
@@ -31,7 +31,7 @@ _BATCH, _BATCH_BYTES = 32, 32 * 2**20
 
 
 @dataclass(frozen=True)
-class Subject:
+class SourceNetwork:
     """A network and how to run the original.
 
     Attributes:
@@ -68,7 +68,7 @@ def open_model(
         if not _is_onnx(model):
             return Backbone.open(str(model), weights)
         if weights is None:
-            return tidy(read_onnx(str(model)), source=Path(model).name, picture=picture)
+            return normalize(read_onnx(str(model)), source=Path(model).name, picture=picture)
         raise InputError(
             "E_USAGE",
             "an ONNX file holds its own weights.",
@@ -87,7 +87,7 @@ def open_model(
         return Backbone.of(model)
     given = cast("object", model)
     if isinstance(given, onnx.ModelProto):
-        return tidy(given, source="the ONNX model", picture=picture)
+        return normalize(given, source="the ONNX model", picture=picture)
     raise InputError(
         "E_USAGE",
         f"the model is a {type(given).__name__}.",
@@ -128,13 +128,13 @@ def opset_for(opened: Backbone | Graph, asked: int | None) -> int:
     )
 
 
-def make_subject(
+def make_source_network(
     model: Model,
     opened: Backbone | Graph,
     preprocessing: Preprocessing | None,
     images: Images,
     opset: int,
-) -> Subject:
+) -> SourceNetwork:
     """Bring an opened network into the form of a Graph, proved on the first pictures.
 
     Args:
@@ -150,13 +150,13 @@ def make_subject(
     if isinstance(opened, Graph):
         named = isinstance(model, (str, Path))
         digest = hashlib.sha256(read_file(model)).hexdigest() if named else None
-        return Subject(opened.source, opened, preprocessing, None, digest)
+        return SourceNetwork(opened.source, opened, preprocessing, None, digest)
     used = preprocessing or opened.preprocessing
     count = min(_PARITY_PICTURES, max(2, len(images)))
     parity = example_of(opened.module, images, used, count)
     example = {name: array[:2] for name, array in parity.items()}
     graph = capture(opened.module, example, opset=opset, parity_on=[parity], source=opened.name)
-    return Subject(opened.name, graph, used, torch_run(opened.module), opened.weights_sha256)
+    return SourceNetwork(opened.name, graph, used, torch_run(opened.module), opened.weights_sha256)
 
 
 def example_of(

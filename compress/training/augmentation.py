@@ -66,7 +66,7 @@ class Draws:
         return Draws(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
-def moved(pictures: torch.Tensor, settings: Distil, draws: Draws) -> torch.Tensor:
+def shifted(pictures: torch.Tensor, settings: Distil, draws: Draws) -> torch.Tensor:
     """Mirror and shift.
 
     Args:
@@ -96,7 +96,7 @@ def _start(drawn: torch.Tensor, largest: int) -> torch.Tensor:
     return largest + (drawn * (largest + 0.5)).round().clamp(-largest, largest).long()
 
 
-def changed(pictures: torch.Tensor, settings: Distil, draws: Draws) -> torch.Tensor:
+def recoloured(pictures: torch.Tensor, settings: Distil, draws: Draws) -> torch.Tensor:
     """Zoom into pictures and change their colours.
 
     Args:
@@ -127,7 +127,7 @@ def changed(pictures: torch.Tensor, settings: Distil, draws: Draws) -> torch.Ten
     return pictures
 
 
-def blended(pictures: torch.Tensor, draws: Draws) -> torch.Tensor:
+def mixed_up(pictures: torch.Tensor, draws: Draws) -> torch.Tensor:
     """Blend some pictures with their neighbours: ``share`` of each stays.
 
     Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", 2018; as distillation data,

@@ -21,7 +21,7 @@ _WORTH = 1.05  # a narrower precision must be so much faster
 
 
 @dataclass(frozen=True)
-class Way:
+class ComputeMode:
     """How the networks are computed.
 
     Attributes:
@@ -86,26 +86,26 @@ def _finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def candidates(settings: Distil, module: nn.Module) -> list[Way]:
+def compute_modes(settings: Distil, module: nn.Module) -> list[ComputeMode]:
     """The ways that the settings leave open, the plainest first."""
     maps = any(parameter.ndim == 4 for parameter in module.parameters())
     layouts = {"contiguous": [False], "channels_last": [True]}.get(
         settings.layout, [False, True] if maps else [False]
     )
     precisions = {"float32": [False], "bfloat16": [True]}.get(settings.precision, [False, True])
-    ways = [Way(bfloat16, last) for bfloat16 in precisions for last in layouts]
+    ways = [ComputeMode(bfloat16, last) for bfloat16 in precisions for last in layouts]
     open_both = settings.layout == "auto" and settings.precision == "auto" and maps
     if open_both:  # bfloat16 with channels first is a detour that converts at every convolution
-        ways.remove(Way(True, False))
+        ways.remove(ComputeMode(True, False))
     return ways
 
 
-def choose(
-    ways: list[Way],
+def choose_compute_mode(
+    ways: list[ComputeMode],
     module: nn.Module,
-    settle: Callable[[Way], None],
-    step: Callable[[nn.Module, Way], None],
-) -> tuple[Way, dict[str, float]]:
+    settle: Callable[[ComputeMode], None],
+    step: Callable[[nn.Module, ComputeMode], None],
+) -> tuple[ComputeMode, dict[str, float]]:
     """Try some steps each way, in turns, and keep the fastest.
 
     Args:
@@ -122,7 +122,7 @@ def choose(
         InputError: ``E_TRAINING`` where no way works, with torch's own words.
     """
     took: dict[str, float] = {}
-    tried: dict[Way, nn.Module] = {}
+    tried: dict[ComputeMode, nn.Module] = {}
     device = device_of(module)
     refusal: Exception | None = None
     rounds = _TIMED if len(ways) > 1 else 1
@@ -141,7 +141,7 @@ def choose(
             tried[way] = copied
             if turn:
                 took[str(way)] = min(passed_s, took.get(str(way), passed_s))
-    best: Way | None = None
+    best: ComputeMode | None = None
     for way in tried:
         needed = took[str(best)] / (_WORTH if way.bfloat16 else 1.0) if best else None
         if needed is None or took[str(way)] < needed:

@@ -23,7 +23,7 @@ _MAY_CHANGE = ("lr", "max_minutes")
 
 
 @dataclass(frozen=True)
-class Folder:
+class CheckpointFolder:
     """Where a training keeps its state.
 
     Attributes:
@@ -133,7 +133,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def lay_out(optimizer: torch.optim.Optimizer) -> None:
+def match_layouts(optimizer: torch.optim.Optimizer) -> None:
     """Bring an optimizer's tensors into the memory layout of their weights.
 
     Torch's fused steps walk both in the order of their memory and look at no strides: a momentum

@@ -9,19 +9,19 @@ from typing import Any
 import torch
 
 from ...runtime.errors import InputError
-from .autocast_layout import Way
-from .checkpoint_file import Folder, load_optimizer, optimizer_tensors
-from .distillation_loss import Tensors
-from .learning_rate import Clock
+from .autocast_layout import ComputeMode
+from .checkpoint_file import CheckpointFolder, load_optimizer, optimizer_tensors
+from .distillation_loss import TensorsByName
+from .learning_rate import TrainingClock
 from .processes import Processes
-from .setup import Networks
+from .setup import TrainingNetworks
 
 _BETWEEN_S = 60.0  # between checkpoints, and twenty times as long as writing one takes
 _WRITING = 20
 
 
 @dataclass
-class State:
+class TrainingState:
     """Where a training stands, beside its tensors.
 
     Attributes:
@@ -41,13 +41,13 @@ class State:
     epochs: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     sums: dict[str, float] = field(default_factory=dict[str, float])
     best: dict[str, Any] | None = None
-    way: Way = field(default_factory=Way)
+    way: ComputeMode = field(default_factory=ComputeMode)
     took: dict[str, float] = field(default_factory=dict[str, float])
     compiled: str = "no"
     devices: list[str] = field(default_factory=list[str])
 
 
-class Keeper:
+class Checkpointer:
     """Writes checkpoints and reads them; only the first process does, the others are told.
 
     Args:
@@ -58,12 +58,16 @@ class Keeper:
     """
 
     def __init__(
-        self, folder: Folder | None, networks: Networks, clock: Clock, processes: Processes
+        self,
+        folder: CheckpointFolder | None,
+        networks: TrainingNetworks,
+        clock: TrainingClock,
+        processes: Processes,
     ) -> None:
         self._folder = folder if processes.first else None
         self._networks, self._clock, self._processes = networks, clock, processes
         self._next = time.monotonic() + _BETWEEN_S
-        self.best: Tensors = {}
+        self.best: TensorsByName = {}
         """The student's weights in its best epoch."""
 
     @property
@@ -79,14 +83,14 @@ class Keeper:
         place = self._folder.path
         return f"The last good checkpoint is in '{place}'; --resume goes on from there."
 
-    def write(self, state: State) -> None:
+    def write(self, state: TrainingState) -> None:
         """Replace the checkpoint."""
         if self._folder is None:
             return
         start = time.monotonic()
         networks, clock = self._networks, self._clock
         features = networks.watched.features
-        inside: dict[str, Tensors] = {
+        inside: dict[str, TensorsByName] = {
             "student": networks.student.state_dict(),
             "average": networks.average.network.state_dict(),
             "best": self.best,
@@ -99,14 +103,14 @@ class Keeper:
         now = time.monotonic()
         self._next = now + max(_BETWEEN_S, _WRITING * (now - start))
 
-    def take_up(self, resume: bool) -> State | None:
+    def take_up(self, resume: bool) -> TrainingState | None:
         """Go on from the checkpoint: its state, or ``None`` where there is none.
 
         Raises:
             InputError: ``E_EXISTS`` where there is one and nobody asked for it; what reading it
                 raises.
         """
-        tensors: Tensors = {}
+        tensors: TensorsByName = {}
         held: Any = None
         if self._folder is not None:
             self._folder.sweep()
@@ -127,10 +131,10 @@ class Keeper:
         if self._processes.first:
             self._load(tensors)
         self._share(tensors)
-        held["way"] = Way(**held["way"])
-        return State(**held)
+        held["way"] = ComputeMode(**held["way"])
+        return TrainingState(**held)
 
-    def _load(self, tensors: Tensors) -> None:
+    def _load(self, tensors: TensorsByName) -> None:
         networks = self._networks
         networks.student.load_state_dict(_inside(tensors, "student"))
         networks.average.load(_inside(tensors, "average"))
@@ -139,7 +143,7 @@ class Keeper:
             networks.watched.features.load_state_dict(_inside(tensors, "features"))
         self.best = _inside(tensors, "best")
 
-    def _share(self, tensors: Tensors) -> None:
+    def _share(self, tensors: TensorsByName) -> None:
         """Give the other processes the optimizer's state and the average; DDP shares weights."""
         if self._processes.world == 1:
             return
@@ -153,7 +157,7 @@ class Keeper:
         load_optimizer(self._networks.optimizer, held)
 
 
-def _inside(tensors: Tensors, part: str) -> Tensors:
+def _inside(tensors: TensorsByName, part: str) -> TensorsByName:
     return {
         key.removeprefix(f"{part}/"): value
         for key, value in tensors.items()

@@ -24,12 +24,12 @@ from .losses import (
     logits_of,
 )
 
-Tensors = dict[str, torch.Tensor]
+TensorsByName = dict[str, torch.Tensor]
 _EMBEDDINGS = ("retrieval", "verification")
 
 
 @dataclass(frozen=True)
-class Seen:
+class TappedOutputs:
     """What a network gave.
 
     Attributes:
@@ -37,11 +37,11 @@ class Seen:
         features: By tap.
     """
 
-    outputs: Tensors
-    features: Tensors
+    outputs: TensorsByName
+    features: TensorsByName
 
 
-class Watched(nn.Module):
+class TappedNetwork(nn.Module):
     """A network and the features at its taps, through adapters where it has some.
 
     Args:
@@ -56,19 +56,21 @@ class Watched(nn.Module):
         self.features: FeatureLoss | None = None
         self.taps, self.shown = taps, shown
 
-    def forward(self, feeds: Tensors) -> tuple[Tensors, Tensors]:
+    def forward(self, feeds: TensorsByName) -> tuple[TensorsByName, TensorsByName]:
         """Run the network: its outputs by name, and features by tap."""
         with Taps(self.network, self.taps, self.shown) as taps:
             outputs = flatten_outputs(self.network(**self._named(feeds)), feeds)
             features = taps.take()
         return outputs, features if self.features is None else self.features.adapted(features)
 
-    def _named(self, feeds: Tensors) -> Tensors:
+    def _named(self, feeds: TensorsByName) -> TensorsByName:
         names = input_names(self.network)
         return feeds if set(feeds) <= set(names) else dict(zip(names, feeds.values(), strict=False))
 
 
-def watch(settings: Distil, student: nn.Module, teacher: nn.Module) -> tuple[Watched, Watched]:
+def tap_networks(
+    settings: Distil, student: nn.Module, teacher: nn.Module
+) -> tuple[TappedNetwork, TappedNetwork]:
     """Student and teacher with the taps of the settings.
 
     Raises:
@@ -81,10 +83,12 @@ def watch(settings: Distil, student: nn.Module, teacher: nn.Module) -> tuple[Wat
     )
     Taps(student, ours)
     Taps(teacher, theirs)
-    return Watched(student, ours, settings.taps), Watched(teacher, theirs, settings.taps)
+    return TappedNetwork(student, ours, settings.taps), TappedNetwork(
+        teacher, theirs, settings.taps
+    )
 
 
-class Objective(nn.Module):
+class DistillationLoss(nn.Module):
     """The loss of a step, term by term.
 
     Where both networks give probabilities, their logarithms are what is compared as class scores.
@@ -102,7 +106,12 @@ class Objective(nn.Module):
     """
 
     def __init__(
-        self, settings: Distil, task: Task, labelled: bool, student: Seen, teacher: Seen
+        self,
+        settings: Distil,
+        task: Task,
+        labelled: bool,
+        student: TappedOutputs,
+        teacher: TappedOutputs,
     ) -> None:
         super().__init__()
         self._settings = settings
@@ -149,12 +158,12 @@ class Objective(nn.Module):
 
     def forward(
         self,
-        student: Seen,
-        teacher: Seen,
+        student: TappedOutputs,
+        teacher: TappedOutputs,
         features: FeatureLoss | None,
         labels: torch.Tensor | None,
         draws: Draws,
-    ) -> Tensors:
+    ) -> TensorsByName:
         """The terms, weighted, by name; the loss is their sum.
 
         Args:
@@ -164,7 +173,7 @@ class Objective(nn.Module):
             labels: int64 ``(N,)``, or ``None``.
             draws: How pictures were blended, for the labels.
         """
-        terms: Tensors = {}
+        terms: TensorsByName = {}
         if self._names:
             losses: list[torch.Tensor] = []
             for at, name in enumerate(self._names):
@@ -210,7 +219,7 @@ def _is_vector(value: torch.Tensor) -> bool:
     return value.ndim >= 2 and value.shape[1] > 1 and all(size == 1 for size in value.shape[2:])
 
 
-def _check_outputs(student: Mapping[str, torch.Tensor], teacher: Tensors) -> None:
+def _check_outputs(student: Mapping[str, torch.Tensor], teacher: TensorsByName) -> None:
     ours = {name: tuple(value.shape[1:]) for name, value in student.items()}
     theirs = {name: tuple(value.shape[1:]) for name, value in teacher.items()}
     if ours != theirs:

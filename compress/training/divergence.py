@@ -12,10 +12,10 @@ from torch.utils import _pytree as pytree
 
 from ...runtime.errors import InputError
 from ..source.finite_checks import is_finite, not_finite
-from .distillation_loss import Watched
+from .distillation_loss import TappedNetwork
 
 
-def diverged(
+def divergence_error(
     where: str,
     terms: Mapping[str, torch.Tensor],
     student: nn.Module,
@@ -43,7 +43,7 @@ def diverged(
     )
 
 
-def spoilt(where: str, weight: str | None, kept: str) -> InputError:
+def spoilt_weights_error(where: str, weight: str | None, kept: str) -> InputError:
     """The error for weights that a step left not finite, though its loss was finite.
 
     Args:
@@ -92,5 +92,5 @@ def _first_module(network: nn.Module, feeds: dict[str, torch.Tensor]) -> str:
         for name, module in modules.items():
             handle: Any = module.register_forward_hook(hook(name))
             stack.callback(handle.remove)
-        Watched(network, (), ())(feeds)
+        TappedNetwork(network, (), ())(feeds)
     return seen[0] if seen else ""

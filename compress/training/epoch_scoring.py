@@ -13,13 +13,13 @@ from ...benchmarks.tasks.task import Task, UserTask
 from ...runtime.pictures.preprocessing import Preprocessing
 from ...runtime.tensors import Arrays, TensorSpec
 from .autocast_layout import device_of
-from .distillation_loss import Watched
+from .distillation_loss import TappedNetwork
 
 _BATCH = 64
 _HELD_BYTES = 256 * 2**20
 
 
-class Referee:
+class EpochScorer:
     """Scores networks on the selection pictures, in float32.
 
     A score of the user's own brings its own samples, which may be those of the test: the agreement
@@ -89,5 +89,5 @@ def _run(network: nn.Module, feeds: Arrays) -> Arrays:
     device = device_of(network)
     with torch.inference_mode():
         placed = {key: torch.as_tensor(value).to(device) for key, value in feeds.items()}
-        outputs, _ = Watched(network, (), ())(placed)
+        outputs, _ = TappedNetwork(network, (), ())(placed)
         return {name: value.float().cpu().numpy() for name, value in outputs.items()}

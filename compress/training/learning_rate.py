@@ -26,7 +26,7 @@ def learning_rate(progress: float, warmup: float) -> float:
 
 
 @dataclass
-class Clock:
+class TrainingClock:
     """How much of the training is done: by steps, and by time where time is limited.
 
     Attributes:

@@ -15,7 +15,7 @@ from torch import nn
 
 from ...benchmarks.data.images import Images
 from ...benchmarks.tasks.task import Task
-from ...export.calibration.malloc_retention import kept
+from ...export.calibration.malloc_retention import malloc_retained
 from ...export.graph.torch_capture import input_names
 from ...runtime.pictures.preprocessing import Preprocessing
 from ...runtime.progress import Progress
@@ -23,16 +23,16 @@ from ..recipe.settings import Distil
 from ..source.finite_checks import not_finite
 from . import torch_compile
 from .augmentation import Draws
-from .autocast_layout import Way, candidates, choose
-from .checkpoint_file import Folder, digest, lay_out
-from .checkpointing import Keeper, State
-from .distillation_loss import Seen, Tensors, Watched
-from .divergence import diverged, spoilt
-from .epoch_scoring import Referee
-from .learning_rate import Clock, learning_rate
+from .autocast_layout import ComputeMode, choose_compute_mode, compute_modes
+from .checkpoint_file import CheckpointFolder, digest, match_layouts
+from .checkpointing import Checkpointer, TrainingState
+from .distillation_loss import TappedNetwork, TappedOutputs, TensorsByName
+from .divergence import divergence_error, spoilt_weights_error
+from .epoch_scoring import EpochScorer
+from .learning_rate import TrainingClock, learning_rate
 from .processes import Processes
-from .setup import check_count, check_frozen, mixed, prepare
-from .training_batches import Pool, Step
+from .setup import frozen_remarks, mixed_seed, picture_count_remarks, prepare_training
+from .training_batches import TrainingBatch, TrainingSamples
 
 _DDP_REMARKS = ("Grad strides do not match", "find_unused_parameters=True was specified")
 _torch: Any = torch  # where torch's own annotations do not say what is given
@@ -74,24 +74,24 @@ class Training:
         self._settings, self._seed, self._report = settings, seed, report
         self._processes, self._device = processes, processes.device
         self._trainable = {name: one.requires_grad for name, one in student.named_parameters()}
-        self._notes = [*check_count(len(images)), *check_frozen(student)]
+        self._notes = [*picture_count_remarks(len(images)), *frozen_remarks(student)]
         specs = images.specs(input_names(student))
-        self._pool = Pool(images, specs, preprocessing, settings, self._device, report)
+        self._pool = TrainingSamples(images, specs, preprocessing, settings, self._device, report)
         world = processes.world
         self._batch = max(world, min(settings.batch, len(images)) // world * world)
         self._steps = len(images) // self._batch
-        feeds = Way().fed(self._example_step().feeds)
-        self._networks = prepare(
+        feeds = ComputeMode().fed(self._example_step().feeds)
+        self._networks = prepare_training(
             student, teacher, feeds, images.labelled, task, settings, processes
         )
         self._lr = self._networks.steps.lr
-        self._referee = Referee(task, selection, specs, preprocessing, self._networks.teacher)
+        self._referee = EpochScorer(task, selection, specs, preprocessing, self._networks.teacher)
         if self._referee.task.name != task.name:
             self._notes.append(
                 f"the best epoch was chosen by {self._referee.task.name} with the original, since "
                 f"{task.name} judges other samples than the selection pictures."
             )
-        self._clock = Clock(self._steps * settings.epochs, 60 * settings.max_minutes)
+        self._clock = TrainingClock(self._steps * settings.epochs, 60 * settings.max_minutes)
         identity = {
             "settings": asdict(settings),
             "seed": seed,
@@ -101,9 +101,9 @@ class Training:
             "selection": len(selection),
             "task": task.name,
         }
-        held = None if folder is None else Folder(folder, identity)
-        self._keeper = Keeper(held, self._networks, self._clock, processes)
-        self._state = State()
+        held = None if folder is None else CheckpointFolder(folder, identity)
+        self._keeper = Checkpointer(held, self._networks, self._clock, processes)
+        self._state = TrainingState()
 
     def run(self, resume: bool) -> Trained:
         """Train to the end.
@@ -113,7 +113,7 @@ class Training:
         """
         with ExitStack() as stack:
             stack.callback(self._pool.close)
-            stack.enter_context(kept())
+            stack.enter_context(malloc_retained())
             stack.enter_context(warnings.catch_warnings())
             found = self._keeper.take_up(resume)
             if found is None:
@@ -124,7 +124,7 @@ class Training:
             networks, way = self._networks, self._state.way
             for network in (networks.student, networks.teacher, networks.average.network):
                 way.placed(network)
-            lay_out(networks.optimizer)
+            match_layouts(networks.optimizer)
             self._clock.start()
             self._try_compiler()
             trained = self._distributed()
@@ -155,7 +155,7 @@ class Training:
             left_s = min(left_s, clock.limit_s - clock.spent_s)
         if settings.compiled == "auto" and left_s < torch_compile.WORTH_S:
             return
-        if not torch_compile.at_hand(self._device):
+        if not torch_compile.compiler_at_hand(self._device):
             state.compiled = "no: there is no C++ compiler"
             return
         step = self._example_step()
@@ -165,29 +165,29 @@ class Training:
             _sum(self._terms(networks.watched, step, state.way)).backward()
 
         self._report("compiling", 0, None)
-        tried = torch_compile.quicker(networks.student, networks.teacher, once)
+        tried = torch_compile.compile_if_quicker(networks.student, networks.teacher, once)
         state.took[str(state.way)] = tried.plain_s
         if tried.compiled_s is not None:
             state.took[f"{state.way}, compiled"] = tried.compiled_s
         state.compiled = f"no: {tried.why_not}" if tried.why_not else "yes"
 
-    def _example_step(self) -> Step:
+    def _example_step(self) -> TrainingBatch:
         count = self._batch // self._processes.world
         return self._chosen(torch.arange(count), self._chance(0, 0))
 
     def _measure_ways(self) -> None:
         step = self._example_step()
 
-        def settle(way: Way) -> None:
+        def settle(way: ComputeMode) -> None:
             way.placed(self._networks.teacher)
 
-        def once(module: nn.Module, way: Way) -> None:
+        def once(module: nn.Module, way: ComputeMode) -> None:
             _sum(self._terms(module, step, way)).backward()
 
         self._report("trying precisions and layouts", 0, None)
-        ways = candidates(self._settings, self._networks.watched)
-        way, self._state.took = choose(ways, self._networks.watched, settle, once)
-        self._state.way = Way(**self._processes.share(way.to_dict()))
+        ways = compute_modes(self._settings, self._networks.watched)
+        way, self._state.took = choose_compute_mode(ways, self._networks.watched, settle, once)
+        self._state.way = ComputeMode(**self._processes.share(way.to_dict()))
 
     def _distributed(self) -> nn.Module:
         watched = self._networks.watched
@@ -230,22 +230,22 @@ class Training:
         bad = not_finite(self._networks.student)
         if not self._processes.all_true(bad is None):
             where = f"epoch {self._state.epoch + 1}, step {max(1, self._state.step)}"
-            raise spoilt(where, bad, self._keeper.told)
+            raise spoilt_weights_error(where, bad, self._keeper.told)
 
     def _one_step(self, trained: nn.Module, order: torch.Tensor) -> None:
         state, networks = self._state, self._networks
         at = state.step * self._batch
         rows, coming = order[at : at + self._batch], order[at + self._batch : at + 2 * self._batch]
         step = self._chosen(rows, self._chance(state.epoch, state.step + 1), coming)
-        _torch.manual_seed(mixed(self._seed, state.epoch, state.step, self._processes.rank))
+        _torch.manual_seed(mixed_seed(self._seed, state.epoch, state.step, self._processes.rank))
         networks.student.train()
         terms = self._terms(trained, step, state.way)
         loss = _sum(terms)
         if not self._processes.all_true(math.isfinite(loss.item())):
-            torch_compile.undo(
+            torch_compile.undo_compile(
                 networks.student, networks.teacher
             )  # hooks are not seen in compiled code
-            raise diverged(
+            raise divergence_error(
                 f"epoch {state.epoch + 1}, step {state.step + 1}",
                 terms,
                 networks.student,
@@ -262,22 +262,22 @@ class Training:
 
     def _chosen(
         self, rows: torch.Tensor, chance: torch.Generator, coming: torch.Tensor | None = None
-    ) -> Step:
+    ) -> TrainingBatch:
         """This process's part of a step's samples, the chance being drawn for all of them."""
         draws = Draws.of(self._settings, len(rows), chance)
         start, stop = self._processes.part(len(rows))
         ahead = None if coming is None or len(coming) < len(rows) else coming[start:stop]
         return self._pool.batch(rows[start:stop], draws.part(start, stop), ahead)
 
-    def _terms(self, trained: nn.Module, step: Step, way: Way) -> Tensors:
+    def _terms(self, trained: nn.Module, step: TrainingBatch, way: ComputeMode) -> TensorsByName:
         feeds = way.fed(step.feeds)
         with way.computing(self._device):
-            theirs = Seen({}, {})
+            theirs = TappedOutputs({}, {})
             if self._networks.objective.asks_teacher:
                 with torch.no_grad():
-                    theirs = Seen(*self._networks.model(feeds))
-            ours = Seen(*trained(feeds))
-        inner: Any = trained if isinstance(trained, Watched) else trained.module
+                    theirs = TappedOutputs(*self._networks.model(feeds))
+            ours = TappedOutputs(*trained(feeds))
+        inner: Any = trained if isinstance(trained, TappedNetwork) else trained.module
         return self._networks.objective(ours, theirs, inner.features, step.labels, step.draws)
 
     def _left(self) -> int:
@@ -286,7 +286,7 @@ class Training:
 
     def _chance(self, epoch: int, step: int) -> torch.Generator:
         """The same numbers for the same place in the training, whatever came before."""
-        return torch.Generator().manual_seed(mixed(self._seed, epoch, step, -1))
+        return torch.Generator().manual_seed(mixed_seed(self._seed, epoch, step, -1))
 
     def _judge(self) -> None:
         """Score the averaged student, and keep it where it is the best so far."""
@@ -304,11 +304,11 @@ class Training:
         state.epochs.append(row)
         if state.best is None or row["selection"] >= state.best["selection"]:
             state.best = row
-            held: Tensors = network.state_dict()
+            held: TensorsByName = network.state_dict()
             self._keeper.best = {name: one.cpu().clone() for name, one in held.items()}
 
     def _result(self) -> Trained:
-        module = Way().placed(copy.deepcopy(self._networks.average.network).cpu())
+        module = ComputeMode().placed(copy.deepcopy(self._networks.average.network).cpu())
         if self._processes.first:
             module.load_state_dict(self._keeper.best)
         self._processes.copy_first(list(module.state_dict().values()))
@@ -338,5 +338,5 @@ class Training:
         return Trained(module.eval(), log, tuple(self._notes))
 
 
-def _sum(terms: Tensors) -> Any:
+def _sum(terms: TensorsByName) -> Any:
     return torch.stack(list(terms.values())).sum()

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..recipe.settings import Distil
-from .distillation_loss import Tensors
+from .distillation_loss import TensorsByName
 from .spherical_muon import RATE_OF_REST, Muon, hidden_weights
 
 _MOMENTUM = 0.9
@@ -23,7 +23,7 @@ _KNOWS = 0.5  # correlation with the teacher's outputs
 
 
 @dataclass(frozen=True)
-class Steps:
+class OptimizerSteps:
     """How steps are made.
 
     Attributes:
@@ -35,7 +35,7 @@ class Steps:
     lr: float
 
     @classmethod
-    def of(cls, settings: Distil, student: Tensors, teacher: Tensors) -> Steps:
+    def of(cls, settings: Distil, student: TensorsByName, teacher: TensorsByName) -> OptimizerSteps:
         """What the settings leave open is chosen by what the student knows.
 
         What a network has learnt goes lost at the rate that one at random needs.
@@ -50,7 +50,7 @@ class Steps:
         return cls(name, settings.lr or RATES[name][knows])
 
     def made(
-        self, network: nn.Module, weight_decay: float, run: Callable[[], Tensors]
+        self, network: nn.Module, weight_decay: float, run: Callable[[], TensorsByName]
     ) -> torch.optim.Optimizer:
         """The optimizer of a network's trainable parameters.
 

@@ -14,11 +14,11 @@ from torch import nn
 from ...benchmarks.tasks.task import Task
 from ...runtime.errors import InputError
 from ..recipe.settings import Distil
-from .distillation_loss import Objective, Seen, Watched, watch
+from .distillation_loss import DistillationLoss, TappedNetwork, TappedOutputs, tap_networks
 from .losses import FeatureLoss
-from .optimizers import Steps
+from .optimizers import OptimizerSteps
 from .processes import Processes
-from .weight_averaging import Average
+from .weight_averaging import AveragedWeights
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -32,7 +32,7 @@ _random: Any = torch.random  # where torch's own annotations do not say what is 
 
 
 @dataclass
-class Networks:
+class TrainingNetworks:
     """The networks of a training and what changes them.
 
     Attributes:
@@ -48,15 +48,15 @@ class Networks:
 
     student: nn.Module
     teacher: nn.Module
-    watched: Watched
-    model: Watched
-    objective: Objective
-    average: Average
-    steps: Steps
+    watched: TappedNetwork
+    model: TappedNetwork
+    objective: DistillationLoss
+    average: AveragedWeights
+    steps: OptimizerSteps
     optimizer: torch.optim.Optimizer
 
 
-def prepare(
+def prepare_training(
     student: nn.Module,
     teacher: nn.Module,
     feeds: dict[str, torch.Tensor],
@@ -64,7 +64,7 @@ def prepare(
     task: Task,
     settings: Distil,
     processes: Processes,
-) -> Networks:
+) -> TrainingNetworks:
     """Copy the networks, run both on a batch, and see what there is to compare and to learn.
 
     Args:
@@ -83,23 +83,23 @@ def prepare(
     device = processes.device
     learner = copy.deepcopy(student).to(device).eval()
     original = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
-    watched, model = watch(settings, learner, original)
+    watched, model = tap_networks(settings, learner, original)
     few = {name: value[:_EXAMPLES] for name, value in feeds.items()}
     with torch.no_grad():
         ours, theirs = _see("student", watched, few), _see("teacher", model, few)
     if settings.taps:
         watched.features = FeatureLoss(ours.features, theirs.features).to(device)
-    objective = Objective(settings, task, labelled, ours, theirs)
-    average = Average(learner, settings.average)
+    objective = DistillationLoss(settings, task, labelled, ours, theirs)
+    average = AveragedWeights(learner, settings.average)
     with torch.no_grad():
-        found = Steps.of(settings, watched(feeds)[0], model(feeds)[0])
-        steps = Steps(*processes.share((found.optimizer, found.lr)))
+        found = OptimizerSteps.of(settings, watched(feeds)[0], model(feeds)[0])
+        steps = OptimizerSteps(*processes.share((found.optimizer, found.lr)))
         optimizer = steps.made(watched, settings.weight_decay, lambda: watched(few)[0])
     learner.train()
-    return Networks(learner, original, watched, model, objective, average, steps, optimizer)
+    return TrainingNetworks(learner, original, watched, model, objective, average, steps, optimizer)
 
 
-def check_count(count: int) -> list[str]:
+def picture_count_remarks(count: int) -> list[str]:
     """Remarks on how many training pictures there are.
 
     Raises:
@@ -119,7 +119,7 @@ def check_count(count: int) -> list[str]:
     ]
 
 
-def check_frozen(student: nn.Module) -> list[str]:
+def frozen_remarks(student: nn.Module) -> list[str]:
     """Remarks on frozen parameters.
 
     Raises:
@@ -150,7 +150,7 @@ def own_randomness(device: torch.device, seed: int) -> Generator[None]:
         yield
 
 
-def mixed(*parts: int) -> int:
+def mixed_seed(*parts: int) -> int:
     """One seed of several numbers."""
     seed = 0
     for part in parts:
@@ -158,9 +158,9 @@ def mixed(*parts: int) -> int:
     return seed
 
 
-def _see(what: str, network: Watched, feeds: dict[str, torch.Tensor]) -> Seen:
+def _see(what: str, network: TappedNetwork, feeds: dict[str, torch.Tensor]) -> TappedOutputs:
     try:
-        return Seen(*network(feeds))
+        return TappedOutputs(*network(feeds))
     except InputError:
         raise
     except Exception as error:

@@ -22,7 +22,7 @@ _WORTH = 1.05  # compiled steps must be so much faster
 _COMPILERS = ("g++", "clang++", "c++", "cl")
 
 
-def at_hand(device: torch.device) -> bool:
+def compiler_at_hand(device: torch.device) -> bool:
     """Whether torch finds what it compiles with: for the CPU, a C++ compiler."""
     if device.type != "cpu":
         return True
@@ -40,7 +40,7 @@ def compile_networks(*networks: nn.Module) -> None:
         given.compile(dynamic=False)
 
 
-def undo(*networks: nn.Module) -> None:
+def undo_compile(*networks: nn.Module) -> None:
     """Have networks run as they are written again."""
     for network in networks:
         given: Any = network
@@ -48,7 +48,7 @@ def undo(*networks: nn.Module) -> None:
 
 
 @dataclass(frozen=True)
-class Tried:
+class CompileTrial:
     """What came of trying the compiler.
 
     Attributes:
@@ -62,7 +62,9 @@ class Tried:
     compiled_s: float | None = None
 
 
-def quicker(student: nn.Module, teacher: nn.Module, step: Callable[[], None]) -> Tried:
+def compile_if_quicker(
+    student: nn.Module, teacher: nn.Module, step: Callable[[], None]
+) -> CompileTrial:
     """Compile both networks, and leave them so if steps are quicker for it.
 
     Args:
@@ -81,13 +83,13 @@ def quicker(student: nn.Module, teacher: nn.Module, step: Callable[[], None]) ->
             step()
             compiled = min(seconds(step, device) for _ in range(_TIMED))
     except Exception as error:  # whatever a compiler may say: the plain way goes on
-        undo(student, teacher)
+        undo_compile(student, teacher)
         said = str(error).strip().splitlines()
-        return Tried(": ".join([type(error).__name__, *said[:1]]), plain)
+        return CompileTrial(": ".join([type(error).__name__, *said[:1]]), plain)
     finally:
         student.load_state_dict(before)
         student.zero_grad()
     if compiled * _WORTH < plain:
-        return Tried("", plain, compiled)
-    undo(student, teacher)
-    return Tried("it is no faster", plain, compiled)
+        return CompileTrial("", plain, compiled)
+    undo_compile(student, teacher)
+    return CompileTrial("it is no faster", plain, compiled)

@@ -16,7 +16,7 @@ from ...runtime.pictures.preprocessing import Preprocessing
 from ...runtime.progress import Progress
 from ...runtime.tensors import Arrays, TensorSpec
 from ..recipe.settings import Distil
-from .augmentation import Draws, blended, changed, moved
+from .augmentation import Draws, mixed_up, recoloured, shifted
 
 KEPT_BYTES = 2 * 2**30
 """Decoded pictures that are kept in memory, at most; more of them are decoded at each use."""
@@ -28,7 +28,7 @@ _torch: Any = torch  # where torch's own annotations do not say what is given
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainingBatch:
     """What a step trains on.
 
     Attributes:
@@ -42,7 +42,7 @@ class Step:
     draws: Draws
 
 
-class Pool:
+class TrainingSamples:
     """Training samples: pictures, which are augmented, or tensors, which are taken as they are.
 
     Args:
@@ -96,7 +96,7 @@ class Pool:
 
     def batch(
         self, rows: torch.Tensor, draws: Draws, following: torch.Tensor | None = None
-    ) -> Step:
+    ) -> TrainingBatch:
         """The samples of a step.
 
         Args:
@@ -111,12 +111,12 @@ class Pool:
                 name: _torch.from_numpy(array[rows.numpy()]).to(self._device)
                 for name, array in self._arrays.items()
             }
-            return Step(feeds, labels, replace(draws, blend=torch.zeros_like(draws.blend)))
+            return TrainingBatch(feeds, labels, replace(draws, blend=torch.zeros_like(draws.blend)))
         pictures = self._pixels(rows, following).to(self._device)  # a quarter of what floats take
-        pictures = moved(pictures, self._settings, draws)
+        pictures = shifted(pictures, self._settings, draws)
         values = pictures.permute(0, 3, 1, 2).float()  # channels last in memory, without a copy
-        values = self._scaled(changed(values, self._settings, draws))
-        return Step({self._names[0]: blended(values, draws)}, labels, draws)
+        values = self._scaled(recoloured(values, self._settings, draws))
+        return TrainingBatch({self._names[0]: mixed_up(values, draws)}, labels, draws)
 
     def _scaled(self, values: torch.Tensor) -> torch.Tensor:
         how = self._preprocessing

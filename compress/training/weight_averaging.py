@@ -15,7 +15,7 @@ from ..source.finite_checks import is_finite
 _ema: Any = get_ema_multi_avg_fn  # whose type torch leaves partly open
 
 
-class Average:
+class AveragedWeights:
     """An exponential moving average of weights and statistics, and a network to run it in.
 
     The decay grows from 0.1 with the first steps, so that the beginning is forgotten. Whole numbers

@@ -37,7 +37,7 @@ _COARSEST = 5  # times that bins are joined
 _STEPS, _SYMMETRIC_STEPS = 255, 127
 
 
-class Octaves:
+class MagnitudeHistogram:
     """How many values have which magnitude, in bins of a constant share of their own size."""
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class Octaves:
         moved[:, _BINS] = self._counts[:, _BINS - up :].sum(axis=1)
         self._counts, self._top = moved, top
 
-    def bins(self) -> Bins:
+    def bins(self) -> Histogram:
         """The bins that are not empty; neighbours are joined where values are few."""
         counts, keys = self._counts[:, :_BINS], np.maximum(self._top - np.arange(_BINS), 0)
         total = int(self._counts.sum())
@@ -77,7 +77,7 @@ class Octaves:
         low, high = _value(keys[joined - 1 :: joined]), _value(keys[::joined] + 1)
         above, below = (np.flatnonzero(row) for row in counts)
         above = above[::-1]  # bins lie from the largest magnitude to the least
-        return Bins(
+        return Histogram(
             np.concatenate([-low[below], low[above]]),
             np.concatenate([-high[below], high[above]]),
             np.concatenate([counts[1, below], counts[0, above]]) / max(total, 1),
@@ -85,7 +85,7 @@ class Octaves:
 
 
 @dataclass(frozen=True)
-class Bins:
+class Histogram:
     """A distribution without its zeros.
 
     Attributes:
@@ -109,7 +109,7 @@ class Bins:
         return np.abs(self.outer - self.inner)
 
 
-def entropy_range(bins: Bins, low: float, high: float) -> tuple[float, float]:
+def entropy_range(bins: Histogram, low: float, high: float) -> tuple[float, float]:
     """Where to clip for codes of 8 bits with a zero point.
 
     Args:
@@ -119,7 +119,7 @@ def entropy_range(bins: Bins, low: float, high: float) -> tuple[float, float]:
     """
 
     def best(ranges: list[tuple[float, float]]) -> tuple[float, float]:
-        lost = [divergence(bins, *ends, (ends[1] - ends[0]) / _STEPS) for ends in ranges]
+        lost = [code_divergence(bins, *ends, (ends[1] - ends[0]) / _STEPS) for ends in ranges]
         return ranges[int(np.argmin(lost))]
 
     largest = max(-low, high)
@@ -134,7 +134,7 @@ def entropy_range(bins: Bins, low: float, high: float) -> tuple[float, float]:
     return found
 
 
-def entropy_magnitude(bins: Bins, largest: float) -> float:
+def entropy_magnitude(bins: Histogram, largest: float) -> float:
     """Where to clip for codes from -127 to 127 whose zero point is 0.
 
     Args:
@@ -142,11 +142,11 @@ def entropy_magnitude(bins: Bins, largest: float) -> float:
         largest: The largest magnitude of it.
     """
     ends = [largest * a for a in _ENDS]
-    lost = [divergence(bins, -end, end, end / _SYMMETRIC_STEPS) for end in ends]
+    lost = [code_divergence(bins, -end, end, end / _SYMMETRIC_STEPS) for end in ends]
     return ends[int(np.argmin(lost))]
 
 
-def divergence(bins: Bins, low: float, high: float, step: float) -> float:
+def code_divergence(bins: Histogram, low: float, high: float, step: float) -> float:
     """What codes lose: the Kullback-Leibler divergence in nats.
 
     Args:

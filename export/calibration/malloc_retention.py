@@ -15,7 +15,7 @@ _DEFAULT = 128 * 2**10
 
 
 @contextlib.contextmanager
-def kept() -> Generator[None]:
+def malloc_retained() -> Generator[None]:
     """Inside, glibc's ``malloc`` gives no memory back to the system; after it, all it can.
 
     By default every tensor of some megabytes is mapped, filled with zeros page by page, and

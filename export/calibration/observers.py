@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...runtime.errors import InputError
 from ...runtime.tensors import Array
-from .entropy_threshold import Bins, Octaves, entropy_magnitude, entropy_range
+from .entropy_threshold import Histogram, MagnitudeHistogram, entropy_magnitude, entropy_range
 
 _BINS = 8192
 _LEVELS = 256  # of the quantizer that a range is chosen for
@@ -31,7 +31,7 @@ class Observer:
 
     def __init__(self, name: str, method: str = "mse") -> None:
         self.name = name
-        self._octaves = Octaves() if method == "entropy" else None
+        self._octaves = MagnitudeHistogram() if method == "entropy" else None
         self.minimum, self.maximum = np.inf, -np.inf
         self.finite = True
         self._counts: NDArray[np.int64] = np.zeros(_BINS, np.int64)
@@ -92,7 +92,7 @@ class Observer:
         far = np.abs(centres) > _FAR * largest
         return bool(weights[far].sum() < _TAIL)
 
-    def bins(self) -> Bins:
+    def bins(self) -> Histogram:
         """What the entropy method looks at.
 
         Raises:

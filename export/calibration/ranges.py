@@ -18,10 +18,10 @@ from ...runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ...runtime.errors import InputError
 from ...runtime.tensors import Array, Arrays
 from ..graph.onnx_graph import Graph, Walk, give_out, rows, tensor_types
-from .malloc_retention import kept
+from .malloc_retention import malloc_retained
 from .observers import Observer, clip_magnitude, clip_range
 
-METHODS = ("mse", "minmax", "percentile", "entropy")
+RANGE_METHODS = ("mse", "minmax", "percentile", "entropy")
 _MEMORY_BYTES = 192 * 2**20  # of activations held at once
 _LARGEST_BATCH = 32
 
@@ -54,7 +54,7 @@ class Ranges:
     """Ranges of the float tensors of a Graph.
 
     Attributes:
-        method: How the ends were chosen (one of :data:`METHODS`).
+        method: How the ends were chosen (one of :data:`RANGE_METHODS`).
         pictures: How many pictures were seen.
         tensors: By tensor name, the graph's inputs included; tensors with infinite values, and the
             output of a layer that only its activation function reads, are left out.
@@ -70,11 +70,11 @@ class Ranges:
         return {name: seen.elements for name, seen in self.tensors.items()}
 
 
-Batches: TypeAlias = Callable[[int], Iterable[Arrays]]
+FeedBatches: TypeAlias = Callable[[int], Iterable[Arrays]]
 """Gives the calibration pictures anew at every call, in batches of at most the size asked for."""
 
 
-def some(batches: Batches, size: int, pictures: int) -> Iterator[Arrays]:
+def batches_up_to(batches: FeedBatches, size: int, pictures: int) -> Iterator[Arrays]:
     """Batches of at most ``size``, until ``pictures`` or more were given."""
     count = 0
     for feeds in batches(size):
@@ -84,10 +84,10 @@ def some(batches: Batches, size: int, pictures: int) -> Iterator[Arrays]:
             return
 
 
-@kept()
+@malloc_retained()
 def calibrate(
     graph: Graph,
-    batches: Batches,
+    batches: FeedBatches,
     *,
     method: str = "mse",
     only: Collection[str] | None = None,
@@ -110,11 +110,13 @@ def calibrate(
         InputError: ``E_NAN`` for a tensor that is NaN or an output that is infinite, ``E_DATA`` for
             no pictures, ``E_RECIPE`` for an unknown method.
     """
-    if method not in METHODS:
+    if method not in RANGE_METHODS:
         raise InputError(
-            "E_RECIPE", f"unknown range method '{method}'.", mend="Known: " + ", ".join(METHODS)
+            "E_RECIPE",
+            f"unknown range method '{method}'.",
+            mend="Known: " + ", ".join(RANGE_METHODS),
         )
-    exposed, names = expose(graph, only)
+    exposed, names = expose_activations(graph, only)
     observers = {name: Observer(name, method) for name in names}
     pictures = 0
     with OnnxRuntimeEngine(exposed.SerializeToString(), EngineOptions()) as engine:
@@ -158,7 +160,9 @@ def calibrate(
     return Ranges(method, pictures, tensors)
 
 
-def expose(graph: Graph, only: Collection[str] | None = None) -> tuple[onnx.ModelProto, list[str]]:
+def expose_activations(
+    graph: Graph, only: Collection[str] | None = None
+) -> tuple[onnx.ModelProto, list[str]]:
     """The model with every float activation among its outputs, and their names, inputs included.
 
     Where ``only`` names tensors, with those alone.

@@ -9,7 +9,7 @@ from ...runtime.engines.onnxruntime import profile
 from ...runtime.engines.openvino import executed_times
 from ...runtime.errors import EngineError
 from ...runtime.tensors import Arrays
-from ..graph.random_inputs import fitting
+from ..graph.random_inputs import run_on_random
 from .onnxruntime_view import OnnxRuntimeProfile, fed_inputs
 from .openvino_view import OpenVinoProfile
 from .view import KernelProfile, is_int8_kernel
@@ -31,7 +31,7 @@ def profile_kernels(
         return OnnxRuntimeProfile.of(model, runs, threads)
     if engine == "openvino":
         data = model.SerializeToString()
-        seen = fitting(
+        seen = run_on_random(
             fed_inputs(model), lambda f: executed_times(data, f, runs=runs, threads=threads)
         )
         return OpenVinoProfile(seen)

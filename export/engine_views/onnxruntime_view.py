@@ -13,8 +13,8 @@ from ...runtime.engines.onnxruntime import optimized_model, profile
 from ...runtime.errors import EngineError
 from ...runtime.tensors import Arrays, TensorSpec
 from ..graph.onnx_graph import Walk, specs
-from ..graph.random_inputs import fitting
-from ..int8.qdq_writer import Unit
+from ..graph.random_inputs import run_on_random
+from ..int8.qdq_writer import QuantizedNode
 from .view import UNTOLD, ProfiledKernel, is_int8_kernel
 
 
@@ -34,7 +34,7 @@ class OnnxRuntimeGraph:
         extended = onnx.load_model_from_string(optimized_model(self.model, "extended"))
         self._makers.update(Walk(extended).producer)
 
-    def kernel_of(self, unit: Unit) -> tuple[str, bool]:
+    def kernel_of(self, unit: QuantizedNode) -> tuple[str, bool]:
         """As the protocol says."""
         maker = self._makers.get(unit.output)
         kernel = maker.op_type if maker is not None else UNTOLD
@@ -78,11 +78,11 @@ class OnnxRuntimeProfile:
             return profile(data, feeds, threads, runs, level)
 
         try:
-            times = fitting(fed_inputs(model), lambda feeds: take(feeds, "all"))
+            times = run_on_random(fed_inputs(model), lambda feeds: take(feeds, "all"))
             made = onnx.load_model_from_string(optimized_model(data, "all"))
         except EngineError as failure:
             error, made = failure.message, model
-            times = fitting(fed_inputs(model), lambda feeds: take(feeds, "none"))
+            times = run_on_random(fed_inputs(model), lambda feeds: take(feeds, "none"))
         given = {node.name for node in model.graph.node}
         kernels: dict[str, ProfiledKernel] = {}
         for time in times:

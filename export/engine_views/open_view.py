@@ -7,7 +7,7 @@ from ...runtime.engines.engine import EngineOptions
 from ...runtime.engines.openvino import executed_graph
 from ...runtime.errors import EngineError
 from ...runtime.nvidia.engine import NvidiaEngine
-from ...runtime.nvidia.engine_inspector import layers_of
+from ...runtime.nvidia.engine_inspector import engine_layers
 from .onnxruntime_view import OnnxRuntimeGraph
 from .openvino_view import OpenVinoGraph
 from .tensorrt_view import TensorRtGraph
@@ -36,7 +36,7 @@ def rewritten_graph(
     if engine in ("tensorrt", "tensorrt-rtx"):
         with open_engine(engine)(model, options) as running:
             if isinstance(running, NvidiaEngine):
-                return TensorRtGraph(layers_of(running.layers()))
+                return TensorRtGraph(engine_layers(running.layers()))
     raise EngineError(
         "E_ENGINE",
         f"the engine '{engine}' gives no receipts.",

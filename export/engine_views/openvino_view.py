@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import onnx
 
-from ...runtime.engines.openvino import Executed
-from ..int8.qdq_writer import Unit
+from ...runtime.engines.openvino import ExecutedNode
+from ..int8.qdq_writer import QuantizedNode
 from .view import INT8, UNTOLD, ProfiledKernel, counted
 
 _COMPUTING = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
@@ -28,15 +28,15 @@ class OpenVinoGraph:
         nodes: In order.
     """
 
-    nodes: tuple[Executed, ...]
-    _homes: dict[str, list[Executed]] = field(default_factory=dict[str, "list[Executed]"])
+    nodes: tuple[ExecutedNode, ...]
+    _homes: dict[str, list[ExecutedNode]] = field(default_factory=dict[str, "list[ExecutedNode]"])
 
     def __post_init__(self) -> None:
         for node in self.nodes:
             for name in {_plain(one) for one in node.origins}:
                 self._homes.setdefault(name, []).append(node)
 
-    def kernel_of(self, unit: Unit) -> tuple[str, bool]:
+    def kernel_of(self, unit: QuantizedNode) -> tuple[str, bool]:
         """As the protocol says."""
         names, kinds = (unit.node, unit.raw, unit.output), _COMPUTING
         if unit.product:
@@ -46,7 +46,7 @@ class OpenVinoGraph:
 
     def home_of(
         self, names: Iterable[str], op_type: str, computing: Sequence[str] = _COMPUTING
-    ) -> Executed | None:
+    ) -> ExecutedNode | None:
         """What a node became, by its own name and those of what it gives; INT8 before others.
 
         A node with weights, or a product, became one of the kinds ``computing``.
@@ -71,7 +71,7 @@ def _plain(origin: str) -> str:
     return origin
 
 
-def kernel_title(node: Executed) -> str:
+def kernel_title(node: ExecutedNode) -> str:
     """How a node that OpenVINO executes is called to people."""
     name = f"{node.kind} {node.precision}"
     return name if node.primitive.startswith("undef") else f"{name} ({node.primitive})"
@@ -85,7 +85,7 @@ _CHANGES = ("FakeQuantize", "Reorder", "Convert")
 class OpenVinoProfile:
     """From the graph that OpenVINO executes, with its performance counters."""
 
-    nodes: tuple[Executed, ...]
+    nodes: tuple[ExecutedNode, ...]
     kernels: dict[str, ProfiledKernel] = field(default_factory=dict[str, ProfiledKernel])
     title: str = "OpenVINO"
     error: str = ""

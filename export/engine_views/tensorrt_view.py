@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...runtime.nvidia.engine_inspector import Layer
-from ..int8.qdq_writer import Unit
+from ...runtime.nvidia.engine_inspector import EngineLayer
+from ..int8.qdq_writer import QuantizedNode
 from .view import UNTOLD, counted
 
 
@@ -20,14 +20,14 @@ class TensorRtGraph:
         layers: In order.
     """
 
-    layers: tuple[Layer, ...]
+    layers: tuple[EngineLayer, ...]
 
     @property
     def tells(self) -> bool:
         """Whether any layer tells a type; that of a free shape does not in TensorRT 10."""
         return any(layer.computes_in for layer in self.layers)
 
-    def kernel_of(self, unit: Unit) -> tuple[str, bool]:
+    def kernel_of(self, unit: QuantizedNode) -> tuple[str, bool]:
         """As the protocol says."""
         homes = self._homes(unit.node)
         best = next((one for one in homes if one.computes_in == "int8"), next(iter(homes), None))
@@ -43,5 +43,5 @@ class TensorRtGraph:
         """The type that a node's layer computes in; an empty text where that is not told."""
         return next((one.computes_in for one in self._homes(node)), "")
 
-    def _homes(self, node: str) -> list[Layer]:
+    def _homes(self, node: str) -> list[EngineLayer]:
         return [one for one in self.layers if node in one.origins or node == one.name]

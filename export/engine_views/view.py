@@ -9,7 +9,7 @@ from typing import Protocol
 
 import onnx
 
-from ..int8.qdq_writer import Unit
+from ..int8.qdq_writer import QuantizedNode
 
 UNTOLD = "nothing that can be told"
 INT8 = ("u8", "i8")
@@ -18,7 +18,7 @@ INT8 = ("u8", "i8")
 class RewrittenGraph(Protocol):
     """A graph as an engine rewrote it."""
 
-    def kernel_of(self, unit: Unit) -> tuple[str, bool]:
+    def kernel_of(self, unit: QuantizedNode) -> tuple[str, bool]:
         """The kernel that a unit became, and whether that computes on INT8 codes."""
         ...
 

@@ -25,12 +25,12 @@ import onnx
 from ...runtime.engines.engine import EngineOptions
 from ...runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ...runtime.tensors import Array, Arrays
-from ..calibration.ranges import Batches, Ranges, some
+from ..calibration.ranges import FeedBatches, Ranges, batches_up_to
 from ..graph.onnx_graph import Graph, Walk, give_out
 from ..graph.precision_plan import PrecisionPlan
-from ..int8.float_outputs import Ends, apart, of_no_fixed_size
-from .fp16_plan import FP16, Floats, half_nodes, plan_fp16
-from .fp16_writer import Half, simulation, small_scales, write_fp16
+from ..int8.float_outputs import FloatEnds, comparable, of_no_fixed_size
+from .fp16_plan import FP16, FloatTensors, fp16_nodes, plan_fp16
+from .fp16_writer import Fp16Graph, fp16_simulation, scales_below_fp16, write_fp16
 
 BOUND_DB = 40.0
 """Signal over noise that every output keeps: noise of 1 % of it, a cosine of 0.99995."""
@@ -44,7 +44,7 @@ _NOTHING = 1e-30
 
 
 @dataclass(frozen=True)
-class Noise:
+class OutputNoise:
     """How far an output is from float32: signal over noise in decibels, and cosine."""
 
     sqnr_db: float
@@ -52,7 +52,7 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class Settled:
+class SettledFp16:
     """FP16 as it was settled.
 
     Attributes:
@@ -65,9 +65,9 @@ class Settled:
             beside INT8.
     """
 
-    half: Half
+    half: Fp16Graph
     plan: PrecisionPlan
-    outputs: Mapping[str, Noise]
+    outputs: Mapping[str, OutputNoise]
     bound_db: float
     rounds: int
     held: bool
@@ -93,13 +93,13 @@ class Settled:
 def settle_fp16(
     graph: Graph,
     ranges: Ranges,
-    batches: Batches,
+    batches: FeedBatches,
     *,
     quantized: bytes | None = None,
     keep_float: Sequence[str] = (),
     bound_db: float = BOUND_DB,
     on_progress: Callable[[int], None] | None = None,
-) -> Settled:
+) -> SettledFp16:
     """Write a network in FP16, and nodes back to float32 until its outputs keep the bound.
 
     Args:
@@ -118,8 +118,8 @@ def settle_fp16(
         EngineError: ``E_BACKEND`` where ONNX Runtime cannot run the graph.
     """
     source = graph.model if quantized is None else quantized
-    measured = {} if quantized is None else small_scales(quantized)
-    chunks, ends = list(some(batches, _CHUNK, _PICTURES)), Ends.of(graph)
+    measured = {} if quantized is None else scales_below_fp16(quantized)
+    chunks, ends = list(batches_up_to(batches, _CHUNK, _PICTURES)), FloatEnds.of(graph)
     exact = _ends(graph.model, ends, chunks)
     floor = math.inf
     if quantized is not None:
@@ -129,16 +129,16 @@ def settle_fp16(
     while True:
         plan = plan_fp16(graph, ranges, keep_float=keep_float, measured=measured)
         half = write_fp16(source, plan)
-        simulated = simulation(half.model)
+        simulated = fp16_simulation(half.model)
         noise = _compare(exact, _ends(simulated, ends, chunks))
         if on_progress:
             on_progress(1)
         held = all(one.sqnr_db >= bound for one in noise.values())
         if held or not half.nodes:
-            return Settled(half, plan, noise, bound, count, held)
+            return SettledFp16(half, plan, noise, bound, count, held)
         if count == _ROUNDS:
             why = "no choice of nodes kept the outputs in bounds"
-            measured.update(dict.fromkeys(half_nodes(plan), why))
+            measured.update(dict.fromkeys(fp16_nodes(plan), why))
             continue  # nothing is left in FP16, and the next round ends it
         share = _FIRST_SHARE * 2**count
         worst = _blame(source, simulated, half.nodes, chunks[:1])  # every activation is held
@@ -155,7 +155,7 @@ class _Sums:
     energy: float = 0.0
 
     def add(self, exact: Array, found: Array) -> None:
-        one, other = apart(exact, found)
+        one, other = comparable(exact, found)
         with np.errstate(all="ignore"):
             self.signal += float(one @ one)
             self.noise += float(np.sum((one - other) ** 2))
@@ -168,17 +168,17 @@ class _Sums:
             return math.inf
         return self.noise / max(self.signal, _NOTHING) if self.noise else 0.0
 
-    def told(self) -> Noise:
+    def told(self) -> OutputNoise:
         ratio = self.ratio()
         if ratio == 0:
-            return Noise(300.0, 1.0)
+            return OutputNoise(300.0, 1.0)
         if not math.isfinite(ratio):
-            return Noise(-300.0, -1.0)
+            return OutputNoise(-300.0, -1.0)
         size = math.sqrt(max(self.signal, _NOTHING) * max(self.energy, _NOTHING))
-        return Noise(float(np.clip(-10 * math.log10(ratio), -300, 300)), self.product / size)
+        return OutputNoise(float(np.clip(-10 * math.log10(ratio), -300, 300)), self.product / size)
 
 
-def _compare(exact: list[Arrays], found: list[Arrays]) -> dict[str, Noise]:
+def _compare(exact: list[Arrays], found: list[Arrays]) -> dict[str, OutputNoise]:
     sums = {name: _Sums() for name in exact[0]}
     for one, other in zip(exact, found, strict=True):
         for name, held in sums.items():
@@ -186,7 +186,7 @@ def _compare(exact: list[Arrays], found: list[Arrays]) -> dict[str, Noise]:
     return {name: held.told() for name, held in sums.items()}
 
 
-def _ends(model: bytes, ends: Ends, chunks: Iterable[Arrays]) -> list[Arrays]:
+def _ends(model: bytes, ends: FloatEnds, chunks: Iterable[Arrays]) -> list[Arrays]:
     shown = ends.shown(model)
     with OnnxRuntimeEngine(shown.model, EngineOptions(optimize="basic")) as engine:
         return [shown.pick(engine.run(feeds), feeds) for feeds in chunks]
@@ -241,7 +241,7 @@ def _blame(
 
 
 def _trace(model: onnx.ModelProto) -> list[_Traced]:
-    floats, found, loose = Floats.of(model), list[_Traced](), of_no_fixed_size(model)
+    floats, found, loose = FloatTensors.of(model), list[_Traced](), of_no_fixed_size(model)
     walk: Walk = floats.walk
     for node in model.graph.node:
         gives = tuple(name for name in floats.outputs(node) if name not in loose)

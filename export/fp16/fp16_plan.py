@@ -27,11 +27,11 @@ import onnx
 from ...runtime.tensors import Array
 from ..calibration.ranges import Ranges, TensorRange
 from ..graph.onnx_graph import Graph, Walk, attribute, is_standard, opset_of, tensor_types
-from ..graph.precision_plan import Choice, PrecisionPlan, check_names
+from ..graph.precision_plan import NodePrecision, PrecisionPlan, check_node_names
 
 FP16, FLOAT32 = "fp16", "float32"
-LARGEST = 65504.0
-NORMAL = 2.0**-14
+FP16_LARGEST = 65504.0
+FP16_SMALLEST_NORMAL = 2.0**-14
 _MARGIN = 4.0  # other pictures may reach further than those of the calibration
 _COARSE = 256.0  # exponents beyond it are rounded to steps of a quarter
 _WEIGHT_ERROR = 2.0**-9  # relative, of all weights together
@@ -56,7 +56,7 @@ _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 @dataclass(frozen=True)
-class Floats:
+class FloatTensors:
     """The float32 tensors of a model, and which inputs of its nodes may be FP16.
 
     Attributes:
@@ -70,14 +70,14 @@ class Floats:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, "tuple[int, ...]"])
 
     @staticmethod
-    def of(model: onnx.ModelProto) -> Floats:
+    def of(model: onnx.ModelProto) -> FloatTensors:
         """Read a model."""
         walk = Walk(model)
         held = {name: tensor.data_type for name, tensor in walk.constants.items()}
         types = tensor_types(model)
         kinds = {name: kind.elem_type for name, kind in types.items()}
         shapes = {name: tuple(d.dim_value for d in kind.shape.dim) for name, kind in types.items()}
-        return Floats(walk, {**kinds, **held}, shapes)
+        return FloatTensors(walk, {**kinds, **held}, shapes)
 
     def is_float(self, name: str) -> bool:
         """Whether a tensor is float32."""
@@ -142,8 +142,8 @@ def plan_fp16(
         InputError: ``E_RECIPE`` for a name in ``keep_float`` that no node has.
     """
     model = graph.proto()
-    check_names(keep_float, [node.name for node in model.graph.node])
-    floats = Floats.of(model)
+    check_node_names(keep_float, [node.name for node in model.graph.node])
+    floats = FloatTensors.of(model)
     judge = _Judge(floats, ranges)
     found = measured or {}
     reasons: dict[str, str] = {}
@@ -160,21 +160,21 @@ def plan_fp16(
         reasons[name] = "it stands between float32 nodes: this way there are fewer casts"
     return PrecisionPlan(
         {
-            node.name: Choice(FLOAT32, reasons[node.name])
+            node.name: NodePrecision(FLOAT32, reasons[node.name])
             if node.name in reasons
-            else Choice(FP16, "what it reads and gives fits into FP16")
+            else NodePrecision(FP16, "what it reads and gives fits into FP16")
             for node in computing
         }
     )
 
 
-def half_nodes(plan: PrecisionPlan) -> frozenset[str]:
+def fp16_nodes(plan: PrecisionPlan) -> frozenset[str]:
     """Names of the nodes that compute in FP16."""
     return frozenset(name for name, one in plan.nodes.items() if one.precision == FP16)
 
 
 class _Judge:
-    def __init__(self, floats: Floats, ranges: Ranges) -> None:
+    def __init__(self, floats: FloatTensors, ranges: Ranges) -> None:
         self._floats, self._walk, self._ranges = floats, floats.walk, ranges.tensors
         self._sizes = _of_sizes(floats.walk)
 
@@ -204,9 +204,9 @@ class _Judge:
         if seen is None:
             return f"'{name}' is infinite, or was not seen by the calibration"
         largest = _largest(seen)
-        if largest * _MARGIN > LARGEST:
-            return f"'{name}' reaches {largest:.4g}; FP16 ends at {LARGEST:.0f}"
-        if 0 < largest < NORMAL:
+        if largest * _MARGIN > FP16_LARGEST:
+            return f"'{name}' reaches {largest:.4g}; FP16 ends at {FP16_LARGEST:.0f}"
+        if 0 < largest < FP16_SMALLEST_NORMAL:
             return f"'{name}' stays below {largest:.2g}, where FP16 has hardly any digits"
         return None
 
@@ -218,8 +218,8 @@ class _Judge:
         largest = float(np.abs(finite).max())
         if node.op_type in _BOUNDS:
             return None
-        if largest > LARGEST:
-            return f"its constant '{name}' reaches {largest:.4g}; FP16 ends at {LARGEST:.0f}"
+        if largest > FP16_LARGEST:
+            return f"its constant '{name}' reaches {largest:.4g}; FP16 ends at {FP16_LARGEST:.0f}"
         error, size = finite - finite.astype(np.float16), float(np.linalg.norm(finite))
         if self._is_bias(node, name):  # what it is added to tells how exact it has to be
             given = self._ranges.get(node.output[0])
@@ -241,17 +241,17 @@ class _Judge:
             if node.op_type == "AveragePool":  # its windows may overlap
                 window = math.prod(attribute(node, "kernel_shape"))
             total = _largest(given) * window
-            if total > LARGEST:
+            if total > FP16_LARGEST:
                 return f"the sum that it divides reaches {total:.4g}"
         power, total = int(attribute(node, "p", 2)), 0.0
         if node.op_type in _ROOTS and given is not None:
             total = _largest(given) ** power
         elif node.op_type == "LpNormalization" and read is not None:
             total = _largest(read) ** power * self._length(node, read)
-        if total > LARGEST:
+        if total > FP16_LARGEST:
             which = "squares" if power == 2 else f"powers of {power}"
             return f"the sum of {which} inside of it reaches {total:.4g}"
-        if node.op_type in _SQUARES and read is not None and _largest(read) ** 2 > LARGEST:
+        if node.op_type in _SQUARES and read is not None and _largest(read) ** 2 > FP16_LARGEST:
             return f"it squares what reaches {_largest(read):.4g}"
         if node.op_type in _EXPONENTIALS and read is not None and _largest(read) > _COARSE:
             return f"its exponents reach {_largest(read):.4g}, where FP16 rounds to quarters"
@@ -292,7 +292,7 @@ def _of_sizes(walk: Walk) -> set[str]:
 
 
 def _save_casts(
-    floats: Floats, nodes: Iterable[onnx.NodeProto], fixed: AbstractSet[str]
+    floats: FloatTensors, nodes: Iterable[onnx.NodeProto], fixed: AbstractSet[str]
 ) -> list[str]:
     """Nodes that go to float32 as well, because there are fewer casts then.
 
@@ -365,7 +365,7 @@ def _connected(names: Sequence[str], around: Mapping[str, set[str]]) -> list[lis
     return [group for group, _ in groups]
 
 
-def rounded(value: Array) -> Array:
+def rounded_to_fp16(value: Array) -> Array:
     """A float32 array in FP16, what lies beyond its largest number clamped; infinities stay."""
-    clamped = np.where(np.isfinite(value), np.clip(value, -LARGEST, LARGEST), value)
+    clamped = np.where(np.isfinite(value), np.clip(value, -FP16_LARGEST, FP16_LARGEST), value)
     return clamped.astype(np.float16)

@@ -6,7 +6,7 @@ nothing outside changes. Behind codes of an INT8 graph no cast is needed: their 
 FP16 by itself (opset 19), as TensorRT wants it for its fusions.
 
 ONNX Runtime has few FP16 kernels on the CPU and drops the casts around the others, so that nothing
-ever overflows there. :func:`simulation` therefore keeps floats and rounds each FP16 tensor, to
+ever overflows there. :func:`fp16_simulation` therefore keeps floats and rounds each FP16 tensor, to
 infinity where it is too large: what is measured on it is what an FP16 engine computes, if that adds
 up in float32.
 """
@@ -21,9 +21,9 @@ from onnx import TensorProto, numpy_helper
 
 from ...runtime.errors import InputError
 from ...runtime.tensors import Array
-from ..graph.onnx_graph import all_names, attribute, fresh, opset_of, serialize
+from ..graph.onnx_graph import all_names, attribute, fresh_name, opset_of, serialize
 from ..graph.precision_plan import PrecisionPlan
-from .fp16_plan import LARGEST, Floats, half_nodes, rounded
+from .fp16_plan import FP16_LARGEST, FloatTensors, fp16_nodes, rounded_to_fp16
 
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 _HALF_SCALES = 19  # the opset whose quantizers take FP16
@@ -34,7 +34,7 @@ _ROOM = 1 + 2.0**-9  # a code of 127 times this is still rounded to 127
 
 
 @dataclass(frozen=True)
-class Half:
+class Fp16Graph:
     """A graph in FP16.
 
     Attributes:
@@ -50,7 +50,7 @@ class Half:
     nodes: frozenset[str]
 
 
-def write_fp16(model: bytes, plan: PrecisionPlan) -> Half:
+def write_fp16(model: bytes, plan: PrecisionPlan) -> Fp16Graph:
     """Write a model with the nodes that ``plan`` says in FP16.
 
     Args:
@@ -63,7 +63,7 @@ def write_fp16(model: bytes, plan: PrecisionPlan) -> Half:
     return _Writer(onnx.load_model_from_string(model), plan).write()
 
 
-def small_scales(model: bytes) -> dict[str, str]:
+def scales_below_fp16(model: bytes) -> dict[str, str]:
     """Nodes whose activations have a scale that FP16 cannot hold, and why they stay float32.
 
     Weights are no matter: their codes are written anew for a scale that FP16 can hold.
@@ -83,13 +83,13 @@ def small_scales(model: bytes) -> dict[str, str]:
     }
 
 
-def simulation(model: bytes) -> bytes:
+def fp16_simulation(model: bytes) -> bytes:
     """An FP16 graph in float32, each FP16 tensor rounded; it runs in ONNX Runtime.
 
     Tensors keep their names.
     """
     proto = onnx.load_model_from_string(model)
-    kinds = Floats.of(proto).kinds
+    kinds = FloatTensors.of(proto).kinds
     half = {name for name, kind in kinds.items() if kind == TensorProto.FLOAT16}
     taken, nodes = all_names(proto), list[onnx.NodeProto]()
     for tensor in proto.graph.initializer:
@@ -103,8 +103,8 @@ def simulation(model: bytes) -> bytes:
         nodes.append(node)
         for i, name in enumerate(node.output):
             if name in half:
-                node.output[i] = fresh(taken, f"{name}_exact")
-                narrow = fresh(taken, f"{name}_rounded")
+                node.output[i] = fresh_name(taken, f"{name}_exact")
+                narrow = fresh_name(taken, f"{name}_rounded")
                 nodes.append(_cast(node.output[i], narrow, TensorProto.FLOAT16))
                 nodes.append(_cast(narrow, name, TensorProto.FLOAT))
                 nodes[-1].name = f"Widen_{name}"  # the graph has casts of its own
@@ -115,9 +115,9 @@ def simulation(model: bytes) -> bytes:
 
 class _Writer:
     def __init__(self, model: onnx.ModelProto, plan: PrecisionPlan) -> None:
-        self.model, self.floats = model, Floats.of(model)
+        self.model, self.floats = model, FloatTensors.of(model)
         self.walk = self.floats.walk
-        self.wanted = half_nodes(plan)
+        self.wanted = fp16_nodes(plan)
         self.names = all_names(model)
         self.native: set[str] = set()  # tensors that are FP16 under their own name
         self.halves: dict[str, str] = {}  # float32 tensor or constant -> its FP16 form
@@ -129,7 +129,7 @@ class _Writer:
         self.clamped: dict[str, int] = {}
         self.casts = 0
 
-    def write(self) -> Half:
+    def write(self) -> Fp16Graph:
         graph = self.model.graph
         used: set[str] = set()
         quantized = any(node.op_type in _QUANTIZERS for node in graph.node)
@@ -160,7 +160,7 @@ class _Writer:
         del graph.node[:], graph.initializer[:]
         graph.node.extend(self.nodes)
         graph.initializer.extend(kept)
-        return Half(serialize(self.model), self.casts, self.clamped, frozenset(used))
+        return Fp16Graph(serialize(self.model), self.casts, self.clamped, frozenset(used))
 
     def _half(self, node: onnx.NodeProto) -> None:
         takes = set(self.floats.inputs(node))
@@ -179,7 +179,7 @@ class _Writer:
             if name not in gives_half:
                 continue
             if name in self.walk.output_names:  # the graph gives out float32
-                node.output[i] = self.halves[name] = fresh(self.names, f"{name}_half")
+                node.output[i] = self.halves[name] = fresh_name(self.names, f"{name}_half")
                 self._cast(node.output[i], name, TensorProto.FLOAT)
             else:
                 self.native.add(name)
@@ -207,7 +207,7 @@ class _Writer:
             elif name in self.dequantizers:
                 self.halves[name] = self._dequantize_to_half(self.dequantizers[name])
             else:
-                self.halves[name] = fresh(self.names, f"{name}_half")
+                self.halves[name] = fresh_name(self.names, f"{name}_half")
                 self._cast(name, self.halves[name], TensorProto.FLOAT16)
         return self.halves[name]
 
@@ -217,41 +217,41 @@ class _Writer:
                 self.singles[name] = name
                 self.nodes.append(self.dequantizers[name])
             else:
-                self.singles[name] = fresh(self.names, f"{name}_float")
+                self.singles[name] = fresh_name(self.names, f"{name}_float")
                 self._cast(name, self.singles[name], TensorProto.FLOAT)
         return self.singles[name]
 
     def _dequantize_to_half(self, node: onnx.NodeProto) -> str:
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
-        copy.name = fresh(self.names, f"{node.name}_half")
+        copy.name = fresh_name(self.names, f"{node.name}_half")
         key = (node.input[0], node.input[1])
         if key not in self.packed:  # layers that share weights go on sharing them
             codes, scale = node.input[0], self._value(node.input[1])
             if codes in self.walk.constants:
                 value = self._value(codes)
-                anew, scale = half_scales(value, scale, attribute(node, "axis", 1))
+                anew, scale = scales_for_fp16(value, scale, attribute(node, "axis", 1))
                 if not np.array_equal(anew, value):
                     codes = self._constant(f"{codes}_half", anew)
             name = self._constant(f"{node.input[1]}_half", scale.astype(np.float16))
             self.packed[key] = (codes, name)
         copy.input[0], copy.input[1] = self.packed[key]
-        copy.output[0] = fresh(self.names, f"{node.output[0]}_half")
+        copy.output[0] = fresh_name(self.names, f"{node.output[0]}_half")
         self.nodes.append(copy)
         return copy.output[0]
 
     def _half_constant(self, name: str) -> str:
         value = self._value(name)
-        beyond = int(np.count_nonzero(np.isfinite(value) & (np.abs(value) > LARGEST)))
+        beyond = int(np.count_nonzero(np.isfinite(value) & (np.abs(value) > FP16_LARGEST)))
         if beyond:
             self.clamped[name] = beyond
-        return self._constant(f"{name}_half", rounded(value))
+        return self._constant(f"{name}_half", rounded_to_fp16(value))
 
     def _value(self, name: str) -> Array:
         return numpy_helper.to_array(self.walk.constants[name])
 
     def _constant(self, name: str, value: Array) -> str:
-        name = fresh(self.names, name)
+        name = fresh_name(self.names, name)
         self.constants.append(numpy_helper.from_array(value, name))
         return name
 
@@ -260,7 +260,7 @@ class _Writer:
         self.nodes.append(_cast(source, target, kind))
 
 
-def half_scales(codes: Array, scale: Array, axis: int) -> tuple[Array, Array]:
+def scales_for_fp16(codes: Array, scale: Array, axis: int) -> tuple[Array, Array]:
     """Weights for scales that FP16 can hold.
 
     The codes are rounded anew for what becomes of a scale, so that no more is lost than by any

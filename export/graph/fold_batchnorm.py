@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from .onnx_graph import Walk, all_names, attribute, bias_of, fresh, read_with_bias
+from .onnx_graph import Walk, all_names, attribute, bias_of, fresh_name, read_with_bias
 
 
 def fold_norms(model: onnx.ModelProto) -> int:
@@ -45,7 +45,7 @@ def fold_norms(model: onnx.ModelProto) -> int:
             gemm.input[1]: weights.astype(np.float64) * columns,
             f"{gemm.input[1]}_bias": shifted,
         }
-        added = [fresh(taken, f"{name}_normed") for name in parts]
+        added = [fresh_name(taken, f"{name}_normed") for name in parts]
         for name, value in zip(added, parts.values(), strict=True):
             tensor = numpy_helper.from_array(value.astype(np.float32), name)
             model.graph.initializer.append(tensor)

@@ -6,8 +6,8 @@ layers), dead nodes go, a mean over the spatial
 axes becomes GlobalAveragePool (which has an INT8 kernel), every node and free dimension gets a
 name.
 
-When it is exact: always, up to the order of floating-point additions; :func:`tidy` proves it on the
-spot by running both models on one random input.
+When it is exact: always, up to the order of floating-point additions; :func:`normalize` proves it
+on the spot by running both models on one random input.
 
 When it refuses: files that the ONNX checker rejects, weights that are not finite, models over
 2 GiB, control flow, models that are quantized already, outputs that differ.
@@ -37,7 +37,7 @@ from .onnx_graph import (
     Walk,
     all_names,
     attribute,
-    fresh,
+    fresh_name,
     give_out,
     name_nodes,
     opset_of,
@@ -45,14 +45,14 @@ from .onnx_graph import (
     specs,
     tensor_types,
 )
-from .random_inputs import SIZES, fitting, has_free
+from .random_inputs import TRIED_SIZES, has_free_dimension, run_on_random
 
 _OLDEST_OPSET = 13  # per-axis DequantizeLinear came with it
 _RAISED_OPSET = 18
 _RELATIVE_TOLERANCE = 1e-3
 
 
-def tidy(
+def normalize(
     model: onnx.ModelProto,
     *,
     source: str,
@@ -185,7 +185,7 @@ def _spatial_mean_is_a_pool(model: onnx.ModelProto) -> None:
             nodes.append(node)
             continue
         keep = bool(attribute(node, "keepdims", 1))
-        pooled = node.output[0] if keep else fresh(taken, f"{node.output[0]}_pooled")
+        pooled = node.output[0] if keep else fresh_name(taken, f"{node.output[0]}_pooled")
         nodes.append(onnx.helper.make_node("GlobalAveragePool", [node.input[0]], [pooled]))
         if not keep:
             nodes.append(onnx.helper.make_node("Flatten", [pooled], [node.output[0]], axis=1))
@@ -255,16 +255,16 @@ def _first_run(
         if example is not None:
             return dict(example), engine.run(example)
         try:
-            return fitting(
+            return run_on_random(
                 inputs, lambda feeds: (feeds, engine.run(feeds)), batches=(2, 1), picture=picture
             )
         except EngineError as error:
-            if not has_free(inputs, slice(1, None)):
+            if not has_free_dimension(inputs, slice(1, None)):
                 raise
             raise InputError(
                 "E_SHAPE",
                 f"{source} has free dimensions and runs with none of the sizes "
-                f"{', '.join(map(str, [*filter(None, [picture]), *SIZES]))}: {error.message}",
+                f"{', '.join(map(str, [*filter(None, [picture]), *TRIED_SIZES]))}: {error.message}",
                 mend="Export it with the sizes that it is meant for.",
                 path=source,
             ) from error

@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 from ...runtime.errors import InputError
-from .onnx_graph import IR_VERSION, attribute, evaluate, tensor_types
+from .onnx_graph import IR_VERSION, attribute, evaluate_node, tensor_types
 
 _LIMIT_BYTES = 2**31 - 1
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinear", "QGemm")
@@ -201,7 +201,7 @@ def fold_casts(model: onnx.ModelProto) -> None:
         if not constant or node.output[0] in given:
             kept.append(node)
             continue
-        value = evaluate(node, model.opset_import, {node.input[0]: known[node.input[0]]})
+        value = evaluate_node(node, model.opset_import, {node.input[0]: known[node.input[0]]})
         known[node.output[0]] = value
         model.graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
     del model.graph.node[:]

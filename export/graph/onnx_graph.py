@@ -159,7 +159,7 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
     return default
 
 
-def channel_axis(node: onnx.NodeProto) -> int:
+def weight_channel_axis(node: onnx.NodeProto) -> int:
     """The axis of a Conv's, Gemm's or MatMul's weights that counts its output channels."""
     turned = node.op_type == "MatMul" or (
         node.op_type == "Gemm" and not attribute(node, "transB", 0)
@@ -183,7 +183,7 @@ def read_with_bias(node: onnx.NodeProto, bias: str) -> None:
     node.attribute.extend(kept)
 
 
-def evaluate(
+def evaluate_node(
     node: onnx.NodeProto, opsets: Iterable[onnx.OperatorSetIdProto], feeds: Mapping[str, Array]
 ) -> Array:
     """What one of ONNX's own nodes, of one output, gives for constants; by its reference.
@@ -222,7 +222,7 @@ def opset_of(model: onnx.ModelProto) -> int:
     return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
 
 
-def fresh(taken: set[str], wanted: str) -> str:
+def fresh_name(taken: set[str], wanted: str) -> str:
     """A name like ``wanted`` that is not in ``taken``; it is added there."""
     name, count = wanted, 1
     while name in taken:
@@ -250,7 +250,7 @@ def rename(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
     taken = all_names(model)
     aside = taken.intersection(names.values()) - names.keys()
     taken.update(names.values())
-    every = {**{name: fresh(taken, name) for name in sorted(aside)}, **names}
+    every = {**{name: fresh_name(taken, name) for name in sorted(aside)}, **names}
     for node in model.graph.node:
         for part in (node.input, node.output):
             part[:] = [every.get(name, name) for name in part]
@@ -263,7 +263,7 @@ def name_nodes(model: onnx.ModelProto) -> None:
     """Give every node a name of its own, by its operator and output where it has none."""
     taken: set[str] = set()
     for node in model.graph.node:
-        node.name = fresh(taken, node.name or f"{node.op_type}_{node.output[0]}")
+        node.name = fresh_name(taken, node.name or f"{node.op_type}_{node.output[0]}")
 
 
 def give_out(model: onnx.ModelProto, names: Iterable[str]) -> None:

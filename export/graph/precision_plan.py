@@ -11,7 +11,7 @@ import onnx
 
 from ...runtime.errors import InputError
 
-PRECISIONS = ("int8", "fp16", "float32")
+PLAN_PRECISIONS = ("int8", "fp16", "float32")
 """What a plan can say of a node."""
 
 
@@ -19,7 +19,7 @@ _FORMAT = "edgepress-plan-1"
 
 
 @dataclass(frozen=True)
-class Choice:
+class NodePrecision:
     """What one node runs in, and why."""
 
     precision: str
@@ -30,7 +30,7 @@ class Choice:
 class PrecisionPlan:
     """Precision by node name; what only moves data (Reshape, MaxPool, ...) follows its input."""
 
-    nodes: Mapping[str, Choice]
+    nodes: Mapping[str, NodePrecision]
 
     def is_int8(self, node: onnx.NodeProto) -> bool:
         """Whether a node is to run in INT8."""
@@ -62,25 +62,25 @@ class PrecisionPlan:
                 mend="Give a plan that PrecisionPlan.to_dict() wrote.",
                 path=where,
             )
-        found: dict[str, Choice] = {}
+        found: dict[str, NodePrecision] = {}
         for name, one in cast("Mapping[str, object]", nodes).items():
             given = cast("Mapping[str, object]", one if isinstance(one, Mapping) else {})
             precision = given.get("precision")
-            if precision not in PRECISIONS:
+            if precision not in PLAN_PRECISIONS:
                 raise InputError(
                     "E_PLAN",
                     f"{where} has the precision {precision!r} for '{name}'.",
-                    mend="It may be one of " + ", ".join(PRECISIONS) + ".",
+                    mend="It may be one of " + ", ".join(PLAN_PRECISIONS) + ".",
                     path=where,
                 )
-            found[name] = Choice(str(precision), str(given.get("reason", "")))
+            found[name] = NodePrecision(str(precision), str(given.get("reason", "")))
         return PrecisionPlan(found)
 
 
-UNNAMED = Choice("float32", "the precision plan does not name it")
+UNNAMED = NodePrecision("float32", "the precision plan does not name it")
 
 
-def check_names(wanted: Sequence[str], names: Sequence[str], who: str = "keep_float") -> None:
+def check_node_names(wanted: Sequence[str], names: Sequence[str], who: str = "keep_float") -> None:
     """Check that nodes which a recipe names are there.
 
     Args:

@@ -10,13 +10,13 @@ import numpy as np
 from ...runtime.errors import EngineError
 from ...runtime.tensors import Arrays, TensorSpec
 
-SIZES = (64, 224, 32, 320, 256, 1)
+TRIED_SIZES = (64, 224, 32, 320, 256, 1)
 """Lengths of free dimensions, in the order in which they are tried."""
 
 T = TypeVar("T")
 
 
-def synthetic(
+def random_inputs(
     inputs: tuple[TensorSpec, ...],
     *,
     seed: int = 0,
@@ -58,20 +58,22 @@ def synthetic(
 def _trials(
     inputs: tuple[TensorSpec, ...], batches: tuple[int, ...], picture: tuple[int, int] | None
 ) -> Iterator[Arrays]:
-    sizes: list[int | tuple[int, int]] = [picture, *SIZES] if picture is not None else [*SIZES]
+    sizes: list[int | tuple[int, int]] = (
+        [picture, *TRIED_SIZES] if picture is not None else [*TRIED_SIZES]
+    )
     bytes_in = any(spec.dtype == "uint8" for spec in inputs)
     for narrow in (False, True) if bytes_in else (False,):
-        for batch in batches if has_free(inputs, slice(1)) else batches[:1]:
-            for size in sizes if has_free(inputs, slice(1, None)) else sizes[:1]:
-                yield synthetic(inputs, batch=batch, size=size, narrow=narrow)
+        for batch in batches if has_free_dimension(inputs, slice(1)) else batches[:1]:
+            for size in sizes if has_free_dimension(inputs, slice(1, None)) else sizes[:1]:
+                yield random_inputs(inputs, batch=batch, size=size, narrow=narrow)
 
 
-def has_free(inputs: tuple[TensorSpec, ...], dimensions: slice) -> bool:
+def has_free_dimension(inputs: tuple[TensorSpec, ...], dimensions: slice) -> bool:
     """Whether one of some dimensions is free in any input."""
     return any(isinstance(d, str) for spec in inputs for d in spec.shape[dimensions])
 
 
-def fitting(
+def run_on_random(
     inputs: tuple[TensorSpec, ...],
     run: Callable[[Arrays], T],
     *,
@@ -84,7 +86,7 @@ def fitting(
         inputs: The inputs of a network.
         run: Is given them.
         batches: Lengths of first dimensions, in turn; the first alone where none is free.
-        picture: Height and width to try before :data:`SIZES`.
+        picture: Height and width to try before :data:`TRIED_SIZES`.
 
     Raises:
         EngineError: What it raised first, where none does.

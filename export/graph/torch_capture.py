@@ -21,8 +21,8 @@ from ...runtime.engines.engine import EngineOptions
 from ...runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ...runtime.errors import InputError
 from ...runtime.tensors import Array, Arrays
-from .normalize import tidy, with_opset
-from .onnx_graph import Graph, Parity, fresh, rename, rows
+from .normalize import normalize, with_opset
+from .onnx_graph import Graph, Parity, fresh_name, rename, rows
 
 _COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _COSINE_FLOOR = 0.9999
@@ -79,7 +79,7 @@ def capture(
         names = [*example, *run_module(module, example)]
         ours = {f"edgepress.{i}": name for i, name in enumerate(names)}  # nothing else is called so
         free = torch.export.Dim("N", min=1)
-        arguments = tensors(example)
+        arguments = tensors_from(example)
         shapes = {
             name: {0: free} if dynamic_batch and array.ndim else None
             for name, array in example.items()
@@ -102,11 +102,11 @@ def capture(
             raise _refused(error, dynamic_batch=dynamic_batch, source=source) from error
     model = program.model_proto
     rename(model, ours)
-    graph = tidy(model, source=source, example=example)
+    graph = normalize(model, source=source, example=example)
     if dynamic_batch:
         _batch_is_free(graph)
     graph = with_opset(graph, opset, example)  # the exporter itself writes none below 18
-    return prove(module, graph, parity_on or [example], real=bool(parity_on))
+    return with_parity(module, graph, parity_on or [example], real=bool(parity_on))
 
 
 class _Flat(torch.nn.Module):
@@ -136,7 +136,7 @@ def run_module(module: torch.nn.Module, feeds: Mapping[str, Array]) -> Arrays:
     """
     try:
         with torch.inference_mode():
-            given = module(**tensors(feeds))
+            given = module(**tensors_from(feeds))
             return {
                 name: (value.float() if value.is_floating_point() else value).cpu().numpy()
                 for name, value in flatten_outputs(given, feeds).items()
@@ -176,7 +176,7 @@ def flatten_outputs(given: object, taken: Collection[str] = ()) -> dict[str, tor
         name = "_".join(_key(part) for part in path)
         if not name or name[0].isdigit():
             name = f"output_{name}".rstrip("_")
-        named[fresh(reserved, name)] = leaf
+        named[fresh_name(reserved, name)] = leaf
     if not named:
         raise InputError(
             "E_FORWARD",
@@ -194,7 +194,7 @@ def _key(part: object) -> str:
     return str(part)
 
 
-def tensors(arrays: Mapping[str, Array]) -> dict[str, torch.Tensor]:
+def tensors_from(arrays: Mapping[str, Array]) -> dict[str, torch.Tensor]:
     """Tensors over arrays, which are copied where torch could not share their memory."""
     return {
         name: _torch.from_numpy(np.require(array, requirements=["C", "W"]))
@@ -220,7 +220,7 @@ def input_names(module: torch.nn.Module) -> list[str]:
     return required
 
 
-def prove(
+def with_parity(
     module: torch.nn.Module, graph: Graph, batches: Sequence[Mapping[str, Array]], *, real: bool
 ) -> Graph:
     """The same Graph with its Parity recorded.

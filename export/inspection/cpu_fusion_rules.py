@@ -16,7 +16,7 @@ from ...runtime.tensors import Array
 from ..graph.onnx_files import constant_tensors
 from ..graph.onnx_graph import Walk, clip_bounds
 from ..int8.dialect import Dialect
-from ..int8.quant_params import declared_kind
+from ..int8.quant_params import declared_code_type
 from ..int8.stride_hoisting import over_single_values
 
 RULES = {
@@ -94,7 +94,7 @@ class _Quantizer:
         return (int(limits.min) - zero) * scale, (int(limits.max) - zero) * scale
 
 
-class Rules:
+class FusionRules:
     """The rules of one engine, for the nodes of one file."""
 
     def __init__(self, model: onnx.ModelProto, dialect: Dialect, engine: str) -> None:
@@ -285,7 +285,7 @@ class Rules:
             node = self.walk.producer[source]
         if len(node.input) > 2 and node.input[2] in self.constants:
             return self.constants[node.input[2]].dtype.name
-        return declared_kind(node)
+        return declared_code_type(node)
 
 
 def tail_name(node: onnx.NodeProto | None) -> str:

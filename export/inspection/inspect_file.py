@@ -14,7 +14,7 @@ from ...runtime.errors import EdgepressError, EngineError
 from ..engine_views.view import is_int8_kernel
 from ..graph.onnx_files import check_valid, constant_tensors, is_quantized, read_onnx
 from ..graph.onnx_graph import Graph, name_nodes, opset_of, specs
-from ..graph.random_inputs import synthetic
+from ..graph.random_inputs import random_inputs
 from ..receipt import count_macs
 
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
@@ -84,6 +84,6 @@ def _macs(graph: Graph, operators: Counter[str]) -> int | None:
     if free or any(is_int8_kernel(op) for op in operators):
         return None
     try:
-        return sum(count_macs(graph, synthetic(graph.inputs, batch=1)).values())
+        return sum(count_macs(graph, random_inputs(graph.inputs, batch=1)).values())
     except EdgepressError:  # it does not run on random inputs
         return None

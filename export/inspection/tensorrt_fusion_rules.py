@@ -11,7 +11,7 @@ from __future__ import annotations
 import onnx
 
 from ..graph.onnx_graph import attribute
-from .cpu_fusion_rules import Finding, Rules
+from .cpu_fusion_rules import Finding, FusionRules
 
 REMEDIES = {
     "Int32 bias": "writes it in float32, the same value",
@@ -30,7 +30,7 @@ REFUSED = frozenset({"Int32 bias", "zero point is not 0", "uint8 weights", "zero
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
-class BuilderRules(Rules):
+class BuilderRules(FusionRules):
     """The rules of TensorRT, for the nodes of one file."""
 
     def has_quantized_inputs(self, node: onnx.NodeProto) -> bool:

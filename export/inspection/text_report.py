@@ -146,7 +146,7 @@ def show_blame(console: Console, mixed: Mapping[str, Any], *, everything: bool) 
 
     Args:
         console: Where to.
-        mixed: What :func:`edgepress.compress.quantization.mixed_precision.mix` reported.
+        mixed: What :func:`edgepress.compress.quantization.mixed_precision.mix_precisions` reported.
         everything: Every node; otherwise those that cost most.
     """
     sums, whole, floats = mixed["kernels_ms"], mixed["whole_ms"], mixed.get("floats", "float32")

@@ -25,13 +25,13 @@ from ..graph.normalize import initializers_are_not_inputs
 from ..graph.onnx_files import check_valid, fold_casts, is_quantized, read_onnx
 from ..graph.onnx_graph import IR_VERSION, name_nodes
 from ..int8.dialect import Dialect
-from .cpu_fusion_rules import RULES, TITLES, Finding, Rules
+from .cpu_fusion_rules import RULES, TITLES, Finding, FusionRules
 from .lost_biases import lost_biases
 from .tensorrt_fusion_rules import REFUSED, REMEDIES, BuilderRules
 
 
 @dataclass(frozen=True)
-class Fallen:
+class FloatFallback:
     """One node that has quantized inputs and runs in float.
 
     Attributes:
@@ -96,7 +96,7 @@ class Slowness:
     total_ms: float | None
     int8_ms: float | None
     int8_nodes: int
-    fallen: tuple[Fallen, ...]
+    fallen: tuple[FloatFallback, ...]
     by_rule: Mapping[str, float | None]
     counts: Mapping[str, int]
     lost: Mapping[str, str]
@@ -176,8 +176,8 @@ def why_slow(
     if dialect.at_inputs:
         return _by_rules(model, BuilderRules(model, dialect, dialect.name), TITLES[dialect.name])
     seen = profile_kernels(engine, model, runs=runs, threads=threads)
-    rules = Rules(model, dialect, engine)
-    fallen: list[Fallen] = []
+    rules = FusionRules(model, dialect, engine)
+    fallen: list[FloatFallback] = []
     accounted: set[str] = set()
     for node in model.graph.node:
         home = seen.home_of(node) if rules.has_quantized_inputs(node) else None
@@ -187,7 +187,9 @@ def why_slow(
         own = 0.0 if home.name in accounted else home.ms  # two may have become one kernel
         accounted |= around | {home.name}
         costs = sum(seen.kernels[name].ms for name in around)
-        fallen.append(Fallen(node.name, node.op_type, rules.findings(node), home.told, own, costs))
+        fallen.append(
+            FloatFallback(node.name, node.op_type, rules.findings(node), home.told, own, costs)
+        )
     lost = lost_biases(model) if engine == "onnxruntime" else {}
     return _told(tuple(fallen), seen, accounted, lost)
 
@@ -197,7 +199,7 @@ def _by_rules(model: onnx.ModelProto, rules: BuilderRules, title: str) -> Slowne
     asked = [node for node in model.graph.node if rules.has_quantized_inputs(node)]
     findings = {node.name: rules.findings(node) for node in asked}
     fallen = [
-        Fallen(node.name, node.op_type, findings[node.name], "", None, None)
+        FloatFallback(node.name, node.op_type, findings[node.name], "", None, None)
         for node in asked
         if findings[node.name]
     ]
@@ -215,7 +217,10 @@ def _by_rules(model: onnx.ModelProto, rules: BuilderRules, title: str) -> Slowne
 
 
 def _told(
-    fallen: tuple[Fallen, ...], seen: KernelProfile, accounted: set[str], lost: Mapping[str, str]
+    fallen: tuple[FloatFallback, ...],
+    seen: KernelProfile,
+    accounted: set[str],
+    lost: Mapping[str, str],
 ) -> Slowness:
     costs: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)

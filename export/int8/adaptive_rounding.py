@@ -33,9 +33,9 @@ from onnx import numpy_helper
 from ...runtime.engines.engine import EngineOptions
 from ...runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ...runtime.tensors import Array
-from ..calibration.ranges import Batches, some
-from ..graph.onnx_graph import Graph, Walk, attribute, channel_axis, give_out, serialize
-from .qdq_writer import Quantized
+from ..calibration.ranges import FeedBatches, batches_up_to
+from ..graph.onnx_graph import Graph, Walk, attribute, give_out, serialize, weight_channel_axis
+from .qdq_writer import QuantizedGraph
 
 _PICTURES = 64
 _BATCH = 8
@@ -48,7 +48,7 @@ _DAMPING = 0.01  # of the mean variance, added to each
 
 
 @dataclass(frozen=True)
-class Layer:
+class RoundedLayer:
     """A layer whose weights can be rounded anew.
 
     Attributes:
@@ -72,18 +72,18 @@ class Layer:
     kernel: tuple[int, ...]
 
 
-Held: TypeAlias = dict[tuple[bytes, str, bytes], Array]
+RoundedCodes: TypeAlias = dict[tuple[bytes, str, bytes], Array]
 """Codes that were chosen before, by network, node, and the scales and largest code they are for."""
 
 
 def round_weights(
     graph: Graph,
-    quantized: Quantized,
-    batches: Batches,
+    quantized: QuantizedGraph,
+    batches: FeedBatches,
     *,
-    held: Held | None = None,
+    held: RoundedCodes | None = None,
     on_progress: Callable[[int, int], None] | None = None,
-) -> Quantized | None:
+) -> QuantizedGraph | None:
     """Choose the codes of the weights anew.
 
     Args:
@@ -99,17 +99,17 @@ def round_weights(
     """
     model = onnx.load_model_from_string(quantized.model)
     walk, constants = Walk(graph.proto()), {t.name: t for t in model.graph.initializer}
-    layers = layers_of(walk, model, quantized)
-    if not layers or work_of(layers) > _MOST_WORK:
+    layers = rounded_layers(walk, model, quantized)
+    if not layers or rounding_macs(layers) > _MOST_WORK:
         return None
     network = hashlib.sha256(graph.model).digest()
-    known: Held = {} if held is None else held
+    known: RoundedCodes = {} if held is None else held
     wanted = {one.node.name: _wanted(network, one, constants) for one in layers}
     missing = [one for one in layers if wanted[one.node.name].key not in known]
     for part in _parts(missing):
         for layer, moments in _moments(graph, part, batches):
             want = wanted[layer.node.name]
-            axis = channel_axis(layer.node)
+            axis = weight_channel_axis(layer.node)
             weights = np.moveaxis(walk.constant(layer.weights), axis, 0)
             split = weights.reshape(layer.groups, -1, layer.inputs).astype(np.float64)
             steps = want.scale.reshape(layer.groups, -1, 1)
@@ -132,7 +132,7 @@ class _Wanted:
     key: tuple[bytes, str, bytes]
 
 
-def _wanted(network: bytes, layer: Layer, constants: dict[str, onnx.TensorProto]) -> _Wanted:
+def _wanted(network: bytes, layer: RoundedLayer, constants: dict[str, onnx.TensorProto]) -> _Wanted:
     old = numpy_helper.to_array(constants[layer.codes])
     scale = numpy_helper.to_array(constants[layer.scale]).astype(np.float64)
     limit = int(max(np.abs(old.astype(np.int32)).max(), 1))
@@ -140,13 +140,15 @@ def _wanted(network: bytes, layer: Layer, constants: dict[str, onnx.TensorProto]
     return _Wanted(scale, limit, (network, layer.node.name, told))
 
 
-def layers_of(walk: Walk, model: onnx.ModelProto, quantized: Quantized) -> list[Layer]:
+def rounded_layers(
+    walk: Walk, model: onnx.ModelProto, quantized: QuantizedGraph
+) -> list[RoundedLayer]:
     """The layers of a quantized graph whose weights can be rounded anew."""
     makers = {name: node for node in model.graph.node for name in node.output}
     readers = Counter(name for node in model.graph.node for name in node.input)
     kinds = {t.name: t.data_type for t in model.graph.initializer}
     nodes = {node.name: node for node in walk.model.graph.node}
-    found: list[Layer] = []
+    found: list[RoundedLayer] = []
     for unit in quantized.units:
         node = nodes[unit.node]
         if unit.op_type not in ("Conv", "Gemm", "MatMul") or node.input[1] not in walk.constants:
@@ -159,17 +161,17 @@ def layers_of(walk: Walk, model: onnx.ModelProto, quantized: Quantized) -> list[
             continue
         if attribute(node, "auto_pad", b"NOTSET") not in (b"NOTSET", ""):
             continue
-        outputs = shape[channel_axis(node)]
+        outputs = shape[weight_channel_axis(node)]
         inputs = int(np.prod(shape)) // outputs
         if 1 < inputs <= _LARGEST:
             groups = int(attribute(node, "group", 1))
             found.append(
-                Layer(node, node.input[1], codes, scale, groups, inputs, outputs, shape[2:])
+                RoundedLayer(node, node.input[1], codes, scale, groups, inputs, outputs, shape[2:])
             )
     return found
 
 
-def work_of(layers: list[Layer]) -> float:
+def rounding_macs(layers: list[RoundedLayer]) -> float:
     """Multiply-adds of the pass, roughly: moments, their inverse, and telling what is to come."""
     return float(
         sum(
@@ -180,9 +182,9 @@ def work_of(layers: list[Layer]) -> float:
     )
 
 
-def _parts(layers: list[Layer]) -> Iterator[list[Layer]]:
+def _parts(layers: list[RoundedLayer]) -> Iterator[list[RoundedLayer]]:
     """Layers whose moments are held at once."""
-    part, held = list[Layer](), 0
+    part, held = list[RoundedLayer](), 0
     for layer in layers:
         size = layer.groups * layer.inputs**2
         if part and held + size > _NUMBERS:
@@ -195,8 +197,8 @@ def _parts(layers: list[Layer]) -> Iterator[list[Layer]]:
 
 
 def _moments(
-    graph: Graph, layers: list[Layer], batches: Batches
-) -> Iterator[tuple[Layer, NDArray[np.float64]]]:
+    graph: Graph, layers: list[RoundedLayer], batches: FeedBatches
+) -> Iterator[tuple[RoundedLayer, NDArray[np.float64]]]:
     """How each layer's inputs vary together, ``(groups, inputs, inputs)``."""
     model = graph.proto()
     del model.graph.output[:]
@@ -210,7 +212,7 @@ def _moments(
     squares = [np.zeros((one.groups, one.inputs, one.inputs)) for one in layers]
     counts = [0] * len(layers)
     with OnnxRuntimeEngine(model.SerializeToString(), EngineOptions()) as engine:
-        for feeds in some(batches, _BATCH, _PICTURES):
+        for feeds in batches_up_to(batches, _BATCH, _PICTURES):
             seen = {**feeds, **engine.run(feeds)}
             for i, layer in enumerate(layers):
                 patches = _patches(seen[layer.node.input[0]], layer, draws[i])
@@ -225,7 +227,7 @@ def _moments(
         yield layer, square / count - mean[:, :, None] * mean[:, None, :]
 
 
-def _patches(values: Array, layer: Layer, rng: np.random.Generator) -> NDArray[np.float32]:
+def _patches(values: Array, layer: RoundedLayer, rng: np.random.Generator) -> NDArray[np.float32]:
     """What a layer sums over, at some places of each picture: ``(groups, places, inputs)``."""
     if layer.node.op_type != "Conv":
         flat = values.reshape(-1, values.shape[-1])

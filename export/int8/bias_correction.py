@@ -31,29 +31,29 @@ from onnx import numpy_helper
 from ...runtime.engines.engine import EngineOptions
 from ...runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ...runtime.tensors import Array, Arrays
-from ..calibration.malloc_retention import kept
-from ..calibration.ranges import Batches, some
-from ..graph.onnx_graph import Graph, all_names, fresh, give_out, opset_of, rows, serialize
-from .qdq_writer import Quantized, Unit
+from ..calibration.malloc_retention import malloc_retained
+from ..calibration.ranges import FeedBatches, batches_up_to
+from ..graph.onnx_graph import Graph, all_names, fresh_name, give_out, opset_of, rows, serialize
+from .qdq_writer import QuantizedGraph, QuantizedNode
 from .quantizers import BIAS_LIMIT
 
-PICTURES = 256
+BIAS_PICTURES = 256
 _CHUNK = 16
 _MEMORY_BYTES = 256 * 2**20  # of codes kept between pieces
 _GAINS = (0.8, 1.25)  # a channel that needs more is broken in another way
 _LEAST_VARIANCE = 1e-4  # of the layer's mean; below it a channel is as good as constant
 
 
-@kept()
+@malloc_retained()
 def correct_biases(
     graph: Graph,
-    quantized: Quantized,
-    batches: Batches,
+    quantized: QuantizedGraph,
+    batches: FeedBatches,
     *,
     largest_tensor: int,
-    pictures: int = PICTURES,
+    pictures: int = BIAS_PICTURES,
     on_progress: Callable[[int], None] | None = None,
-) -> tuple[Quantized, dict[str, float]]:
+) -> tuple[QuantizedGraph, dict[str, float]]:
     """Correct the biases of a quantized graph.
 
     Args:
@@ -73,7 +73,7 @@ def correct_biases(
     if not units:
         return quantized, {}
     limit = int(np.clip(_MEMORY_BYTES // max(1, 4 * largest_tensor), 16, pictures))
-    chunks = list(some(batches, _CHUNK, limit))
+    chunks = list(batches_up_to(batches, _CHUNK, limit))
     wanted = _float_moments(graph, chunks, units)
     model = onnx.load_model_from_string(quantized.model)
     run = _PieceRunner(model, chunks)
@@ -101,13 +101,13 @@ class _Scales:
         self._makers = {name: node for node in model.graph.node for name in node.output}
         self._readers = Counter(name for node in model.graph.node for name in node.input)
 
-    def are_its_own(self, unit: Unit) -> bool:
+    def are_its_own(self, unit: QuantizedNode) -> bool:
         """Whether no other node reads the scales of this unit's weights."""
         weights = self._makers[unit.raw].input[1]
         scale = self._makers[weights].input[1]
         return self._readers[weights] == 1 and self._readers[scale] == 1
 
-    def correct(self, unit: Unit, gain: Array, shift: Array) -> Array:
+    def correct(self, unit: QuantizedNode, gain: Array, shift: Array) -> Array:
         """Multiply a unit's output by ``gain`` after adding ``shift`` to it, channel by channel.
 
         Returns:
@@ -148,19 +148,19 @@ def _give_moments(model: onnx.ModelProto, taken: set[str], raw: str, op_type: st
     axes = [0]
     if op_type == "Conv":  # any number of spatial axes: (N, C, everything else)
         shape = np.array([0, 0, -1], np.int64)
-        model.graph.initializer.append(numpy_helper.from_array(shape, fresh(taken, "shape")))
-        flat = fresh(taken, "flat")
+        model.graph.initializer.append(numpy_helper.from_array(shape, fresh_name(taken, "shape")))
+        flat = fresh_name(taken, "flat")
         inputs = [raw, model.graph.initializer[-1].name]
         model.graph.node.append(onnx.helper.make_node("Reshape", inputs, [flat]))
         raw, axes = flat, [0, 2]
-    square = fresh(taken, "square")
+    square = fresh_name(taken, "square")
     model.graph.node.append(onnx.helper.make_node("Mul", [raw, raw], [square]))
     given: list[str] = []
     for source in (raw, square):
-        given.append(fresh(taken, "edgepress_moment"))
+        given.append(fresh_name(taken, "edgepress_moment"))
         node = onnx.helper.make_node("ReduceMean", [source], [given[-1]], keepdims=0)
         if opset_of(model) >= 18:
-            values = numpy_helper.from_array(np.array(axes, np.int64), fresh(taken, "axes"))
+            values = numpy_helper.from_array(np.array(axes, np.int64), fresh_name(taken, "axes"))
             model.graph.initializer.append(values)
             node.input.append(values.name)
         else:
@@ -181,7 +181,7 @@ def _mean_and_variance(parts: list[tuple[Array, Array]], counts: list[int]) -> t
 
 
 def _float_moments(
-    graph: Graph, chunks: list[Arrays], units: list[Unit]
+    graph: Graph, chunks: list[Arrays], units: list[QuantizedNode]
 ) -> dict[str, tuple[Array, Array]]:
     """Mean and variance of each channel of each unit's node in the float32 graph, by node name."""
     model = graph.proto()
@@ -209,7 +209,7 @@ class _PieceRunner:
         nodes = model.graph.node
         self._producer = {name: i for i, node in enumerate(nodes) for name in node.output if name}
 
-    def moments_of(self, unit: Unit) -> tuple[Array, Array]:
+    def moments_of(self, unit: QuantizedNode) -> tuple[Array, Array]:
         """Mean and variance of each channel of ``unit``'s node over all pictures, ``(C,)`` each.
 
         Its inputs are those of the INT8 graph, with the biases as they are now.
@@ -273,7 +273,7 @@ class _PieceRunner:
         return sorted(made & wanted)
 
     def _piece(
-        self, indices: list[int], keep: list[str], unit: Unit
+        self, indices: list[int], keep: list[str], unit: QuantizedNode
     ) -> tuple[onnx.ModelProto, list[str]]:
         """The nodes at ``indices`` as a model that gives out ``keep`` and two moments, named."""
         piece = onnx.ModelProto()

@@ -32,20 +32,20 @@ from onnx import numpy_helper
 from ...runtime.engines.engine import EngineOptions
 from ...runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ...runtime.tensors import Array
-from ..calibration.ranges import Batches, some
+from ..calibration.ranges import FeedBatches, batches_up_to
 from ..graph.onnx_graph import (
     Graph,
     Walk,
     all_names,
     attribute,
     clip_bounds,
-    fresh,
+    fresh_name,
     give_out,
     rows,
     serialize,
 )
 
-PICTURES = 256
+EQUALIZATION_PICTURES = 256
 """At most so many calibration pictures are looked at."""
 
 _BATCH = 8
@@ -58,7 +58,7 @@ _HOMOGENEOUS = ("Relu", "LeakyRelu")
 
 
 @dataclass(frozen=True)
-class Chain:
+class EqualizedChain:
     """A tensor between convolutions whose channels can be scaled.
 
     Attributes:
@@ -77,7 +77,7 @@ class Chain:
 
 
 @dataclass(frozen=True)
-class Equalized:
+class EqualizedNetwork:
     """A network whose channels were brought together.
 
     Attributes:
@@ -92,9 +92,9 @@ class Equalized:
     changed: frozenset[str]
 
 
-def chains_of(model: onnx.ModelProto) -> list[Chain]:
+def equalized_chains(model: onnx.ModelProto) -> list[EqualizedChain]:
     """Every tensor of a model that can be equalised, in the order of the graph."""
-    walk, found = Walk(model), list[Chain]()
+    walk, found = Walk(model), list[EqualizedChain]()
     for node in model.graph.node:
         if node.op_type != "Conv" or not _has_weights(node, walk):
             continue
@@ -116,7 +116,7 @@ def chains_of(model: onnx.ModelProto) -> list[Chain]:
             continue
         depthwise = all(walk.constants[r.input[1]].dims[1] == 1 for r in readers)
         names = tuple(reader.name for reader in readers)
-        found.append(Chain(tensor, node.name, names, depthwise, ceiling))
+        found.append(EqualizedChain(tensor, node.name, names, depthwise, ceiling))
     return found
 
 
@@ -128,23 +128,23 @@ def _has_weights(node: onnx.NodeProto, walk: Walk) -> bool:
 
 def channel_peaks(
     graph: Graph,
-    chains: Sequence[Chain],
-    batches: Batches,
+    chains: Sequence[EqualizedChain],
+    batches: FeedBatches,
     on_progress: Callable[[int], None] | None = None,
 ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """What each channel reaches in a picture, on average and at most, by tensor, ``(C,)`` each."""
     model = graph.proto()
     taken = all_names(model)
-    peaks = {chain.tensor: fresh(taken, f"{chain.tensor}_peak") for chain in chains}
+    peaks = {chain.tensor: fresh_name(taken, f"{chain.tensor}_peak") for chain in chains}
     for tensor, peak in peaks.items():
-        size = fresh(taken, f"{tensor}_size")
+        size = fresh_name(taken, f"{tensor}_size")
         model.graph.node.append(onnx.helper.make_node("Abs", [tensor], [size]))
         model.graph.node.append(onnx.helper.make_node("GlobalMaxPool", [size], [peak]))
     del model.graph.output[:]
     give_out(model, peaks.values())
     seen: dict[str, list[Array]] = {tensor: [] for tensor in peaks}
     with OnnxRuntimeEngine(model.SerializeToString(), EngineOptions()) as engine:
-        for feeds in some(batches, _BATCH, PICTURES):
+        for feeds in batches_up_to(batches, _BATCH, EQUALIZATION_PICTURES):
             given = engine.run(feeds)
             for tensor, peak in peaks.items():
                 array = given[peak]
@@ -155,8 +155,8 @@ def channel_peaks(
     return {tensor: (one.mean(axis=0), one.max(axis=0)) for tensor, one in whole.items()}
 
 
-def factors_of(
-    chain: Chain,
+def equalization_factors(
+    chain: EqualizedChain,
     mean: NDArray[np.float64],
     most: NDArray[np.float64],
     readers: Sequence[tuple[Array, int]],
@@ -185,8 +185,8 @@ def factors_of(
 
 
 def equalize(
-    graph: Graph, batches: Batches, *, on_progress: Callable[[int], None] | None = None
-) -> Equalized | None:
+    graph: Graph, batches: FeedBatches, *, on_progress: Callable[[int], None] | None = None
+) -> EqualizedNetwork | None:
     """Equalise what depthwise layers make or read, as calibration pictures show it to be needed.
 
     Args:
@@ -200,7 +200,7 @@ def equalize(
     model = graph.proto()
     walk = Walk(model)
     nodes = {node.name: node for node in model.graph.node}
-    chains = [chain for chain in chains_of(model) if _near_depthwise(chain, nodes, walk)]
+    chains = [chain for chain in equalized_chains(model) if _near_depthwise(chain, nodes, walk)]
     if not chains:
         return None
     peaks = channel_peaks(graph, chains, batches, on_progress)
@@ -212,7 +212,7 @@ def equalize(
         walk = Walk(model)  # anew: a chain before this one may have scaled its layers
         readers = [nodes[name] for name in chain.readers]
         weights = [(walk.constant(r.input[1]), attribute(r, "group", 1)) for r in readers]
-        found = factors_of(chain, mean, most, weights)
+        found = equalization_factors(chain, mean, most, weights)
         if np.mean(np.abs(np.log2(found))) < _LEAST_BITS:
             continue
         _scale_outputs(model, nodes[chain.maker], walk, found)
@@ -225,10 +225,10 @@ def equalize(
     if len(factors) < _LEAST_SHARE * len(chains):
         return None
     equal = replace(graph, model=serialize(_without_unread(model)))
-    return Equalized(equal, factors, frozenset(changed))
+    return EqualizedNetwork(equal, factors, frozenset(changed))
 
 
-def _near_depthwise(chain: Chain, nodes: Mapping[str, onnx.NodeProto], walk: Walk) -> bool:
+def _near_depthwise(chain: EqualizedChain, nodes: Mapping[str, onnx.NodeProto], walk: Walk) -> bool:
     maker = walk.constants[nodes[chain.maker].input[1]].dims
     return chain.depthwise or (maker[1] == 1 and attribute(nodes[chain.maker], "group", 1) > 1)
 
@@ -263,6 +263,6 @@ def _scale_outputs(
 def _replace(model: onnx.ModelProto, node: onnx.NodeProto, index: int, value: Array) -> None:
     """Let a node read a constant of its own: others may share the old one."""
     stem = node.input[index].removesuffix(_SUFFIX)
-    name = fresh(all_names(model), stem + _SUFFIX)
+    name = fresh_name(all_names(model), stem + _SUFFIX)
     model.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), name))
     node.input[index] = name

@@ -20,7 +20,7 @@ import onnx
 
 from ...runtime.tensors import Array, Arrays
 from ..calibration.ranges import element_types
-from ..graph.onnx_graph import Graph, Walk, all_names, fresh, give_out
+from ..graph.onnx_graph import Graph, Walk, all_names, fresh_name, give_out
 from .dialect import DIALECTS
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
@@ -40,7 +40,7 @@ _SIZED_BY = {
 
 
 @dataclass(frozen=True)
-class Shown:
+class ExposedModel:
     """A model that gives out its ends.
 
     Attributes:
@@ -58,7 +58,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Ends:
+class FloatEnds:
     """Where a network ends in floats.
 
     Attributes:
@@ -76,7 +76,7 @@ class Ends:
         return (*self.outputs, *self.reads)
 
     @staticmethod
-    def of(graph: Graph) -> Ends:
+    def of(graph: Graph) -> FloatEnds:
         """Those of a float32 network."""
         model = graph.proto()
         walk, kinds, loose = Walk(model), element_types(model), of_no_fixed_size(model)
@@ -99,9 +99,9 @@ class Ends:
                 elif name not in seen:
                     seen.add(name)
                     waiting.append(name)
-        return Ends(floats, reads)
+        return FloatEnds(floats, reads)
 
-    def shown(self, model: bytes) -> Shown:
+    def shown(self, model: bytes) -> ExposedModel:
         """A model of the network, in whatever precision, that gives out all ends.
 
         Args:
@@ -109,7 +109,7 @@ class Ends:
         """
         tensors = {name: name for name in self.outputs}
         if not self.reads:
-            return Shown(model, tensors)
+            return ExposedModel(model, tensors)
         proto = onnx.load_model_from_string(model)
         nodes = {node.name: node for node in proto.graph.node}
         for name, (node, place) in self.reads.items():
@@ -117,7 +117,7 @@ class Ends:
         _dequantize(proto, tensors)
         inputs = {value.name for value in proto.graph.input}
         give_out(proto, [one for one in tensors.values() if one not in inputs])
-        return Shown(proto.SerializeToString(), tensors)
+        return ExposedModel(proto.SerializeToString(), tensors)
 
 
 def _dequantize(model: onnx.ModelProto, tensors: dict[str, str]) -> None:
@@ -128,7 +128,7 @@ def _dequantize(model: onnx.ModelProto, tensors: dict[str, str]) -> None:
         while maker is not None and maker.op_type in _ON_CODES:
             maker = makers.get(maker.input[0])
         if maker is not None and maker.op_type == "QuantizeLinear":
-            tensors[end] = fresh(taken, f"{name}_shown")
+            tensors[end] = fresh_name(taken, f"{name}_shown")
             inputs = [name, *maker.input[1:]]
             model.graph.node.append(
                 onnx.helper.make_node("DequantizeLinear", inputs, [tensors[end]])
@@ -150,7 +150,7 @@ def of_no_fixed_size(model: onnx.ModelProto) -> frozenset[str]:
     return frozenset(loose)
 
 
-def apart(exact: Array, found: Array) -> tuple[Array, Array]:
+def comparable(exact: Array, found: Array) -> tuple[Array, Array]:
     """Two arrays to compare, flat and float64, without what is infinite in both alike.
 
     A mask puts infinity where nothing may be chosen; it is neither signal nor noise.

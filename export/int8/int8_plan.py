@@ -8,7 +8,7 @@ import onnx
 
 from ..calibration.ranges import Ranges
 from ..graph.onnx_graph import Graph, Walk, attribute, is_standard
-from ..graph.precision_plan import UNNAMED, Choice, PrecisionPlan, check_names
+from ..graph.precision_plan import UNNAMED, NodePrecision, PrecisionPlan, check_node_names
 from .activation_products import has_weights
 from .dialect import Dialect
 from .residual_additions import skip_inputs
@@ -39,9 +39,9 @@ def plan_int8(
     model = graph.proto()
     walk = Walk(model)
     names = [node.name for node in model.graph.node]
-    check_names(keep_float, names)
+    check_node_names(keep_float, names)
     if given is not None:
-        check_names(list(given.nodes), names, "the precision plan")
+        check_node_names(list(given.nodes), names, "the precision plan")
     refused = {
         node.name: "kept in float32 by the recipe"
         if node.name in keep_float
@@ -51,7 +51,7 @@ def plan_int8(
     if dialect.at_inputs:
         _only_residual(walk, ranges, dialect, refused)
     feeding = _feed_weights(model, walk, dialect, refused)
-    chosen: dict[str, Choice] = {}
+    chosen: dict[str, NodePrecision] = {}
     for node in model.graph.node:
         reason = refused[node.name]
         if reason is None and given is not None:
@@ -60,11 +60,11 @@ def plan_int8(
         if reason is None and node.op_type in dialect.elementwise and node.name not in feeding:
             reason = "no INT8 layer reads what it gives: it would cost precision and save little"
         if reason is None:
-            chosen[node.name] = Choice(
+            chosen[node.name] = NodePrecision(
                 "int8", f"{dialect.name} has an INT8 kernel for {node.op_type}"
             )
         else:
-            chosen[node.name] = Choice("float32", reason)
+            chosen[node.name] = NodePrecision("float32", reason)
     return PrecisionPlan(chosen)
 
 

@@ -27,7 +27,7 @@ _LAST = 8  # channels of the last layer
 
 
 @dataclass(frozen=True)
-class Probed:
+class ProbedLayer:
     """A layer as a probe holds it.
 
     Attributes:
@@ -51,7 +51,7 @@ class Probed:
     dilation: tuple[int, ...] = ()
 
 
-def probe(layer: Probed, copies: int, *, int8_dialect: str | None = None) -> bytes:
+def layer_probe(layer: ProbedLayer, copies: int, *, int8_dialect: str | None = None) -> bytes:
     """The probe that holds a layer so many times, with random weights.
 
     Args:

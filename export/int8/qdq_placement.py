@@ -21,18 +21,18 @@ from .quantizers import PerTensor, activation_quantizer, symmetric_quantizer
 from .residual_additions import skip_inputs
 from .shared_concat_scales import (
     channels_of,
-    holds,
-    joins,
+    joined_concats,
     joins_of_channels,
-    origin_of,
+    represents_within,
     shared_quantizers,
+    unmoved_origin,
 )
 
 _Reads: TypeAlias = dict[str, frozenset[str]]
 
 
 @dataclass(frozen=True)
-class Layout:
+class QuantizerPlacement:
     """Which tensors become codes.
 
     Attributes:
@@ -88,11 +88,11 @@ def _reads(
     return found
 
 
-Choose: TypeAlias = Callable[[str, "tuple[float, float] | None"], PerTensor]
+ChooseQuantizer: TypeAlias = Callable[[str, "tuple[float, float] | None"], PerTensor]
 """The quantizer of a tensor, given the bounds of the activation function it shall absorb."""
 
 
-def from_ranges(ranges: Ranges, dialect: Dialect) -> Choose:
+def quantizers_by_ranges(ranges: Ranges, dialect: Dialect) -> ChooseQuantizer:
     """Quantizers as calibration's ranges tell them."""
 
     def choose(name: str, clip: tuple[float, float] | None) -> PerTensor:
@@ -104,22 +104,24 @@ def from_ranges(ranges: Ranges, dialect: Dialect) -> Choose:
     return choose
 
 
-def lay_out_ranges(walk: Walk, ranges: Ranges, plan: PrecisionPlan, dialect: Dialect) -> Layout:
-    """`lay_out` with the quantizers that calibration's ranges tell."""
-    alone, known = from_ranges(ranges, dialect), ranges.tensors
+def place_quantizers_by_ranges(
+    walk: Walk, ranges: Ranges, plan: PrecisionPlan, dialect: Dialect
+) -> QuantizerPlacement:
+    """`place_quantizers` with the quantizers that calibration's ranges tell."""
+    alone, known = quantizers_by_ranges(ranges, dialect), ranges.tensors
     movable = _movable(walk, known, dialect)
     apart = joins_of_channels(walk, plan, dialect, movable)
     shared = shared_quantizers(walk, known, plan, dialect, movable, apart)
     products = [
         n for n in walk.model.graph.node if is_product(n, walk, dialect) and plan.is_int8(n)
     ]
-    factors = {origin_of(name, walk, movable) for n in products for name in n.input}
+    factors = {unmoved_origin(name, walk, movable) for n in products for name in n.input}
     around_zero = factors | channels_of(walk, apart, movable)
 
     def choose(name: str, clip: tuple[float, float] | None) -> PerTensor:
-        origin = origin_of(name, walk, movable)
+        origin = unmoved_origin(name, walk, movable)
         given = shared.get(origin)
-        if given is not None and holds(given, clip, dialect):
+        if given is not None and represents_within(given, clip, dialect):
             return given
         if origin in around_zero and clip is None and known[origin].low < 0:
             # There is nothing to subtract before scales of channels, or those of two factors.
@@ -127,21 +129,23 @@ def lay_out_ranges(walk: Walk, ranges: Ranges, plan: PrecisionPlan, dialect: Dia
         return alone(name, clip)
 
     elements = ranges.elements
-    return lay_out(walk, ranges.tensors, plan, dialect, choose, elements=elements, apart=apart)
+    return place_quantizers(
+        walk, ranges.tensors, plan, dialect, choose, elements=elements, apart=apart
+    )
 
 
-def lay_out(
+def place_quantizers(
     walk: Walk,
     known: Container[str],
     plan: PrecisionPlan,
     dialect: Dialect,
-    choose: Choose,
+    choose: ChooseQuantizer,
     *,
     keep: Set[str] = frozenset(),
     own: Set[str] = frozenset(),
     elements: Mapping[str, int] | None = None,
     apart: Set[str] = frozenset(),
-) -> Layout:
+) -> QuantizerPlacement:
     """Decide which tensors become codes.
 
     The inputs of every INT8 node do, and its output unless it may give float32 and no INT8 node
@@ -167,7 +171,7 @@ def lay_out(
     wanted: set[str] = {name for node in int8 for name in reads[node.name]}
     if dialect.at_inputs:
         made = {name: choose(name, None) for name in sorted(wanted)}
-        return Layout(made, {}, frozenset(), frozenset(), reads)
+        return QuantizerPlacement(made, {}, frozenset(), frozenset(), reads)
     tails = {node.name: walk.folded_activation(node) for node in int8}
     gives = {
         node.name: tail.output[0] if (tail := tails[node.name]) is not None else node.output[0]
@@ -201,14 +205,14 @@ def lay_out(
     rounded -= {tail.input[0] for tail in absorbed.values()}
     for name in (wanted | rounded) - quantizers.keys():
         quantizers[name] = choose(name, None)
-    return Layout(
+    return QuantizerPlacement(
         quantizers,
         absorbed,
         frozenset(moving),
         frozenset(coded),
         reads,
         frozenset(rounded),
-        joins(walk, plan, quantizers) | apart,
+        joined_concats(walk, plan, quantizers) | apart,
     )
 
 
@@ -217,7 +221,7 @@ def _movable(walk: Walk, known: Container[str], dialect: Dialect) -> frozenset[s
     return frozenset(
         node.name
         for node in walk.model.graph.node
-        if moves(node, walk, dialect)
+        if only_moves(node, walk, dialect)
         and all(name in known for name in [node.input[0], *node.output])
     )
 
@@ -255,7 +259,7 @@ def _moves(
     return moving
 
 
-def moves(node: onnx.NodeProto, walk: Walk, dialect: Dialect) -> bool:
+def only_moves(node: onnx.NodeProto, walk: Walk, dialect: Dialect) -> bool:
     """Whether all that a node gives are values that it reads, and 0, so that codes can be moved."""
     if not is_standard(node) or node.op_type not in dialect.moving:
         return False

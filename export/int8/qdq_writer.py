@@ -24,21 +24,21 @@ from ..graph.onnx_graph import (
     Walk,
     all_names,
     bias_of,
-    channel_axis,
-    fresh,
+    fresh_name,
     read_with_bias,
     serialize,
+    weight_channel_axis,
 )
 from ..graph.precision_plan import PrecisionPlan
 from .activation_products import has_weights, is_product
 from .dialect import Dialect
-from .qdq_placement import Layout, lay_out_ranges
+from .qdq_placement import QuantizerPlacement, place_quantizers_by_ranges
 from .quantizers import PerChannel, PerTensor, bias_codes, weight_quantizer
 from .stride_hoisting import Strides, are_moved
 
 
 @dataclass(frozen=True)
-class Unit:
+class QuantizedNode:
     """One INT8 node as it was written.
 
     Attributes:
@@ -62,7 +62,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Quantized:
+class QuantizedGraph:
     """A graph in a dialect.
 
     Attributes:
@@ -74,7 +74,7 @@ class Quantized:
     """
 
     model: bytes
-    units: tuple[Unit, ...]
+    units: tuple[QuantizedNode, ...]
     moved: tuple[str, ...]
     absorbed: Mapping[str, str]
     codes: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -87,7 +87,7 @@ def write_qdq(
     dialect: Dialect,
     *,
     weight_method: str = "mse",
-) -> Quantized:
+) -> QuantizedGraph:
     """Write ``graph`` with the nodes that ``plan`` says in INT8.
 
     Args:
@@ -98,12 +98,12 @@ def write_qdq(
         weight_method: How weights' scales are chosen; see
             :func:`~edgepress.export.int8.quantizers.weight_quantizer`.
     """
-    layout = lay_out_ranges(Walk(graph.proto()), ranges, plan, dialect)
+    layout = place_quantizers_by_ranges(Walk(graph.proto()), ranges, plan, dialect)
     pack = partial(weight_quantizer, method=weight_method)
-    return write_layout(graph, layout, plan, dialect, pack)
+    return write_placement(graph, layout, plan, dialect, pack)
 
 
-class Pack(Protocol):
+class QuantizeWeights(Protocol):
     """Quantizes weights: the weights, their axis of output channels, largest code, bias, scale."""
 
     def __call__(  # noqa: D102
@@ -117,9 +117,13 @@ class Pack(Protocol):
     ) -> PerChannel: ...
 
 
-def write_layout(
-    graph: Graph, layout: Layout, plan: PrecisionPlan, dialect: Dialect, pack: Pack
-) -> Quantized:
+def write_placement(
+    graph: Graph,
+    layout: QuantizerPlacement,
+    plan: PrecisionPlan,
+    dialect: Dialect,
+    pack: QuantizeWeights,
+) -> QuantizedGraph:
     """Write ``graph`` with quantizers that were decided on already.
 
     Args:
@@ -134,7 +138,12 @@ def write_layout(
 
 class _Writer:
     def __init__(
-        self, graph: Graph, layout: Layout, plan: PrecisionPlan, dialect: Dialect, pack: Pack
+        self,
+        graph: Graph,
+        layout: QuantizerPlacement,
+        plan: PrecisionPlan,
+        dialect: Dialect,
+        pack: QuantizeWeights,
     ) -> None:
         self.source = graph.proto()
         self.walk = Walk(self.source)
@@ -147,9 +156,9 @@ class _Writer:
         self.packed: dict[tuple[str, bytes, bytes], list[str]] = {}  # weights already written
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
-        self.units: list[Unit] = []
+        self.units: list[QuantizedNode] = []
 
-    def write(self) -> Quantized:
+    def write(self) -> QuantizedGraph:
         model = self.source
         for value in model.graph.input:
             if value.name in self.layout.quantizers:
@@ -174,7 +183,7 @@ class _Writer:
         del model.graph.node[:], model.graph.initializer[:]
         model.graph.node.extend(self.nodes)
         model.graph.initializer.extend([tensor for tensor in constants if tensor.name in used])
-        return Quantized(
+        return QuantizedGraph(
             serialize(model), tuple(self.units), tuple(moved), absorbed, dict(self.codes)
         )
 
@@ -194,7 +203,7 @@ class _Writer:
         self.nodes.append(node)
 
     def _constant(self, name: str, value: Array) -> str:
-        name = fresh(self.names, name)
+        name = fresh_name(self.names, name)
         self.constants.append(numpy_helper.from_array(value, name))
         return name
 
@@ -214,16 +223,16 @@ class _Writer:
         """
         quantizer = self.layout.quantizers[name]
         parameters = self._parameters(name, quantizer)
-        made = self.codes[name] = fresh(self.names, f"{name}_codes")
+        made = self.codes[name] = fresh_name(self.names, f"{name}_codes")
         ends = quantizer.ends or quantizer.codes(self.dialect)
         if ends == quantizer.codes(self.dialect):
             self._add("QuantizeLinear", [source, *parameters], made)
         elif self.dialect.moves_codes:
-            made = fresh(self.names, f"{name}_unclipped")
+            made = fresh_name(self.names, f"{name}_unclipped")
             self._add("QuantizeLinear", [source, *parameters], made)
             self._clip(made, np.array(ends, quantizer.kind(self.dialect)), self.codes[name])
         else:
-            clipped = fresh(self.names, f"{name}_clipped")
+            clipped = fresh_name(self.names, f"{name}_clipped")
             values = (np.array(ends) - quantizer.zero_point) * np.float64(quantizer.scale)
             self._clip(source, values.astype(np.float32), clipped)
             self._add("QuantizeLinear", [clipped, *parameters], made)
@@ -245,13 +254,13 @@ class _Writer:
     def _dequantize(self, name: str, parameters: list[str]) -> None:
         made = name in self.layout.read_as_codes and name not in self.walk.input_names
         gives_out = made and name in self.walk.output_names
-        back = name if gives_out else fresh(self.names, f"{name}_dequantized")
+        back = name if gives_out else fresh_name(self.names, f"{name}_dequantized")
         self._add("DequantizeLinear", [self.codes[name], *parameters], back)
         self.floats[name] = back
 
     def _before_quantizer(self, name: str) -> str:
         """What a node writes whose quantizer gives ``name``: the graph may give that out."""
-        return fresh(self.names, f"{name}_raw") if name in self.walk.output_names else name
+        return fresh_name(self.names, f"{name}_raw") if name in self.walk.output_names else name
 
     def _unit(self, node: onnx.NodeProto) -> None:
         tail = self.layout.absorbed.get(node.name)
@@ -268,7 +277,9 @@ class _Writer:
         bias, bias_scale = self._weights(node, copy) if weighted else ("", None)
         if out not in self.layout.coded:
             self.nodes.append(copy)
-            self.units.append(Unit(node.name, node.op_type, out, out, bias, bias_scale, product))
+            self.units.append(
+                QuantizedNode(node.name, node.op_type, out, out, bias, bias_scale, product)
+            )
             if out in self.layout.quantizers:
                 self._quantize(out, out)
             return
@@ -283,13 +294,15 @@ class _Writer:
             tail.output[0] = last
             self.nodes.append(tail)
         codes = self._quantize(out, last)
-        self.units.append(Unit(node.name, node.op_type, codes, raw, bias, bias_scale, product))
+        self.units.append(
+            QuantizedNode(node.name, node.op_type, codes, raw, bias, bias_scale, product)
+        )
 
     def _weights(self, node: onnx.NodeProto, copy: onnx.NodeProto) -> tuple[str, Array | None]:
         """Quantize weights and bias of ``node``, and let ``copy`` read them."""
         stem = node.input[1]
         weights = self.walk.constant(stem)
-        axis = channel_axis(node)
+        axis = weight_channel_axis(node)
         channels = int(weights.shape[axis])
         bias = bias_of(node, self.walk, channels)
         limit = self.dialect.weight_limit
@@ -306,7 +319,7 @@ class _Writer:
                 self._constant(f"{stem}_scale", packed.scale),
                 self._constant(f"{stem}_zero_point", zero_points),
             ]
-        copy.input[1] = fresh(self.names, f"{stem}_dequantized")
+        copy.input[1] = fresh_name(self.names, f"{stem}_dequantized")
         self._add("DequantizeLinear", self.packed[key], copy.input[1], axis)
         if node.op_type == "MatMul":
             return "", None
@@ -321,7 +334,7 @@ class _Writer:
             self._constant(f"{stem}_scale", bias_scale),
             self._constant(f"{stem}_zero_point", np.zeros(channels, np.int32)),
         ]
-        read_with_bias(copy, fresh(self.names, f"{stem}_dequantized"))
+        read_with_bias(copy, fresh_name(self.names, f"{stem}_dequantized"))
         self._add("DequantizeLinear", parts, copy.input[2], 0)
         return parts[0], bias_scale
 
@@ -345,7 +358,7 @@ class _Writer:
             del copy.input[2:]
             copy.input.extend([self._zero_point(f"{node.output[0]}_pad", quantizer), *rest])
         for i, name in enumerate(node.output):
-            copy.output[i] = self.codes[name] = fresh(self.names, f"{name}_codes")
+            copy.output[i] = self.codes[name] = fresh_name(self.names, f"{name}_codes")
         self.nodes.append(copy)
         for name in node.output:
             self._dequantize(name, self._parameters(name, self.layout.quantizers[name]))
@@ -389,7 +402,7 @@ class _Writer:
     def _apart(self, name: str) -> str:
         """The dequantized tensor behind a sum of one term, a copy that ONNX Runtime keeps."""
         if name not in self.copies:
-            self.copies[name] = fresh(self.names, f"{name}_float")
+            self.copies[name] = fresh_name(self.names, f"{name}_float")
             self._add("Sum", [self.floats[name]], self.copies[name])
         return self.copies[name]
 

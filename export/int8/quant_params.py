@@ -17,7 +17,7 @@ CODE_RANGES = {"int8": (-128, 127), "uint8": (0, 255)}
 
 
 @dataclass(frozen=True)
-class Codes:
+class QuantParams:
     """What the codes of one tensor stand for: ``(code - zero) * scale``.
 
     Attributes:
@@ -51,11 +51,11 @@ class Codes:
         """The largest value that is represented."""
         return float(np.max((self.highest - self.zero) * self.scale.astype(np.float64)))
 
-    def same(self, other: Codes) -> bool:
+    def same(self, other: QuantParams) -> bool:
         """Whether codes of both stand for the same values."""
         return self.kind == other.kind and self.steps_as(other)
 
-    def steps_as(self, other: Codes) -> bool:
+    def steps_as(self, other: QuantParams) -> bool:
         """Whether both have the same scales and zero points, whatever type their codes have."""
         return np.array_equal(self.scale, other.scale) and np.array_equal(self.zero, other.zero)
 
@@ -85,7 +85,7 @@ class Codes:
         return self.scale.reshape(()), self.zero.reshape(())
 
 
-def read_codes(
+def read_quant_params(
     node: onnx.NodeProto,
     inputs: Sequence[str],
     constants: Mapping[str, Array],
@@ -93,7 +93,7 @@ def read_codes(
     *,
     kind: str = "",
     dead: bool = False,
-) -> Codes:
+) -> QuantParams:
     """What a quantizer says.
 
     Args:
@@ -120,7 +120,7 @@ def read_codes(
         )
     if zero is not None:
         kind = zero.dtype.name
-    kind = kind or declared_kind(node)
+    kind = kind or declared_code_type(node)
     if kind not in (*CODE_RANGES, "int32") or attribute(node, "block_size", 0):
         raise _refused(
             path,
@@ -148,10 +148,12 @@ def read_codes(
         )
     scale, zero = (a.reshape(-1) if a.size > 1 else a.reshape(()) for a in (scale, zero))
     low, high = CODE_RANGES.get(kind, (-(2**31), 2**31 - 1))
-    return Codes(scale.astype(np.float32), zero, kind, low, high, int(attribute(node, "axis", 1)))
+    return QuantParams(
+        scale.astype(np.float32), zero, kind, low, high, int(attribute(node, "axis", 1))
+    )
 
 
-def check_fits(codes: Codes, value: Array, node: onnx.NodeProto, path: str) -> None:
+def check_fits(codes: QuantParams, value: Array, node: onnx.NodeProto, path: str) -> None:
     """Refuse what a quantizer says of a constant that has no such channels.
 
     Raises:
@@ -171,7 +173,7 @@ def _refused(path: str, message: str, mend: str, name: str) -> InputError:
     return InputError("E_OP", f"'{path}': {message}", mend=mend, path=name)
 
 
-def declared_kind(node: onnx.NodeProto) -> str:
+def declared_code_type(node: onnx.NodeProto) -> str:
     """Type of the codes of a QuantizeLinear that has no zero point."""
     declared = int(attribute(node, "output_dtype", 0))
     if not declared:

@@ -86,7 +86,7 @@ def shared_quantizers(
             continue
         whole = _group(node.output[0], groups, seen)
         for name in dict.fromkeys(node.input):
-            origin = origin_of(name, walk, movable)
+            origin = unmoved_origin(name, walk, movable)
             known = origin in walk.producer and origin in seen
             if not known or origin in whole.members or origin in walk.output_names:
                 continue
@@ -144,10 +144,10 @@ def channels_of(walk: Walk, joining: Collection[str], movable: Collection[str]) 
         movable: Names of nodes that can move codes.
     """
     nodes = [node for node in walk.model.graph.node if node.name in joining]
-    return frozenset(origin_of(name, walk, movable) for node in nodes for name in node.input)
+    return frozenset(unmoved_origin(name, walk, movable) for node in nodes for name in node.input)
 
 
-def origin_of(name: str, walk: Walk, movable: Collection[str]) -> str:
+def unmoved_origin(name: str, walk: Walk, movable: Collection[str]) -> str:
     """The tensor whose values ``name`` holds, before they were moved."""
     maker = walk.producer.get(name)
     while maker is not None and maker.name in movable:
@@ -182,7 +182,9 @@ def _quantizer(group: _Group, walk: Walk, dialect: Dialect) -> PerTensor:
     return activation_quantizer(group.low, group.high, dialect, (-np.inf, ceiling))
 
 
-def holds(quantizer: PerTensor, clip: tuple[float, float] | None, dialect: Dialect) -> bool:
+def represents_within(
+    quantizer: PerTensor, clip: tuple[float, float] | None, dialect: Dialect
+) -> bool:
     """Whether a quantizer represents nothing outside of the bounds of an activation function."""
     if clip is None:
         return True
@@ -191,7 +193,9 @@ def holds(quantizer: PerTensor, clip: tuple[float, float] | None, dialect: Diale
     return bool(ends[0] >= clip[0] and ends[1] <= clip[1])
 
 
-def joins(walk: Walk, plan: PrecisionPlan, quantizers: Mapping[str, PerTensor]) -> frozenset[str]:
+def joined_concats(
+    walk: Walk, plan: PrecisionPlan, quantizers: Mapping[str, PerTensor]
+) -> frozenset[str]:
     """Names of concatenations in INT8 that put codes together, since all have one scale.
 
     Args:

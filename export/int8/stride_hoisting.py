@@ -17,7 +17,7 @@ from typing import Any
 
 import onnx
 
-from ..graph.onnx_graph import Walk, attribute, fresh
+from ..graph.onnx_graph import Walk, attribute, fresh_name
 
 
 def are_moved(node: onnx.NodeProto, walk: Walk) -> bool:
@@ -77,8 +77,8 @@ class Strides:
         source, strides = convolution.input[0], attribute(convolution, "strides")
         key, new = (source, tuple(strides)), list[onnx.NodeProto]()
         if key not in self._made:
-            self._made[key] = fresh(self._names, f"{source}_strided")
-            name = fresh(self._names, f"{convolution.name}_strided")
+            self._made[key] = fresh_name(self._names, f"{source}_strided")
+            name = fresh_name(self._names, f"{convolution.name}_strided")
             how: dict[str, Any] = {"kernel_shape": [1] * len(strides), "strides": strides}
             new = [onnx.helper.make_node("MaxPool", [source], [self._made[key]], name, **how)]
         kept = [item for item in convolution.attribute if item.name != "strides"]

@@ -11,23 +11,23 @@ from dataclasses import dataclass, field, replace
 
 import onnx
 
-from ...runtime.engines.engine import WORDS, Precision
+from ...runtime.engines.engine import PRECISION_WORDS, Precision
 from ...runtime.tensors import Arrays
 from ..calibration.ranges import Ranges
 from ..graph.onnx_graph import Graph, Walk
-from ..graph.precision_plan import Choice, PrecisionPlan
+from ..graph.precision_plan import NodePrecision, PrecisionPlan
 from ..int8.activation_products import has_weights
 from ..int8.dialect import Dialect
-from ..int8.float_outputs import Ends
-from ..int8.qdq_placement import Layout, lay_out_ranges
-from ..int8.qdq_writer import Quantized, write_qdq
-from .node_noise import Damage, Place, measure_damage
-from .node_profile import Profile, border_of, profile_graphs
-from .sensitivity_table import Blame, NodeBlame, TensorBlame
+from ..int8.float_outputs import FloatEnds
+from ..int8.qdq_placement import QuantizerPlacement, place_quantizers_by_ranges
+from ..int8.qdq_writer import QuantizedGraph, write_qdq
+from .node_noise import NodeNoise, NoiseSource, measure_node_noise
+from .node_profile import NodeProfile, border_of, profile_graphs
+from .sensitivity_table import NodeSensitivity, SensitivityTable, TensorSensitivity
 
 
 @dataclass(frozen=True)
-class Whole:
+class Int8Network:
     """A network with everything in INT8 that can be.
 
     Attributes:
@@ -45,24 +45,24 @@ class Whole:
     ranges: Ranges
     plan: PrecisionPlan
     dialect: Dialect
-    quantized: Quantized
+    quantized: QuantizedGraph
     weight_method: str = "mse"
-    corrected: Quantized | None = None
+    corrected: QuantizedGraph | None = None
     told: Mapping[str, object] = field(default_factory=dict[str, object])
 
-    def layout(self, walk: Walk) -> Layout:
+    def layout(self, walk: Walk) -> QuantizerPlacement:
         """Which tensors become codes."""
-        return lay_out_ranges(walk, self.ranges, self.plan, self.dialect)
+        return place_quantizers_by_ranges(walk, self.ranges, self.plan, self.dialect)
 
 
 def measure_times(
-    whole: Whole,
+    whole: Int8Network,
     engine: str,
     feeds: Arrays,
     on_progress: Callable[[int], None] | None = None,
     *,
     floats: Precision = "f32",
-) -> Blame:
+) -> SensitivityTable:
     """The Blame with times and no damage yet.
 
     Args:
@@ -80,7 +80,7 @@ def measure_times(
     every_second = set(layers[::2])
     borders = PrecisionPlan(
         {
-            name: choice if name in every_second else Choice("float32", "to see borders")
+            name: choice if name in every_second else NodePrecision("float32", "to see borders")
             for name, choice in whole.plan.nodes.items()
         }
     )
@@ -98,7 +98,7 @@ def measure_times(
     makers = {name for node in nodes for name in node.gives}
     never = _always_float(walk, nodes)
     tensors = tuple(
-        TensorBlame(
+        TensorSensitivity(
             name,
             elements.get(name, 1),
             name not in makers,
@@ -110,11 +110,11 @@ def measure_times(
         for name in layout.quantizers
         if name in readers | makers
     )
-    return Blame(
+    return SensitivityTable(
         dialect.name,
         engine,
         0,
-        Ends.of(graph).names,
+        FloatEnds.of(graph).names,
         nodes,
         tensors,
         in_float.total_ms,
@@ -122,23 +122,23 @@ def measure_times(
         in_float.wall_ms,
         in_int8.wall_ms,
         0,
-        WORDS[floats],
+        PRECISION_WORDS[floats],
     )
 
 
-def with_damage(
-    blame: Blame,
-    whole: Whole,
+def with_node_noise(
+    blame: SensitivityTable,
+    whole: Int8Network,
     pictures: Iterable[Arrays],
     on_progress: Callable[[int], None] | None = None,
-) -> Blame:
+) -> SensitivityTable:
     """The same Blame with the damage of every node and tensor, measured on some pictures.
 
     Args:
         blame: With times.
         whole: The network.
         pictures: They are held in memory; see
-            :func:`edgepress.export.sensitivity.node_noise.measure_damage`.
+            :func:`edgepress.export.sensitivity.node_noise.measure_node_noise`.
         on_progress: Called with 1 for each graph that was opened.
     """
     walk = Walk(whole.graph.proto())
@@ -146,7 +146,7 @@ def with_damage(
     blamed = {node.name for node in blame.nodes}
     nodes = [node for node in walk.model.graph.node if node.name in blamed]
     weighted = [node.name for node in nodes if has_weights(node, walk, whole.dialect)]
-    found = measure_damage(
+    found = measure_node_noise(
         whole.graph,
         layout,
         whole.dialect,
@@ -155,11 +155,11 @@ def with_damage(
         weight_method=whole.weight_method,
         on_progress=on_progress,
     )
-    return attach(blame, found)
+    return attach_node_noise(blame, found)
 
 
-def attach(blame: Blame, found: Damage) -> Blame:
-    """A Blame with what :func:`edgepress.export.sensitivity.node_noise.measure_damage` found.
+def attach_node_noise(blame: SensitivityTable, found: NodeNoise) -> SensitivityTable:
+    """A Blame with what :func:`edgepress.export.sensitivity.node_noise.measure_node_noise` found.
 
     What a node gives that only moves values has the damage of what it reads.
     """
@@ -168,7 +168,7 @@ def attach(blame: Blame, found: Damage) -> Blame:
         place: dict(zip(found.outputs, values, strict=True))
         for place, values in found.places.items()
     }
-    tensors = {one.name: lost.get(Place("tensor", one.name), empty) for one in blame.tensors}
+    tensors = {one.name: lost.get(NoiseSource("tensor", one.name), empty) for one in blame.tensors}
     for node in blame.nodes:
         if node.follows:
             tensors.update(dict.fromkeys(node.gives, tensors.get(node.reads[0], empty)))
@@ -178,15 +178,20 @@ def attach(blame: Blame, found: Damage) -> Blame:
         outputs=found.outputs,
         runs=found.runs,
         nodes=tuple(
-            replace(one, damage=lost.get(Place("weights", one.name), empty)) for one in blame.nodes
+            replace(one, damage=lost.get(NoiseSource("weights", one.name), empty))
+            for one in blame.nodes
         ),
         tensors=tuple(replace(one, damage=tensors[one.name]) for one in blame.tensors),
     )
 
 
 def _nodes(
-    whole: Whole, walk: Walk, layout: Layout, in_float: Profile, in_int8: Profile
-) -> tuple[NodeBlame, ...]:
+    whole: Int8Network,
+    walk: Walk,
+    layout: QuantizerPlacement,
+    in_float: NodeProfile,
+    in_int8: NodeProfile,
+) -> tuple[NodeSensitivity, ...]:
     chosen = [
         node
         for node in walk.model.graph.node
@@ -194,12 +199,12 @@ def _nodes(
     ]
     computing = [node.name for node in chosen if node.name not in layout.moving]
     together = _kernels(walk, computing, in_float)
-    found: list[NodeBlame] = []
+    found: list[NodeSensitivity] = []
     for node in chosen:
         follows = node.name in layout.moving
         tail = walk.folded_activation(node)
         found.append(
-            NodeBlame(
+            NodeSensitivity(
                 node.name,
                 node.op_type,
                 (node.input[0],) if follows else _codes_read(node, layout),
@@ -216,11 +221,11 @@ def _nodes(
     return tuple(found)
 
 
-def _codes_read(node: onnx.NodeProto, layout: Layout) -> tuple[str, ...]:
+def _codes_read(node: onnx.NodeProto, layout: QuantizerPlacement) -> tuple[str, ...]:
     return tuple(name for name in node.input if name in layout.reads[node.name])
 
 
-def _kernels(walk: Walk, names: list[str], in_float: Profile) -> dict[str, tuple[str, ...]]:
+def _kernels(walk: Walk, names: list[str], in_float: NodeProfile) -> dict[str, tuple[str, ...]]:
     """Which nodes run in one kernel: as the profile tells, and those without a kernel of their own.
 
     Such a node went into that of the one node that reads it.
@@ -258,7 +263,7 @@ def _partner(node: onnx.NodeProto, walk: Walk) -> str:
     return readers.pop() if len(readers) == 1 else ""
 
 
-def _always_float(walk: Walk, nodes: tuple[NodeBlame, ...]) -> set[str]:
+def _always_float(walk: Walk, nodes: tuple[NodeSensitivity, ...]) -> set[str]:
     """Tensors that a node reads which can neither run in INT8 nor move codes."""
     known = {node.name for node in nodes}
     tails = {tail.name for node in walk.model.graph.node if (tail := walk.folded_activation(node))}

@@ -23,10 +23,18 @@ from onnx import numpy_helper
 from ...runtime.engines.engine import EngineOptions
 from ...runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ...runtime.tensors import Array, Arrays
-from ..graph.onnx_graph import Graph, Walk, all_names, bias_of, channel_axis, fresh, rows
+from ..graph.onnx_graph import (
+    Graph,
+    Walk,
+    all_names,
+    bias_of,
+    fresh_name,
+    rows,
+    weight_channel_axis,
+)
 from ..int8.dialect import Dialect
-from ..int8.float_outputs import Ends, apart
-from ..int8.qdq_placement import Layout
+from ..int8.float_outputs import FloatEnds, comparable
+from ..int8.qdq_placement import QuantizerPlacement
 from ..int8.quantizers import PerTensor, weight_quantizer
 
 SESSIONS = 64
@@ -37,7 +45,7 @@ _SMALL = 1e-3  # of the whole; a part that does less is not looked into
 
 
 @dataclass(frozen=True)
-class Place:
+class NoiseSource:
     """Where quantization may bring noise: a tensor, or a node's weights."""
 
     kind: str
@@ -45,7 +53,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Damage:
+class NodeNoise:
     """Noise over signal (powers), by place and output of the network.
 
     Attributes:
@@ -58,15 +66,15 @@ class Damage:
     """
 
     outputs: tuple[str, ...]
-    places: Mapping[Place, tuple[float, ...]]
+    places: Mapping[NoiseSource, tuple[float, ...]]
     whole: tuple[float, ...]
     runs: int
     pictures: int
 
 
-def measure_damage(
+def measure_node_noise(
     graph: Graph,
-    layout: Layout,
+    layout: QuantizerPlacement,
     dialect: Dialect,
     weighted: Sequence[str],
     pictures: Iterable[Arrays],
@@ -74,7 +82,7 @@ def measure_damage(
     weight_method: str = "mse",
     sessions: int = SESSIONS,
     on_progress: Callable[[int], None] | None = None,
-) -> Damage:
+) -> NodeNoise:
     """Measure the damage of every tensor and of every layer's weights.
 
     Args:
@@ -89,30 +97,30 @@ def measure_damage(
     """
     feeds = list(pictures)
     probe = _Probe(graph, layout, dialect, weighted, weight_method)
-    places, ends = probe.places, Ends.of(graph)
+    places, ends = probe.places, FloatEnds.of(graph)
     names = ends.names
     shown = ends.shown(graph.model)
     with OnnxRuntimeEngine(shown.model, EngineOptions()) as engine:
         wanted = [shown.pick(engine.run(one), one) for one in feeds]
     signal = [max(sum(_power(one[name]) for one in wanted), 1e-30) for name in names]
 
-    def noise(part: Sequence[Place]) -> tuple[float, ...]:
+    def noise(part: Sequence[NoiseSource]) -> tuple[float, ...]:
         lost = [0.0] * len(names)
         shown = ends.shown(probe.model(part))
         with OnnxRuntimeEngine(shown.model, EngineOptions()) as engine:
             for given, exact in zip(feeds, wanted, strict=True):
                 found = shown.pick(engine.run(given), given)
                 for i, name in enumerate(names):
-                    one, other = apart(exact[name], found[name])
+                    one, other = comparable(exact[name], found[name])
                     lost[i] += _power(other - one)
         if on_progress:
             on_progress(1)
         return tuple(value / power for value, power in zip(lost, signal, strict=True))
 
-    runs, found = 0, dict[Place, tuple[float, ...]]()
+    runs, found = 0, dict[NoiseSource, tuple[float, ...]]()
     count = sum(map(rows, feeds))
     if not places or not names:
-        return Damage(names, found, (0.0,) * len(names), runs, count)
+        return NodeNoise(names, found, (0.0,) * len(names), runs, count)
     whole = noise(places)
     runs = 1
     queue: list[tuple[float, int, int, tuple[float, ...]]] = [(-max(whole), 0, len(places), whole)]
@@ -128,7 +136,7 @@ def measure_damage(
             part = noise(places[low:high])
             heapq.heappush(queue, (-max(part), low, high, part))
         runs += 2
-    return Damage(names, found, whole, runs, count)
+    return NodeNoise(names, found, whole, runs, count)
 
 
 def _power(values: Array) -> float:
@@ -143,7 +151,7 @@ class _Probe:
     def __init__(
         self,
         graph: Graph,
-        layout: Layout,
+        layout: QuantizerPlacement,
         dialect: Dialect,
         weighted: Sequence[str],
         weight_method: str,
@@ -156,16 +164,20 @@ class _Probe:
         }
         self._quantizers = {n: q for n, q in layout.quantizers.items() if n not in moved}
         self._rounded: dict[str, tuple[str, Array]] = {}
-        layers, order = set(weighted), list[Place]()
-        order += [Place("tensor", v.name) for v in source.graph.input if v.name in self._quantizers]
+        layers, order = set(weighted), list[NoiseSource]()
+        order += [
+            NoiseSource("tensor", v.name) for v in source.graph.input if v.name in self._quantizers
+        ]
         for node in source.graph.node:
             if node.name in layers:
                 self._rounded[node.name] = self._round(node, walk, layout, weight_method)
-                order.append(Place("weights", node.name))
-            order += [Place("tensor", name) for name in node.output if name in self._quantizers]
+                order.append(NoiseSource("weights", node.name))
+            order += [
+                NoiseSource("tensor", name) for name in node.output if name in self._quantizers
+            ]
         self.places = tuple(order)
 
-    def model(self, part: Sequence[Place]) -> bytes:
+    def model(self, part: Sequence[NoiseSource]) -> bytes:
         """The bytes of the graph with nothing but ``part`` quantized."""
         model = self._graph.proto()
         taken = all_names(model)
@@ -175,7 +187,7 @@ class _Probe:
         for place in part:
             if place.kind == "weights":
                 name, values = self._rounded[place.name]
-                copy = fresh(taken, f"{name}_rounded")
+                copy = fresh_name(taken, f"{name}_rounded")
                 model.graph.initializer.append(numpy_helper.from_array(values, copy))
                 nodes[place.name].input[1] = copy
         made: dict[str, list[onnx.NodeProto]] = {}
@@ -192,7 +204,7 @@ class _Probe:
             behind = [one for name in node.output for one in made.get(name, [])]
             for i, name in enumerate(node.output):
                 if name in renamed and name in outputs:  # the graph gives out what is rounded
-                    node.output[i] = fresh(taken, f"{name}_exact")
+                    node.output[i] = fresh_name(taken, f"{name}_exact")
                     made[name][0].input[0] = node.output[i]
                     made[name][-1].output[0] = name
                     del renamed[name]
@@ -212,11 +224,11 @@ class _Probe:
         parts: list[str] = []
         zero_point = np.array(quantizer.zero_point, quantizer.kind(self._dialect))
         for value in (np.array(quantizer.scale, np.float32), zero_point):
-            tensor = numpy_helper.from_array(value, fresh(taken, f"{name}_probe"))
+            tensor = numpy_helper.from_array(value, fresh_name(taken, f"{name}_probe"))
             model.graph.initializer.append(tensor)
             constants[tensor.name] = tensor
             parts.append(tensor.name)
-        codes, back, apart = (fresh(taken, f"{name}_{word}") for word in ("q", "d", "s"))
+        codes, back, apart = (fresh_name(taken, f"{name}_{word}") for word in ("q", "d", "s"))
         # A sum of one term stands between: engines turn what reads dequantized codes into INT8.
         return [
             onnx.helper.make_node("QuantizeLinear", [name, *parts], [codes]),
@@ -225,10 +237,10 @@ class _Probe:
         ], apart
 
     def _round(
-        self, node: onnx.NodeProto, walk: Walk, layout: Layout, method: str
+        self, node: onnx.NodeProto, walk: Walk, layout: QuantizerPlacement, method: str
     ) -> tuple[str, Array]:
         name = node.input[1]
-        weights, axis = walk.constant(name), channel_axis(node)
+        weights, axis = walk.constant(name), weight_channel_axis(node)
         packed = weight_quantizer(
             weights,
             axis,

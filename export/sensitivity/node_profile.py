@@ -34,10 +34,10 @@ _CONVERTING = frozenset(  # kernels that only change type or layout, in both eng
     {"QuantizeLinear", "DequantizeLinear", "ReorderInput", "ReorderOutput", "Reorder", "Convert"}
     | {"FakeQuantize", "Transpose", "Sum"}
 )
-TIMED = ("onnxruntime", "openvino")
+PROFILED_ENGINES = ("onnxruntime", "openvino")
 """Engines that tell what each of their kernels takes."""
 
-ROUNDS = 4
+PROFILE_ROUNDS = 4
 """How often each graph is profiled, in turn with the others."""
 
 _RUNS = 8  # of a profile
@@ -45,7 +45,7 @@ _WALL_RUNS = 15
 
 
 @dataclass(frozen=True)
-class Profile:
+class NodeProfile:
     """One graph's kernels, told back to the nodes of the float32 network.
 
     Attributes:
@@ -88,7 +88,7 @@ def profile_graphs(
     threads: int = 1,
     precision: Precision = "f32",
     on_progress: Callable[[int], None] | None = None,
-) -> list[Profile]:
+) -> list[NodeProfile]:
     """Profile several forms of one network in turn, and take the shortest time of each kernel.
 
     Args:
@@ -141,7 +141,7 @@ def _kernels(
 ) -> list[list[KernelTime]]:
     seen: list[dict[str, KernelTime]] = [{} for _ in models]
     threads, precision = options.threads, options.precision
-    for _ in range(ROUNDS):
+    for _ in range(PROFILE_ROUNDS):
         for kernels, model in zip(seen, models, strict=True):
             for one in kernel_times(
                 engine, model, feeds, threads=threads, runs=_RUNS, precision=precision
@@ -256,7 +256,7 @@ class _Owners:
         kernels: Iterable[KernelTime],
         hints: Mapping[str, _Hint],
         wall: float,
-    ) -> Profile:
+    ) -> NodeProfile:
         """The profile of a graph whose kernels were timed."""
         nodes: dict[str, float] = {}
         made_of: list[tuple[str, ...]] = []
@@ -278,7 +278,7 @@ class _Owners:
                 dequantizing[tensor] = dequantizing.get(tensor, 0.0) + one.ms
             else:
                 rest += one.ms
-        return Profile(nodes, tuple(made_of), quantizing, dequantizing, rest, total, wall)
+        return NodeProfile(nodes, tuple(made_of), quantizing, dequantizing, rest, total, wall)
 
     def _converts(self, one: KernelTime, homes: list[str], names: Sequence[str]) -> bool:
         if one.kind in _CONVERTING:

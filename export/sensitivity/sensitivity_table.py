@@ -17,7 +17,7 @@ _FORMAT = "edgepress-blame-1"
 
 
 @dataclass(frozen=True)
-class NodeBlame:
+class NodeSensitivity:
     """One node that can run in INT8, or that moves codes between those that do.
 
     Attributes:
@@ -55,7 +55,7 @@ class NodeBlame:
 
 
 @dataclass(frozen=True)
-class TensorBlame:
+class TensorSensitivity:
     """One tensor that is codes where a node beside it runs in INT8.
 
     Attributes:
@@ -78,7 +78,7 @@ class TensorBlame:
 
 
 @dataclass(frozen=True)
-class Blame:
+class SensitivityTable:
     """What was measured of a network in one dialect on one machine.
 
     Attributes:
@@ -100,8 +100,8 @@ class Blame:
     engine: str
     pictures: int
     outputs: tuple[str, ...]
-    nodes: tuple[NodeBlame, ...]
-    tensors: tuple[TensorBlame, ...]
+    nodes: tuple[NodeSensitivity, ...]
+    tensors: tuple[TensorSensitivity, ...]
     float_ms: float
     int8_ms: float
     float_wall_ms: float
@@ -114,7 +114,7 @@ class Blame:
         return {"format": _FORMAT, **asdict(self)}
 
     @staticmethod
-    def from_dict(values: Mapping[str, Any], where: str = "the blame") -> Blame:
+    def from_dict(values: Mapping[str, Any], where: str = "the blame") -> SensitivityTable:
         """From the JSON form.
 
         Raises:
@@ -129,9 +129,9 @@ class Blame:
             )
         try:
             plain = {key: value for key, value in values.items() if key != "format"}
-            nodes = tuple(NodeBlame(**_tuples(one)) for one in plain.pop("nodes"))
-            tensors = tuple(TensorBlame(**one) for one in plain.pop("tensors"))
-            return Blame(nodes=nodes, tensors=tensors, **_tuples(plain))
+            nodes = tuple(NodeSensitivity(**_tuples(one)) for one in plain.pop("nodes"))
+            tensors = tuple(TensorSensitivity(**one) for one in plain.pop("tensors"))
+            return SensitivityTable(nodes=nodes, tensors=tensors, **_tuples(plain))
         except (TypeError, KeyError, AttributeError) as error:
             raise InputError(
                 "E_BLAME", f"{where} cannot be used: {error}", mend="Measure it again.", path=where

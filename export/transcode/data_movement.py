@@ -22,18 +22,18 @@ import onnx
 from ...runtime.errors import InputError
 from ...runtime.tensors import Array
 from ..graph.onnx_graph import attribute
-from ..int8.quant_params import Codes
+from ..int8.quant_params import QuantParams
 
 _GIVE_QDQ = "Give the Q/DQ form of the network."
 
 
-def moved(
+def move_codes(
     node: onnx.NodeProto,
-    coded: Mapping[str, tuple[str, Codes]],
+    coded: Mapping[str, tuple[str, QuantParams]],
     constants: Mapping[str, Array],
-    keep: Callable[[str, Codes, Array], str],
+    keep: Callable[[str, QuantParams, Array], str],
     path: str,
-) -> tuple[onnx.NodeProto, Codes]:
+) -> tuple[onnx.NodeProto, QuantParams]:
     """The node on floats, and what the codes that it gives stand for.
 
     Args:

@@ -20,14 +20,14 @@ import onnx
 from onnx import numpy_helper
 
 from ...runtime.tensors import Array
-from ..graph.onnx_graph import Walk, all_names, attribute, clip_bounds, fresh
-from ..int8.quant_params import Codes
-from .parse_qdq import Stripped
+from ..graph.onnx_graph import Walk, all_names, attribute, clip_bounds, fresh_name
+from ..int8.quant_params import QuantParams
+from .parse_qdq import ParsedQdq
 
 _LEAST_SHARE = 1e-6  # a channel of nothing but zeros
 
 
-def fold_channel_scales(stripped: Stripped) -> dict[str, Array]:
+def fold_channel_scales(stripped: ParsedQdq) -> dict[str, Array]:
     """Fold what can be folded, in place.
 
     Returns:
@@ -44,16 +44,16 @@ def fold_channel_scales(stripped: Stripped) -> dict[str, Array]:
     return folded
 
 
-def widest(codes: Codes) -> Codes:
+def widest(codes: QuantParams) -> QuantParams:
     """One scale and zero point that reach as far as every channel's."""
     low, high = min(codes.low, 0.0), max(codes.high, 0.0)
     levels = codes.highest - codes.lowest
     scale = np.asarray((high - low) / levels, np.float32)
     zero = np.asarray(round(codes.lowest - low / float(scale)), np.int64)
-    return Codes(scale, zero, codes.kind, codes.lowest, codes.highest)
+    return QuantParams(scale, zero, codes.kind, codes.lowest, codes.highest)
 
 
-def _fold(stripped: Stripped, walk: Walk, name: str, codes: Codes) -> Array | None:
+def _fold(stripped: ParsedQdq, walk: Walk, name: str, codes: QuantParams) -> Array | None:
     maker = walk.producer.get(name)
     tail = maker if maker is not None and maker.op_type in ("Relu", "Clip") else None
     if tail is not None:
@@ -87,17 +87,17 @@ def _fold(stripped: Stripped, walk: Walk, name: str, codes: Codes) -> Array | No
         _end(stripped, tail, float(scale.max()) * (codes.highest - zero))
     one = np.asarray(scale.max(), np.float32)
     at = np.asarray(zero, np.int64)
-    stripped.codes[name] = Codes(one, at, codes.kind, codes.lowest, codes.highest)
+    stripped.codes[name] = QuantParams(one, at, codes.kind, codes.lowest, codes.highest)
     if tail is not None:
         stripped.views.pop(tail.input[0], None)
     stripped.views.pop(maker.output[0] if tail is not None else "", None)
     return share.astype(np.float32)
 
 
-def _end(stripped: Stripped, clip: onnx.NodeProto, highest: float) -> None:
+def _end(stripped: ParsedQdq, clip: onnx.NodeProto, highest: float) -> None:
     """Let a Clip end at 0 and there; a dialect whose quantizer ends there leaves it out."""
     taken = all_names(stripped.model)
-    ends = [fresh(taken, f"{clip.output[0]}_{which}") for which in ("low", "high")]
+    ends = [fresh_name(taken, f"{clip.output[0]}_{which}") for which in ("low", "high")]
     for end, value in zip(ends, (0.0, highest), strict=True):
         held = numpy_helper.from_array(np.asarray(value, np.float32), end)
         stripped.model.graph.initializer.append(held)
@@ -113,14 +113,14 @@ def _is_depthwise(node: onnx.NodeProto, walk: Walk, name: str, channels: int) ->
 
 
 def _multiply(
-    stripped: Stripped, walk: Walk, node: onnx.NodeProto, factor: Array, *, with_bias: bool
+    stripped: ParsedQdq, walk: Walk, node: onnx.NodeProto, factor: Array, *, with_bias: bool
 ) -> None:
     """Multiply the output channels of a convolution, in constants of its own."""
     taken = all_names(stripped.model)
     for at in (1, 2) if with_bias and len(node.input) > 2 and node.input[2] else (1,):
         value = walk.constant(node.input[at])
         shaped = factor.reshape([-1] + [1] * (value.ndim - 1))
-        name = fresh(taken, f"{node.input[at]}_folded")
+        name = fresh_name(taken, f"{node.input[at]}_folded")
         product = (value.astype(np.float64) * shaped).astype(np.float32)
         stripped.model.graph.initializer.append(numpy_helper.from_array(product, name))
         if node.input[at] in stripped.weights:

@@ -25,8 +25,8 @@ import onnx
 
 from ..graph.onnx_graph import Walk, clip_bounds
 from ..int8.dialect import Dialect
-from ..int8.qdq_placement import moves
-from ..int8.quant_params import Codes
+from ..int8.qdq_placement import only_moves
+from ..int8.quant_params import QuantParams
 
 _FAR = 20.0  # a sigmoid there is 0 or 1 to eight digits
 _OPEN = 5.6  # a sigmoid there is within a step of 255 of its end
@@ -35,7 +35,7 @@ _SIZES = ("Shape", "Size")  # they read none of the values
 
 
 @dataclass(frozen=True)
-class Telling:
+class KnownScales:
     """What is known of a graph's scales.
 
     Attributes:
@@ -47,12 +47,12 @@ class Telling:
     """
 
     walk: Walk
-    known: Mapping[str, Codes]
+    known: Mapping[str, QuantParams]
     filled: Collection[str]
     dialect: Dialect
     gates: bool = True
 
-    def codes_for(self, name: str, depth: int = 0) -> Codes | None:
+    def codes_for(self, name: str, depth: int = 0) -> QuantParams | None:
         """A quantizer for a tensor, from all that reads it; ``None`` where one tells none."""
         if name in self.known:
             return self.known[name]
@@ -61,9 +61,9 @@ class Telling:
         readers = [one for one in self.walk.consumers.get(name, []) if one.op_type not in _SIZES]
         return _widest(self._told_by(reader, name, depth + 1) for reader in readers)
 
-    def _told_by(self, reader: onnx.NodeProto, name: str, depth: int) -> Codes | None:
+    def _told_by(self, reader: onnx.NodeProto, name: str, depth: int) -> QuantParams | None:
         walk = self.walk
-        if moves(reader, walk, self.dialect) and reader.input[0] == name:
+        if only_moves(reader, walk, self.dialect) and reader.input[0] == name:
             read = walk.consumers.keys() | walk.output_names
             return _widest(self.codes_for(one, depth) for one in reader.output if one in read)
         if reader.op_type in ("Identity", "Concat", "Relu"):
@@ -81,7 +81,7 @@ class Telling:
             )
         return None
 
-    def _gated(self, product: onnx.NodeProto, name: str, depth: int) -> Codes | None:
+    def _gated(self, product: onnx.NodeProto, name: str, depth: int) -> QuantParams | None:
         """What ``name`` needs in ``x * sigmoid(x)``, as the one or the other factor."""
         factors = [one for one in product.input if one != name]
         maker = self.walk.producer.get(name)
@@ -89,7 +89,7 @@ class Telling:
             return None
         (other,) = factors
         if maker is not None and maker.op_type == "Sigmoid" and maker.input[0] == other:
-            return spanning(0.0, 1.0)
+            return params_spanning(0.0, 1.0)
         gate = self.walk.producer.get(other)
         if gate is None or gate.op_type != "Sigmoid" or gate.input[0] != name:
             return None
@@ -102,9 +102,9 @@ class Telling:
         y = x / (1 + np.exp(-x))
         low = x[(x < -_OPEN) & (y > -half)].max(initial=-_FAR)
         high = x[y <= total.high].max(initial=_OPEN)
-        return spanning(float(low), float(high))
+        return params_spanning(float(low), float(high))
 
-    def _operand(self, add: onnx.NodeProto, name: str, depth: int) -> Codes | None:
+    def _operand(self, add: onnx.NodeProto, name: str, depth: int) -> QuantParams | None:
         """What the operand ``name`` of a sum needs."""
         tail = self.walk.folded_activation(add)
         total = self.codes_for(tail.output[0] if tail is not None else add.output[0], depth)
@@ -117,16 +117,16 @@ class Telling:
         other = next((one for one in add.input if one != name), name)
         if other not in self.known or other in self.filled:
             reach = max(-low, high)
-            return spanning(-reach, reach)
+            return params_spanning(-reach, reach)
         least, most = self._ends_of(other)
         low, high = min(low - most, 0.0), max(high - least, 0.0)
-        return spanning(low, high) if low < high else None
+        return params_spanning(low, high) if low < high else None
 
     def _ends_of(self, name: str) -> tuple[float, float]:
         """The least and the most that a quantized tensor can be."""
         codes = self.known[name]
         maker = self.walk.producer.get(name)
-        while maker is not None and moves(maker, self.walk, self.dialect):
+        while maker is not None and only_moves(maker, self.walk, self.dialect):
             maker = self.walk.producer.get(maker.input[0])
         bounds = None
         if maker is not None and maker.op_type in ("Relu", "Clip"):
@@ -135,9 +135,9 @@ class Telling:
         return max(codes.low, low), min(codes.high, high)
 
 
-def _widest(told: Iterable[Codes | None]) -> Codes | None:
+def _widest(told: Iterable[QuantParams | None]) -> QuantParams | None:
     """Codes that reach as far as all that are told; ``None`` where one is missing."""
-    found: list[Codes] = []
+    found: list[QuantParams] = []
     for codes in told:
         if codes is None:
             return None
@@ -145,10 +145,10 @@ def _widest(told: Iterable[Codes | None]) -> Codes | None:
             found.append(codes)
     if len(found) < 2:
         return next(iter(found), None)
-    return spanning(min(codes.low for codes in found), max(codes.high for codes in found))
+    return params_spanning(min(codes.low for codes in found), max(codes.high for codes in found))
 
 
-def spanning(low: float, high: float) -> Codes:
+def params_spanning(low: float, high: float) -> QuantParams:
     """Codes from ``low`` to ``high``, which are not on the same side of 0 and differ."""
     scale = np.asarray((high - low) / 255, np.float32)
-    return Codes(scale, np.asarray(round(-low / float(scale)), np.int64), "uint8", 0, 255)
+    return QuantParams(scale, np.asarray(round(-low / float(scale)), np.int64), "uint8", 0, 255)

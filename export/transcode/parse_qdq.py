@@ -27,11 +27,11 @@ from ...runtime.tensors import Array
 from ..calibration.ranges import element_types, tensor_ranks
 from ..graph.normalize import initializers_are_not_inputs
 from ..graph.onnx_files import check_valid, constant_tensors, fold_casts
-from ..graph.onnx_graph import all_names, attribute, evaluate, fresh, name_nodes, opset_of
+from ..graph.onnx_graph import all_names, attribute, evaluate_node, fresh_name, name_nodes, opset_of
 from ..int8.dialect import MOVING
-from ..int8.quant_params import CODE_RANGES, Codes, check_fits, read_codes
+from ..int8.quant_params import CODE_RANGES, QuantParams, check_fits, read_quant_params
 from .batchnorm_to_conv import as_factors
-from .data_movement import moved
+from .data_movement import move_codes
 from .qoperators import QOPERATORS, plain_equal, why_not_bias, why_not_plain
 from .scales_before_transpose import quantize_before_transposes
 
@@ -42,7 +42,7 @@ _SHAPES = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten"
 
 
 @dataclass(frozen=True)
-class Stripped:
+class ParsedQdq:
     """An INT8 file taken apart.
 
     Attributes:
@@ -57,15 +57,15 @@ class Stripped:
     """
 
     model: onnx.ModelProto
-    codes: dict[str, Codes]
+    codes: dict[str, QuantParams]
     views: dict[str, str]
     weights: set[str]
-    constants: dict[str, Codes] = field(default_factory=dict[str, Codes])
-    left_out: list[tuple[str, Codes]] = field(default_factory=list[tuple[str, Codes]])
+    constants: dict[str, QuantParams] = field(default_factory=dict[str, QuantParams])
+    left_out: list[tuple[str, QuantParams]] = field(default_factory=list[tuple[str, QuantParams]])
     raw: set[str] = field(default_factory=set[str])
 
 
-def strip(model: onnx.ModelProto, path: str) -> Stripped:
+def parse_qdq(model: onnx.ModelProto, path: str) -> ParsedQdq:
     """Take the quantizers out of a model.
 
     Args:
@@ -94,12 +94,14 @@ class _Stripper:
         self.taken, self.kinds = all_names(model), element_types(model)
         self.ranks = tensor_ranks(model)
         self.alias: dict[str, str] = {}  # a dequantized tensor -> the float tensor it stands for
-        self.coded: dict[str, tuple[str, Codes]] = {}  # codes -> the float tensor, what they mean
-        self.found = Stripped(onnx.ModelProto(), {}, {}, set())
+        self.coded: dict[
+            str, tuple[str, QuantParams]
+        ] = {}  # codes -> the float tensor, what they mean
+        self.found = ParsedQdq(onnx.ModelProto(), {}, {}, set())
         self.nodes: list[onnx.NodeProto] = []
         self.quantizers = 0
 
-    def strip(self) -> Stripped:
+    def strip(self) -> ParsedQdq:
         for value in [*self.given.graph.input, *self.given.graph.output]:
             if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16:
                 raise InputError(
@@ -134,8 +136,8 @@ class _Stripper:
 
     def _codes(
         self, node: onnx.NodeProto, inputs: list[str], kind: str = "", *, dead: bool = False
-    ) -> Codes:
-        return read_codes(node, inputs, self.constants, self.path, kind=kind, dead=dead)
+    ) -> QuantParams:
+        return read_quant_params(node, inputs, self.constants, self.path, kind=kind, dead=dead)
 
     def _quantize(self, node: onnx.NodeProto) -> None:
         source, out = node.input[0], node.output[0]
@@ -149,7 +151,7 @@ class _Stripper:
             self.coded[out] = (name, codes)
             self._stands_on(name, codes, out)
 
-    def _stands_on(self, name: str, codes: Codes, view: str) -> None:
+    def _stands_on(self, name: str, codes: QuantParams, view: str) -> None:
         """Remember a quantizer; of two different ones on one tensor, the wider."""
         before = self.found.codes.get(name)
         if before is not None and not before.same(codes):
@@ -240,7 +242,7 @@ class _Stripper:
         self.coded[out] = (out, codes)
         self._stands_on(out, codes, out)
 
-    def _dequantized(self, name: str, codes: Codes, value: Array) -> str:
+    def _dequantized(self, name: str, codes: QuantParams, value: Array) -> str:
         """A constant of codes, as what they stand for."""
         name = self._constant(name, codes.decode(value))
         self.found.weights.add(name)
@@ -249,7 +251,7 @@ class _Stripper:
         return name
 
     def _constant(self, name: str, value: Array) -> str:
-        name = fresh(self.taken, name)
+        name = fresh_name(self.taken, name)
         self.constants[name] = value
         return name
 
@@ -286,7 +288,7 @@ class _Stripper:
         if node.op_type not in _SHAPES or any(n and n not in self.constants for n in node.input):
             return False
         feeds = {name: self.constants[name] for name in node.input if name}
-        self.constants[node.output[0]] = evaluate(node, self.given.opset_import, feeds)
+        self.constants[node.output[0]] = evaluate_node(node, self.given.opset_import, feeds)
         if node.input[0] in self.found.weights:
             self.found.weights.add(node.output[0])
         return True
@@ -340,7 +342,7 @@ class _Stripper:
 
     def _move(self, node: onnx.NodeProto) -> None:
         """Codes that are moved: the floats that they stand for are moved alike."""
-        copy, codes = moved(node, self.coded, self.constants, self._dequantized, self.path)
+        copy, codes = move_codes(node, self.coded, self.constants, self._dequantized, self.path)
         self.nodes.append(copy)
         for name in node.output:
             self.coded[name] = (name, codes)

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 import onnx
 
 from ..graph.onnx_files import constant_tensors, is_quantized
-from ..graph.onnx_graph import Walk, all_names, attribute, fresh
+from ..graph.onnx_graph import Walk, all_names, attribute, fresh_name
 
 
 def quantize_before_transposes(model: onnx.ModelProto) -> None:
@@ -55,7 +55,7 @@ def _put_one_before(model: onnx.ModelProto, taken: set[str], sizes: Mapping[str,
             del one.attribute[:]
             one.attribute.extend([*kept, onnx.helper.make_attribute("axis", order[axis])])
         for one in readers:
-            out, before = one.output[0], fresh(taken, f"{one.output[0]}_unturned")
+            out, before = one.output[0], fresh_name(taken, f"{one.output[0]}_unturned")
             one.output[0] = before
             at = next(i for i, other in enumerate(model.graph.node) if before in other.output)
             behind = onnx.helper.make_node("Transpose", [before], [out], perm=order)

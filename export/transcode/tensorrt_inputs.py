@@ -31,21 +31,21 @@ from ..graph.onnx_graph import (
     all_names,
     attribute,
     clip_bounds,
-    fresh,
+    fresh_name,
     give_out,
     is_standard,
 )
-from ..graph.precision_plan import Choice, PrecisionPlan
-from ..graph.random_inputs import fitting
+from ..graph.precision_plan import NodePrecision, PrecisionPlan
+from ..graph.random_inputs import run_on_random
 from ..int8.dialect import MOVING
 from ..int8.int8_plan import channels_read, why_not_weights
-from ..int8.qdq_placement import lay_out, pads_with_zero
-from ..int8.qdq_writer import Quantized
-from ..int8.quant_params import Codes
+from ..int8.qdq_placement import pads_with_zero, place_quantizers
+from ..int8.qdq_writer import QuantizedGraph
+from ..int8.quant_params import QuantParams
 from ..int8.quantizers import PerTensor
 from ..int8.residual_additions import skip_inputs
-from .parse_qdq import Stripped
-from .transcode_plan import Change, Decision
+from .parse_qdq import ParsedQdq
+from .transcode_plan import Change, TranscodePlan
 from .weight_grid import has_grid
 
 CARRYING = (MOVING - {"Resize"}) | {"Identity", "Relu"}
@@ -71,7 +71,7 @@ class Centred:
     coarser: float
 
 
-def centred(codes: Codes, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Centred:
+def centred(codes: QuantParams, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Centred:
     """The symmetric int8 quantizer for what one of a whole tensor represents.
 
     Args:
@@ -88,7 +88,7 @@ def centred(codes: Codes, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Ce
 
 
 def write_activations(
-    stripped: Stripped, in_int8: Callable[[onnx.NodeProto, Walk], bool]
+    stripped: ParsedQdq, in_int8: Callable[[onnx.NodeProto, Walk], bool]
 ) -> list[str]:
     """Put an activation function where a quantizer alone did the work of one, in place.
 
@@ -110,7 +110,7 @@ def write_activations(
             continue
         if codes.low >= 0 and _never_negative(maker, walk, stripped.codes):
             continue
-        raw = fresh(taken, f"{name}_unended")
+        raw = fresh_name(taken, f"{name}_unended")
         maker.output[list(maker.output).index(name)] = raw
         readers = walk.consumers.get(name, [])
         plain = codes.low >= 0 and all(
@@ -119,7 +119,7 @@ def write_activations(
         if plain and name not in walk.output_names:
             node = onnx.helper.make_node("Relu", [raw], [name], name=f"Relu_{name}")
         else:
-            ends = [fresh(taken, f"{name}_low"), fresh(taken, f"{name}_high")]
+            ends = [fresh_name(taken, f"{name}_low"), fresh_name(taken, f"{name}_high")]
             for end, value in zip(ends, (codes.low, codes.high), strict=True):
                 tensor = numpy_helper.from_array(np.array(value, np.float32), end)
                 model.graph.initializer.append(tensor)
@@ -130,7 +130,7 @@ def write_activations(
     return done
 
 
-def _never_negative(maker: onnx.NodeProto, walk: Walk, known: Mapping[str, Codes]) -> bool:
+def _never_negative(maker: onnx.NodeProto, walk: Walk, known: Mapping[str, QuantParams]) -> bool:
     """Whether a node gives nothing below 0 as it is."""
     if maker.op_type in _NEVER_NEGATIVE:
         return True
@@ -154,7 +154,7 @@ def _carries(node: onnx.NodeProto, walk: Walk) -> bool:
     return node.op_type in CARRYING and (node.op_type != "Pad" or pads_with_zero(node, walk))
 
 
-def carried(name: str, walk: Walk, known: Mapping[str, Codes]) -> str | None:
+def carried_from(name: str, walk: Walk, known: Mapping[str, QuantParams]) -> str | None:
     """The quantized tensor whose values ``name`` holds, moved; ``None`` where there is none."""
     while name not in known:
         maker = walk.producer.get(name)
@@ -164,7 +164,7 @@ def carried(name: str, walk: Walk, known: Mapping[str, Codes]) -> str | None:
     return name
 
 
-def bounds_of(name: str, walk: Walk) -> tuple[float, float]:
+def activation_bounds(name: str, walk: Walk) -> tuple[float, float]:
     """What an activation function leaves of a tensor, through what only moves it."""
     maker = walk.producer.get(name)
     while maker is not None and maker.op_type != "Relu" and _carries(maker, walk):
@@ -175,7 +175,7 @@ def bounds_of(name: str, walk: Walk) -> tuple[float, float]:
     return bounds or (-np.inf, np.inf)
 
 
-def sizes_of(graph: Graph, names: Iterable[str]) -> dict[str, int]:
+def tensor_elements(graph: Graph, names: Iterable[str]) -> dict[str, int]:
     """Values that each of some tensors holds, for inputs of one size."""
     model, wanted = graph.proto(), sorted(set(names))
     give_out(model, wanted)
@@ -184,11 +184,11 @@ def sizes_of(graph: Graph, names: Iterable[str]) -> dict[str, int]:
         with OnnxRuntimeEngine(model.SerializeToString(), EngineOptions(optimize="none")) as one:
             return {**feeds, **one.run(feeds)}
 
-    seen = fitting(graph.inputs, run)
+    seen = run_on_random(graph.inputs, run)
     return {name: int(seen[name].size) for name in wanted}
 
 
-class AtInputs(Decision):
+class InputQuantizers(TranscodePlan):
     """For a dialect that has codes around 0, at the inputs of INT8 nodes only."""
 
     def fold(self) -> dict[str, Array]:
@@ -203,14 +203,16 @@ class AtInputs(Decision):
                 self._note(name, "activation function in a quantizer", told)
         return super().fold()
 
-    def write(self, graph: Graph) -> Quantized:
+    def write(self, graph: Graph) -> QuantizedGraph:
         """The graph in the dialect."""
         walk = Walk(graph.proto())
         adds = [n for n in walk.model.graph.node if n.op_type == "Add" and is_standard(n)]
-        sizes = sizes_of(graph, {i for n in adds for i in n.input if i not in walk.constants})
+        sizes = tensor_elements(
+            graph, {i for n in adds for i in n.input if i not in walk.constants}
+        )
         plan = self._plan_for(walk, sizes)
         choose = partial(self._centred, walk)
-        layout = lay_out(walk, self.known, plan, self.dialect, choose, elements=sizes)
+        layout = place_quantizers(walk, self.known, plan, self.dialect, choose, elements=sizes)
         order = {name: i for i, name in enumerate(walk.producer)}  # an input comes first
         self.coarser = dict(sorted(self.coarser.items(), key=lambda one: order.get(one[0], -1)))
         for name in sorted(self.known.keys() - self.filled - layout.quantizers.keys()):
@@ -234,12 +236,12 @@ class AtInputs(Decision):
         nodes = walk.model.graph.node
         int8 = {n.name for n in nodes if n.op_type == "Conv" and reasons[n.name] is None}
         skips = skip_inputs(walk, sizes, int8)
-        choices: dict[str, Choice] = {}
+        choices: dict[str, NodePrecision] = {}
         for node in nodes:
             reason = reasons[node.name] if node.name in reasons else self._why_no_skip(node, skips)
-            choices[node.name] = Choice("float32", reason or "")
+            choices[node.name] = NodePrecision("float32", reason or "")
             if reason is None:
-                choices[node.name] = Choice("int8", "quantized in the given file")
+                choices[node.name] = NodePrecision("int8", "quantized in the given file")
             elif node.op_type not in CARRYING and any(name in self.known for name in node.input):
                 self.kept.append(Change(node.name, "kept in float32", reason))
         return PrecisionPlan(choices)
@@ -257,7 +259,7 @@ class AtInputs(Decision):
         name = node.input[0]
         if self.dialect.weight_only or name in self.known:
             return None
-        source = carried(name, walk, self.known)
+        source = carried_from(name, walk, self.known)
         if source is None:
             return f"nothing in the given file tells a scale for '{name}'"
         self.known[name] = self.known[source]
@@ -278,7 +280,7 @@ class AtInputs(Decision):
         """The quantizer of a tensor; this dialect's never absorb a ``clip``."""
         del clip
         codes = self.known[name]
-        made = centred(codes, bounds_of(name, walk))
+        made = centred(codes, activation_bounds(name, walk))
         if made.coarser > 1:
             self.coarser[name] = made.coarser
             told = (

@@ -40,13 +40,13 @@ from itertools import product
 import onnx
 
 from ...runtime.errors import BoundError
-from ..graph.normalize import tidy
+from ..graph.normalize import normalize
 from ..graph.onnx_files import read_onnx
 from ..int8.dialect import Dialect
-from .parse_qdq import strip
-from .tensorrt_inputs import AtInputs
-from .transcode_plan import Change, Decision, Liberties
-from .verify_layers import Equality, Truth, compare_layers
+from .parse_qdq import parse_qdq
+from .tensorrt_inputs import InputQuantizers
+from .transcode_plan import Change, Liberties, TranscodePlan
+from .verify_layers import LayerEquality, ReferenceFile, compare_layers
 
 LARGEST_STEPS = 1.01
 """How far a layer may lie from the given file's, in steps: one, and float32's own rounding."""
@@ -71,7 +71,7 @@ class Transcoded:
     dialect: str
     changes: tuple[Change, ...]
     kept_float: tuple[Change, ...]
-    equality: Equality
+    equality: LayerEquality
     int8_nodes: int
     coarser: Mapping[str, float] = field(default_factory=dict[str, float])
 
@@ -148,16 +148,18 @@ _FEWER_LIBERTIES = [
 def _attempt(
     given: onnx.ModelProto, path: str, dialect: Dialect, engine: str, liberties: Liberties
 ) -> Transcoded:
-    stripped = strip(given, path)
+    stripped = parse_qdq(given, path)
     original = dict(stripped.codes)
-    makes = AtInputs if dialect.at_inputs else Decision
+    makes = InputQuantizers if dialect.at_inputs else TranscodePlan
     decided = makes(stripped, dialect, liberties)
     decided.tell_left_out()
     folded = decided.fold()
-    graph = tidy(stripped.model, source=path, keep=sorted(original.keys() | stripped.codes.keys()))
+    graph = normalize(
+        stripped.model, source=path, keep=sorted(original.keys() | stripped.codes.keys())
+    )
     quantized = decided.write(graph)
     filled = {name: decided.known[name] for name in decided.filled}
-    truth = Truth(given, original, stripped.views, folded, filled)
+    truth = ReferenceFile(given, original, stripped.views, folded, filled)
     at_inputs = dialect.at_inputs
     by = "onnxruntime" if at_inputs else engine
     equality = compare_layers(truth, quantized, graph.inputs, by, at_inputs=at_inputs)

@@ -11,18 +11,18 @@ import onnx
 
 from ...runtime.tensors import Array
 from ..graph.onnx_graph import Graph, Walk, is_standard
-from ..graph.precision_plan import Choice, PrecisionPlan
+from ..graph.precision_plan import NodePrecision, PrecisionPlan
 from ..int8.activation_products import has_weights
 from ..int8.dialect import Dialect
 from ..int8.int8_plan import why_not_weights
-from ..int8.qdq_placement import Layout, lay_out, moves
-from ..int8.qdq_writer import Quantized, write_layout
-from ..int8.quant_params import Codes
+from ..int8.qdq_placement import QuantizerPlacement, only_moves, place_quantizers
+from ..int8.qdq_writer import QuantizedGraph, write_placement
+from ..int8.quant_params import QuantParams
 from ..int8.quantizers import PerTensor
 from ..int8.stride_hoisting import are_moved
 from .fold_channel_scales import fold_channel_scales, widest
-from .infer_missing_scales import Telling
-from .parse_qdq import Stripped
+from .infer_missing_scales import KnownScales
+from .parse_qdq import ParsedQdq
 from .weight_grid import has_grid, is_kept, keep_codes
 
 
@@ -54,7 +54,7 @@ class Liberties:
 
 
 @dataclass
-class Decision:
+class TranscodePlan:
     """What becomes of one file, taken apart, in a dialect.
 
     Attributes:
@@ -68,7 +68,7 @@ class Decision:
             symmetric.
     """
 
-    stripped: Stripped
+    stripped: ParsedQdq
     dialect: Dialect
     liberties: Liberties
     changes: list[Change] = field(default_factory=list[Change])
@@ -77,7 +77,7 @@ class Decision:
     coarser: dict[str, float] = field(default_factory=dict[str, float])
 
     @property
-    def known(self) -> dict[str, Codes]:
+    def known(self) -> dict[str, QuantParams]:
         """By tensor name, the given file's quantizers and those filled in."""
         return self.stripped.codes
 
@@ -105,7 +105,7 @@ class Decision:
                 told = "left out: one scale would be too coarse, and what reads it stays float32"
             self._note(name, "per-channel activation", told)
         walk = Walk(self.stripped.model)
-        moving = [n for n in walk.model.graph.node if moves(n, walk, self.dialect)]
+        moving = [n for n in walk.model.graph.node if only_moves(n, walk, self.dialect)]
         for node in reversed(moving):  # before moves are folded away
             source, told = node.input[0], any(name in self.known for name in node.output)
             if told and source not in walk.constants and source not in self.known:
@@ -117,7 +117,7 @@ class Decision:
                     self.filled.add(name)
         return folded
 
-    def write(self, graph: Graph) -> Quantized:
+    def write(self, graph: Graph) -> QuantizedGraph:
         """The graph in the dialect."""
         walk = Walk(graph.proto())
         plan = self._plan(walk)
@@ -130,7 +130,7 @@ class Decision:
             for node in walk.model.graph.node
             if plan.is_int8(node) and (tail := walk.folded_activation(node)) is not None
         }
-        layout = lay_out(
+        layout = place_quantizers(
             walk,
             self.known,
             plan,
@@ -141,7 +141,9 @@ class Decision:
         )
         return self._written(graph, walk, layout, plan)
 
-    def _written(self, graph: Graph, walk: Walk, layout: Layout, plan: PrecisionPlan) -> Quantized:
+    def _written(
+        self, graph: Graph, walk: Walk, layout: QuantizerPlacement, plan: PrecisionPlan
+    ) -> QuantizedGraph:
         again = {w for w in self.stripped.weights if w in walk.constants} & {
             node.input[1]
             for node in walk.model.graph.node
@@ -162,7 +164,7 @@ class Decision:
             told = f"rounded to its codes, which are {half:.3g} away at most within their range"
             self._note(name, "output that the kernel gives as codes", told)
         pack = partial(keep_codes, uint8_weights=self.dialect.uint8_weights)
-        return write_layout(graph, layout, plan, self.dialect, pack)
+        return write_placement(graph, layout, plan, self.dialect, pack)
 
     def _rescaled(self, walk: Walk) -> set[str]:
         """Moved values whose scale is another than before they were moved."""
@@ -170,7 +172,7 @@ class Decision:
         return {
             name
             for node in walk.model.graph.node
-            if moves(node, walk, self.dialect) and node.input[0] in known
+            if only_moves(node, walk, self.dialect) and node.input[0] in known
             for name in node.output
             if name in known and not known[name].same(known[node.input[0]])
         }
@@ -189,13 +191,13 @@ class Decision:
         return found
 
     def _plan(self, walk: Walk) -> PrecisionPlan:
-        choices: dict[str, Choice] = {}
+        choices: dict[str, NodePrecision] = {}
         for node in walk.model.graph.node:
             reason = self._why_float(node, walk)
             if reason is None:
-                choices[node.name] = Choice("int8", "quantized in the given file")
+                choices[node.name] = NodePrecision("int8", "quantized in the given file")
                 continue
-            choices[node.name] = Choice("float32", reason)
+            choices[node.name] = NodePrecision("float32", reason)
             computes = node.op_type not in self.dialect.moving | {"Relu", "Clip", "Identity"}
             if computes and any(name in self.known for name in node.input):
                 self.kept.append(Change(node.name, "kept in float32", reason))
@@ -232,7 +234,7 @@ class Decision:
         return None
 
     def _fill_from_readers(self, name: str, walk: Walk, node: str) -> bool:
-        telling = Telling(walk, self.known, self.filled, self.dialect, self.liberties.gates)
+        telling = KnownScales(walk, self.known, self.filled, self.dialect, self.liberties.gates)
         found = telling.codes_for(name)
         if found is None:
             return False

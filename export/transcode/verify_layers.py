@@ -24,14 +24,14 @@ from ...runtime.engine_registry import open_engine
 from ...runtime.engines.engine import EngineOptions
 from ...runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ...runtime.tensors import Array, Arrays, TensorSpec
-from ..graph.onnx_graph import IR_VERSION, Walk, all_names, fresh, give_out
-from ..graph.random_inputs import fitting
-from ..int8.qdq_writer import Quantized
-from ..int8.quant_params import Codes
+from ..graph.onnx_graph import IR_VERSION, Walk, all_names, fresh_name, give_out
+from ..graph.random_inputs import run_on_random
+from ..int8.qdq_writer import QuantizedGraph
+from ..int8.quant_params import QuantParams
 
 
 @dataclass(frozen=True)
-class Equality:
+class LayerEquality:
     """How far two files lie apart on random inputs.
 
     Attributes:
@@ -63,7 +63,7 @@ class Equality:
 
 
 @dataclass(frozen=True)
-class Truth:
+class ReferenceFile:
     """What is known of the given file.
 
     Attributes:
@@ -77,10 +77,10 @@ class Truth:
     """
 
     model: onnx.ModelProto
-    codes: Mapping[str, Codes]
+    codes: Mapping[str, QuantParams]
     views: Mapping[str, str]
     shares: Mapping[str, Array]
-    filled: Mapping[str, Codes]
+    filled: Mapping[str, QuantParams]
 
     @cached_property
     def outputs(self) -> tuple[str, ...]:
@@ -89,13 +89,13 @@ class Truth:
 
 
 def compare_layers(
-    truth: Truth,
-    quantized: Quantized,
+    truth: ReferenceFile,
+    quantized: QuantizedGraph,
     inputs: tuple[TensorSpec, ...],
     engine: str,
     *,
     at_inputs: bool = False,
-) -> Equality:
+) -> LayerEquality:
     """Compare the file with what was made of it.
 
     Args:
@@ -168,7 +168,7 @@ def compare_layers(
     worst = max(layers, key=lambda name: layers[name], default="")
     share = unclipped / max(1, total)
     far = layers.get(worst, 0.0)
-    return Equality(far, worst, end, cosine, share, len(layers), tuple(unlike))
+    return LayerEquality(far, worst, end, cosine, share, len(layers), tuple(unlike))
 
 
 def _are_alike(left: Array, right: Array) -> bool:
@@ -185,7 +185,7 @@ def _apart(left: Array, right: Array) -> Array:
     return found
 
 
-def _feeds(truth: Truth, inputs: tuple[TensorSpec, ...]) -> Arrays:
+def _feeds(truth: ReferenceFile, inputs: tuple[TensorSpec, ...]) -> Arrays:
     """Random inputs that fill the range of an input's quantizer, where it has one."""
 
     def run(feeds: Arrays) -> Arrays:
@@ -198,10 +198,10 @@ def _feeds(truth: Truth, inputs: tuple[TensorSpec, ...]) -> Arrays:
         _run_given(truth, [], feeds)
         return feeds
 
-    return fitting(inputs, run, batches=(2, 1))
+    return run_on_random(inputs, run, batches=(2, 1))
 
 
-def _run_given(truth: Truth, tensors: list[str], feeds: Arrays) -> Arrays:
+def _run_given(truth: ReferenceFile, tensors: list[str], feeds: Arrays) -> Arrays:
     model = onnx.ModelProto()
     model.CopyFrom(truth.model)
     model.ir_version = min(max(model.ir_version, 4), IR_VERSION)
@@ -210,7 +210,7 @@ def _run_given(truth: Truth, tensors: list[str], feeds: Arrays) -> Arrays:
         return {**feeds, **engine.run(feeds)}
 
 
-def _value(truth: Truth, name: str, seen: Arrays) -> Array:
+def _value(truth: ReferenceFile, name: str, seen: Arrays) -> Array:
     """What the given file has at a tensor, as its readers see it, in the new file's scale."""
     value = seen[truth.views[name]]
     if name in truth.codes and np.issubdtype(value.dtype, np.integer):
@@ -221,14 +221,14 @@ def _value(truth: Truth, name: str, seen: Arrays) -> Array:
     return value
 
 
-def _within(truth: Truth, name: str, value: Array) -> Array:
+def _within(truth: ReferenceFile, name: str, value: Array) -> Array:
     """What of it can matter to what reads the tensor: up to the ends of a filled-in quantizer."""
     filled = None if name in truth.outputs else truth.filled.get(name)
     return value if filled is None else np.clip(value, filled.low, filled.high)
 
 
 def _clipped(
-    truth: Truth, name: str, seen: Arrays, mine: Array, value: Array, at_inputs: bool
+    truth: ReferenceFile, name: str, seen: Arrays, mine: Array, value: Array, at_inputs: bool
 ) -> Array:
     """Where a code ends its range, and what the new file has there goes on beyond it.
 
@@ -262,7 +262,7 @@ class _Layers:
     model: bytes
     forced: dict[str, str]
     floats: dict[str, str]
-    meaning: dict[str, Codes]
+    meaning: dict[str, QuantParams]
     reads: dict[str, set[str]]
 
 
@@ -288,7 +288,7 @@ def _cut(
         readers = [node for node in walk.consumers.get(tensor, []) if made not in node.output]
         if not readers:
             return {}
-        given = fresh(taken, f"{tensor}_given")
+        given = fresh_name(taken, f"{tensor}_given")
         for node in readers:
             for i, read in enumerate(node.input):
                 if read == tensor:
@@ -307,7 +307,7 @@ def _cut(
     return _Layers(model.SerializeToString(), forced, floats, meaning, reads)
 
 
-def _meaning(walk: Walk, tensor: str) -> Codes:
+def _meaning(walk: Walk, tensor: str) -> QuantParams:
     """What codes of the new file mean: its quantizer, or that of what they were moved from."""
     node = walk.producer[tensor]
     while node.op_type != "QuantizeLinear":
@@ -320,7 +320,7 @@ def _meaning(walk: Walk, tensor: str) -> Codes:
     scale = numpy_helper.to_array(walk.constants[node.input[1]])
     zero = numpy_helper.to_array(walk.constants[node.input[2]])
     low, high = (0, 255) if zero.dtype == np.uint8 else (-128, 127)
-    return Codes(scale, zero.astype(np.int64), zero.dtype.name, low, high)
+    return QuantParams(scale, zero.astype(np.int64), zero.dtype.name, low, high)
 
 
 def _reads(
@@ -339,7 +339,7 @@ def _reads(
     return found
 
 
-def _step(truth: Truth, name: str, layers: _Layers) -> float:
+def _step(truth: ReferenceFile, name: str, layers: _Layers) -> float:
     """The step to measure a layer's output in: the coarsest that it reads or writes."""
     steps = [float(layers.meaning[name].scale)] if name in layers.meaning else []
     if name in truth.codes and not (steps and name in truth.shares):
@@ -353,6 +353,6 @@ def _step(truth: Truth, name: str, layers: _Layers) -> float:
     return max(steps)
 
 
-def _step_given(truth: Truth, name: str) -> float:
+def _step_given(truth: ReferenceFile, name: str) -> float:
     """The coarsest step that the given file has at a tensor, in the new file's scale."""
     return float((truth.codes[name].scale / truth.shares.get(name, np.float32(1))).max())

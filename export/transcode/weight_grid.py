@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ..graph.onnx_graph import Walk, channel_axis
+from ..graph.onnx_graph import Walk, weight_channel_axis
 from ..int8.dialect import Dialect
 from ..int8.quantizers import PerChannel, weight_quantizer
 
@@ -27,13 +27,13 @@ _SAMPLE = 32  # weights of a channel that are looked at before all are
 
 def has_grid(walk: Walk, node: onnx.NodeProto) -> bool:
     """Whether every channel of a node's weights is whole multiples of a step, few enough."""
-    rows = _rows(walk.constant(node.input[1]), channel_axis(node))
+    rows = _rows(walk.constant(node.input[1]), weight_channel_axis(node))
     return bool((_largest_codes(rows) > 0).all())
 
 
 def is_kept(walk: Walk, node: onnx.NodeProto, dialect: Dialect) -> bool:
     """Whether the dialect holds the codes that a node's weights are."""
-    rows = _rows(walk.constant(node.input[1]), channel_axis(node))
+    rows = _rows(walk.constant(node.input[1]), weight_channel_axis(node))
     largest = _largest_codes(rows)
     if not (largest > 0).all():
         return False

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import IO
 
 from ..errors import InputError
-from .portable_paths import check_names, check_path, refused
-from .zip_reader import MAX_TOTAL_BYTES, check_count, read_zip, too_much
+from .portable_paths import check_path, check_portable, path_error
+from .zip_reader import MAX_TOTAL_BYTES, check_file_count, limit_error, read_zip
 
 
 def read_tree(path: str | os.PathLike[str]) -> dict[str, bytes]:
@@ -30,7 +30,9 @@ def read_tree(path: str | os.PathLike[str]) -> dict[str, bytes]:
     try:
         kind = root.lstat().st_mode
         if stat.S_ISLNK(kind):
-            raise refused("E_PATH", f"'{root}' is a symbolic link", "Give what it points to.", root)
+            raise path_error(
+                "E_PATH", f"'{root}' is a symbolic link", "Give what it points to.", root
+            )
         files = _read_folder(root) if stat.S_ISDIR(kind) else _read_zip_file(root)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -55,13 +57,13 @@ def _read_folder(root: Path) -> dict[str, bytes]:
                 if stat.S_ISDIR(status.st_mode):
                     check_path(path)
                     waiting.append(path + "/")
-                    check_count(len(found) + len(waiting), root)
+                    check_file_count(len(found) + len(waiting), root)
                     continue
                 if not stat.S_ISREG(status.st_mode):
-                    raise refused("E_PATH", f"{path!r} is a link or a special file", "", path)
+                    raise path_error("E_PATH", f"{path!r} is a link or a special file", "", path)
                 found[path] = status
-                check_count(len(found) + len(waiting), root)
-    check_names(sorted(found))
+                check_file_count(len(found) + len(waiting), root)
+    check_portable(sorted(found))
     files: dict[str, bytes] = {}
     left = MAX_TOTAL_BYTES
     for path in sorted(found):
@@ -79,14 +81,14 @@ def _read_regular(file: Path, path: str, left: int) -> bytes:
         descriptor = os.open(file, flags)
     except OSError as error:
         if file.is_symlink():
-            raise refused("E_PATH", f"{path!r} is a symbolic link", "", path) from error
+            raise path_error("E_PATH", f"{path!r} is a symbolic link", "", path) from error
         raise
     with open(descriptor, "rb") as opened:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise refused("E_PATH", f"{path!r} is a link or a special file", "", path)
+            raise path_error("E_PATH", f"{path!r} is a link or a special file", "", path)
         if status.st_nlink > 1:
-            raise refused(
+            raise path_error(
                 "E_PATH",
                 f"{path!r} is a hard link: the file has {status.st_nlink} names",
                 "Copy the bundle without links.",
@@ -94,7 +96,7 @@ def _read_regular(file: Path, path: str, left: int) -> bytes:
             )
         data = _read_at_most(opened, left)
     if len(data) > left:
-        raise too_much(f"the files hold more than {MAX_TOTAL_BYTES} bytes together", path)
+        raise limit_error(f"the files hold more than {MAX_TOTAL_BYTES} bytes together", path)
     return data
 
 
@@ -112,12 +114,12 @@ def _read_zip_file(path: Path) -> dict[str, bytes]:
         flags |= getattr(os, name, 0)
     with open(os.open(path, flags), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise refused("E_PATH", f"'{path}' is a special file", "", path)
+            raise path_error("E_PATH", f"'{path}' is a special file", "", path)
         data = _read_at_most(file, MAX_TOTAL_BYTES)
     if len(data) > MAX_TOTAL_BYTES:
-        raise too_much(f"'{path}' has more than {MAX_TOTAL_BYTES} bytes", path)
+        raise limit_error(f"'{path}' has more than {MAX_TOTAL_BYTES} bytes", path)
     if not data.startswith(b"PK\x03\x04"):
-        raise refused(
+        raise path_error(
             "E_ARCHIVE",
             f"'{path}' is neither a folder nor a zip",
             "Expected a bundle: a folder that edgepress wrote, or its zip.",

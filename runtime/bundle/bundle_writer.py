@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import InputError
 from .manifest import FORMAT, MANIFEST, MANIFEST_HASH, FileEntry, Manifest, parse_manifest
-from .portable_paths import check_names
+from .portable_paths import check_portable
 from .zip_reader import MAX_RATIO
 
 _DATE = (1980, 1, 1, 0, 0, 0)
@@ -79,7 +79,7 @@ def write_files(files: Mapping[str, bytes], out: Path, *, force: bool = False) -
             disk is full or may not be written.
         BundleError: ``E_PATH`` or ``E_DUPLICATE`` for paths that a bundle may not have.
     """
-    check_names(files)
+    check_portable(files)
     out = _checked(out, force, _is_replaceable_folder, _BUNDLE_ONLY)
     part = _beside(out)
 
@@ -108,7 +108,7 @@ def write_zip(files: Mapping[str, bytes], out: Path, *, force: bool = False) -> 
         InputError: As `write_files`.
         BundleError: As `write_files`.
     """
-    check_names(files)
+    check_portable(files)
     out = _checked(out, force, _is_replaceable_zip, "a zip")
     part = _beside(out)
 

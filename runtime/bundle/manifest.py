@@ -13,8 +13,8 @@ import numpy as np
 from ..errors import BundleError, InputError
 from ..pictures.preprocessing import Preprocessing
 from ..tensors import Dimension, TensorSpec
-from .portable_paths import check_names
-from .strict_json import Reader, parse_json, wrong
+from .portable_paths import check_portable
+from .strict_json import JsonObject, manifest_error, parse_json
 
 FORMAT = "edgepress-bundle"
 FORMAT_VERSION = "1.0"
@@ -197,7 +197,7 @@ class Manifest:
             )
             return (text + "\n").encode("utf-8")
         except (ValueError, TypeError, RecursionError) as error:
-            raise wrong(f"cannot be written: {error}") from error
+            raise manifest_error(f"cannot be written: {error}") from error
 
 
 def parse_manifest(data: bytes) -> Manifest:
@@ -207,16 +207,16 @@ def parse_manifest(data: bytes) -> Manifest:
         BundleError: ``E_VERSION`` for a newer major version or a feature that is not known here,
             ``E_MANIFEST`` for anything else, ``E_PATH`` and ``E_DUPLICATE`` for its file names.
     """
-    read = Reader(parse_json(data), "manifest.json")
+    read = JsonObject(parse_json(data), "manifest.json")
     if read.text("format") != FORMAT:
-        raise wrong(f"format is not '{FORMAT}'")
+        raise manifest_error(f"format is not '{FORMAT}'")
     version = _check_version(read)
     golden = read.part("golden")
     try:
         given = read.optional_mapping("preprocessing")
         preprocessing = None if given is None else Preprocessing.from_dict(given, "preprocessing")
     except InputError as error:
-        raise wrong(f"{error.message} {error.mend}") from error
+        raise manifest_error(f"{error.message} {error.mend}") from error
     manifest = Manifest(
         inputs=tuple(_spec(item) for item in read.parts("inputs")),
         outputs=tuple(_spec(item) for item in read.parts("outputs")),
@@ -248,7 +248,7 @@ def parse_manifest(data: bytes) -> Manifest:
 _KNOWN = frozenset(Manifest.__dataclass_fields__) - {"extra"} | {"format"}
 
 
-def _check_version(read: Reader) -> str:
+def _check_version(read: JsonObject) -> str:
     version = read.text("format_version")
     match = _VERSION.fullmatch(version)
     if not match:
@@ -281,7 +281,7 @@ def _check(manifest: Manifest) -> None:
             mend="Make the bundle again: each file stands in it once.",
             path=MANIFEST,
         )
-    check_names([*paths, MANIFEST, MANIFEST_HASH])
+    check_portable([*paths, MANIFEST, MANIFEST_HASH])
     golden = manifest.golden
     needed = [MODEL, golden.inputs, golden.outputs, *(one.file for one in manifest.variants)]
     needed += [one.golden.outputs for one in manifest.variants if one.golden is not None]
@@ -300,15 +300,15 @@ def _check(manifest: Manifest) -> None:
         ("variants", [variant.name for variant in manifest.variants]),
     ):
         if not names or len(set(names)) < len(names):
-            raise wrong(f"{what} has no entry, or one name twice: {names}")
+            raise manifest_error(f"{what} has no entry, or one name twice: {names}")
     outputs = {spec.name for spec in manifest.outputs}
     for expected in (golden, *(one.golden for one in manifest.variants)):
         if expected is not None and set(expected.tolerance) != outputs:
             told = sorted(expected.tolerance)
-            raise wrong(f"golden.tolerance is for {told}, not {sorted(outputs)}")
+            raise manifest_error(f"golden.tolerance is for {told}, not {sorted(outputs)}")
 
 
-def _spec(read: Reader) -> TensorSpec:
+def _spec(read: JsonObject) -> TensorSpec:
     shape: list[Dimension] = []
     for size in read.items("shape"):
         if isinstance(size, bool) or not isinstance(size, (int, str)) or size == "":
@@ -322,7 +322,7 @@ def _spec(read: Reader) -> TensorSpec:
     return TensorSpec(read.text("name"), dtype, tuple(shape))
 
 
-def _variant(read: Reader) -> Variant:
+def _variant(read: JsonObject) -> Variant:
     texts = [read.text(key) for key in ("name", "file", "engine", "dialect", "precision")]
     golden = None
     if read.values.get("golden") is not None:
@@ -332,14 +332,14 @@ def _variant(read: Reader) -> Variant:
     return Variant(*texts, receipt=receipt, golden=golden, made=read.optional_mapping("made"))
 
 
-def _entry(read: Reader) -> FileEntry:
+def _entry(read: JsonObject) -> FileEntry:
     digest = read.text("sha256")
     if not _DIGEST.fullmatch(digest):
         read.fail("sha256", "64 lower-case hexadecimal digits")
     return FileEntry(read.text("path"), read.size("size_bytes"), digest)
 
 
-def _read_tolerances(read: Reader) -> dict[str, Tolerance]:
+def _read_tolerances(read: JsonObject) -> dict[str, Tolerance]:
     part = read.part("tolerance")
     return {name: _tolerance(part.part(name)) for name in part.values}
 
@@ -348,7 +348,7 @@ def _tolerances(by_name: Mapping[str, Tolerance]) -> dict[str, object]:
     return {name: vars(one) for name, one in by_name.items()}
 
 
-def _tolerance(read: Reader) -> Tolerance:
+def _tolerance(read: JsonObject) -> Tolerance:
     tolerance = Tolerance(read.number("max_abs"), read.number("cosine"))
     if tolerance.max_abs < 0 or not -1 <= tolerance.cosine <= 1:
         read.fail("max_abs", "max_abs of 0 or more, and cosine from -1 to 1")

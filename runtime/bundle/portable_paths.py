@@ -22,7 +22,7 @@ def check_path(path: str) -> None:
     """
     reason = _path_fault(path)
     if reason:
-        raise refused(
+        raise path_error(
             "E_PATH",
             f"the path {path!r} {reason}",
             "Expected a relative path of plain names with '/' between them.",
@@ -30,7 +30,7 @@ def check_path(path: str) -> None:
         )
 
 
-def check_names(paths: Iterable[str]) -> None:
+def check_portable(paths: Iterable[str]) -> None:
     """Check every path, and that no two are one file where names ignore case or Unicode form.
 
     Raises:
@@ -42,7 +42,7 @@ def check_names(paths: Iterable[str]) -> None:
         folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
         other = seen.setdefault(folded, path)
         if other is not path:
-            raise refused(
+            raise path_error(
                 "E_DUPLICATE",
                 f"{path!r} and {other!r} are the same file on some systems",
                 "Expected names that differ in more than case or Unicode form.",
@@ -50,7 +50,7 @@ def check_names(paths: Iterable[str]) -> None:
             )
 
 
-def refused(code: str, message: str, mend: str, path: object) -> BundleError:
+def path_error(code: str, message: str, mend: str, path: object) -> BundleError:
     """A `BundleError` for one path."""
     return BundleError(code, f"{message}.", mend=mend, path=str(path))
 

@@ -24,7 +24,7 @@ def parse_json(data: bytes) -> dict[str, object]:
         BundleError: ``E_MANIFEST``.
     """
     if len(data) > _MAX_BYTES:
-        raise wrong(f"it has {len(data)} bytes, {_MAX_BYTES} are allowed")
+        raise manifest_error(f"it has {len(data)} bytes, {_MAX_BYTES} are allowed")
     try:
         text = data.decode("utf-8")
         parsed: object = json.loads(
@@ -36,10 +36,10 @@ def parse_json(data: bytes) -> dict[str, object]:
         )
         json.dumps(parsed, ensure_ascii=False).encode("utf-8")  # lone surrogates have no UTF-8
     except (ValueError, RecursionError) as error:
-        raise wrong(f"it is not strict JSON: {error}") from error
+        raise manifest_error(f"it is not strict JSON: {error}") from error
     deepest = _depth(parsed)
     if deepest > _MAX_DEPTH:
-        raise wrong(f"it is nested {deepest} deep, {_MAX_DEPTH} are allowed")
+        raise manifest_error(f"it is nested {deepest} deep, {_MAX_DEPTH} are allowed")
     return mapping(parsed, "manifest.json")
 
 
@@ -87,11 +87,11 @@ def _float(text: str) -> float:
 def mapping(value: object, where: str) -> dict[str, object]:
     """``value``, if it is a JSON object."""
     if not isinstance(value, dict):
-        raise wrong(f"{where} is {str(value)[:60]!r}, expected an object")
+        raise manifest_error(f"{where} is {str(value)[:60]!r}, expected an object")
     return cast("dict[str, object]", value)
 
 
-class Reader:
+class JsonObject:
     """One JSON object, its values asked for by name and type."""
 
     def __init__(self, values: dict[str, object], where: str) -> None:
@@ -101,7 +101,7 @@ class Reader:
     def fail(self, key: str, expected: str) -> NoReturn:
         """Refuse the value of ``key``."""
         got = repr(self.values[key])[:80] if key in self.values else "missing"
-        raise wrong(f"{self.where}: {key} is {got}, expected {expected}")
+        raise manifest_error(f"{self.where}: {key} is {got}, expected {expected}")
 
     def text(self, key: str) -> str:
         """A text, not empty."""
@@ -145,25 +145,25 @@ class Reader:
             self.fail(key, "a list of texts")
         return tuple(cast("list[str]", values))
 
-    def parts(self, key: str) -> list[Reader]:
+    def parts(self, key: str) -> list[JsonObject]:
         """A list of objects."""
         return [
-            Reader(mapping(value, f"{key}[{index}]"), f"{self.where}: {key}[{index}]")
+            JsonObject(mapping(value, f"{key}[{index}]"), f"{self.where}: {key}[{index}]")
             for index, value in enumerate(self.items(key))
         ]
 
-    def part(self, key: str) -> Reader:
+    def part(self, key: str) -> JsonObject:
         """An object."""
         if not isinstance(self.values.get(key), dict):
             self.fail(key, "an object")
-        return Reader(mapping(self.values[key], key), f"{self.where}: {key}")
+        return JsonObject(mapping(self.values[key], key), f"{self.where}: {key}")
 
     def optional_mapping(self, key: str) -> dict[str, object] | None:
         """An object's values, or ``None`` where it is null or missing."""
         return None if self.values.get(key) is None else self.part(key).values
 
 
-def wrong(message: str) -> BundleError:
+def manifest_error(message: str) -> BundleError:
     """An ``E_MANIFEST``."""
     return BundleError(
         "E_MANIFEST", f"{message}.", mend="Make the bundle again.", path="manifest.json"

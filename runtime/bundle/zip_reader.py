@@ -13,7 +13,7 @@ import zlib
 from dataclasses import dataclass
 
 from ..errors import BundleError
-from .portable_paths import check_names, refused
+from .portable_paths import check_portable, path_error
 
 MAX_TOTAL_BYTES = 4 * 1024**3
 MAX_FILES = 10_000
@@ -66,9 +66,9 @@ def read_zip(data: bytes, where: str, *, portable: bool = True) -> dict[str, byt
     names = [entry.name for entry in entries]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise refused("E_DUPLICATE", f"{twice!r} is in {where} more than once", "", twice)
+        raise path_error("E_DUPLICATE", f"{twice!r} is in {where} more than once", "", twice)
     if portable:
-        check_names(name.removesuffix("/") for name in names)
+        check_portable(name.removesuffix("/") for name in names)
     _check_limits(entries, where)
     starts = _check_headers(data, entries, directory_at, where)
     return {
@@ -78,13 +78,13 @@ def read_zip(data: bytes, where: str, *, portable: bool = True) -> dict[str, byt
     }
 
 
-def check_count(count: int, where: object) -> None:
+def check_file_count(count: int, where: object) -> None:
     """Refuse more than ``MAX_FILES`` files with ``E_LIMIT``."""
     if count > MAX_FILES:
-        raise too_much(f"{where} has more than {MAX_FILES} files", where)
+        raise limit_error(f"{where} has more than {MAX_FILES} files", where)
 
 
-def too_much(message: str, path: object) -> BundleError:
+def limit_error(message: str, path: object) -> BundleError:
     """An ``E_LIMIT``."""
     return BundleError("E_LIMIT", f"{message}.", mend="Refused before reading it.", path=str(path))
 
@@ -98,7 +98,7 @@ def _directory(data: bytes, where: str) -> tuple[list[_Entry], int]:
         raise _damaged(where, "it does not end as a zip: cut short, or followed by something")
     if disk or first or here != total or offset + size != len(data) - _END.size:
         raise _damaged(where, "its directory is not where its end says, or it is a zip64")
-    check_count(total, where)
+    check_file_count(total, where)
     entries: list[_Entry] = []
     at = offset
     for _ in range(total):
@@ -124,7 +124,7 @@ def _entry(data: bytes, at: int, where: str) -> tuple[_Entry, int]:
     if flags & _ENCRYPTED or method not in (_STORED, _DEFLATED):
         raise _damaged(where, f"{name!r} is encrypted or packed by other means than deflate")
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise refused("E_PATH", f"{name!r} is a link or a special file", "", name)
+        raise path_error("E_PATH", f"{name!r} is a link or a special file", "", name)
     entry = _Entry(name, flags, method, crc, packed, size, mode, parts[16])
     if entry.is_folder and size:
         raise _damaged(where, f"{name!r} is a folder with content")
@@ -141,12 +141,12 @@ def _name(raw: bytes, flags: int, where: str) -> str:
 def _check_limits(entries: list[_Entry], where: str) -> None:
     for entry in entries:
         if entry.size > max(_RATIO_FROM_BYTES, MAX_RATIO * entry.packed):
-            raise too_much(f"{entry.name!r} is packed more than {MAX_RATIO} to 1", entry.name)
+            raise limit_error(f"{entry.name!r} is packed more than {MAX_RATIO} to 1", entry.name)
     total = sum(entry.size for entry in entries)
     if total > MAX_TOTAL_BYTES:
-        raise too_much(f"{where} holds {total} bytes, {MAX_TOTAL_BYTES} are allowed", where)
+        raise limit_error(f"{where} holds {total} bytes, {MAX_TOTAL_BYTES} are allowed", where)
     if total > max(_RATIO_FROM_BYTES, MAX_RATIO * sum(entry.packed for entry in entries)):
-        raise too_much(f"{where} is packed more than {MAX_RATIO} to 1", where)
+        raise limit_error(f"{where} is packed more than {MAX_RATIO} to 1", where)
 
 
 def _check_headers(
@@ -206,7 +206,7 @@ def _content(data: bytes, entry: _Entry, start: int, where: str) -> bytes:
     if len(content) != entry.size or zlib.crc32(content) != entry.crc:
         raise _damaged(where, f"{entry.name!r} has other bytes than it says")
     if content.startswith(_ZIP) and not entry.name.endswith(".npz"):
-        raise too_much(f"{entry.name!r} is a zip inside {where}", entry.name)
+        raise limit_error(f"{entry.name!r} is a zip inside {where}", entry.name)
     return content
 
 

@@ -23,12 +23,12 @@ _E = TypeVar("_E", bound="Engine")
 Precision: TypeAlias = Literal["f32", "bf16"]
 """What an engine computes a graph's floats in: float32, or bfloat16 where the processor has it."""
 
-PRECISIONS: tuple[Precision, ...] = ("f32", "bf16")
+FLOAT_PRECISIONS: tuple[Precision, ...] = ("f32", "bf16")
 
-WORDS: dict[Precision, str] = {"f32": "float32", "bf16": "bfloat16"}
+PRECISION_WORDS: dict[Precision, str] = {"f32": "float32", "bf16": "bfloat16"}
 """What people, and the variants of bundles, call the precisions."""
 
-HALVES = (WORDS["bf16"], "fp16")
+HALF_PRECISIONS = (PRECISION_WORDS["bf16"], "fp16")
 """What receipts call the precisions between float32 and INT8."""
 
 
@@ -37,7 +37,7 @@ def computed_in(named: str) -> Precision:
 
     ``bfloat16`` is a float32 model in bfloat16, ``int8-bfloat16`` an INT8 one whose floats are.
     """
-    return "bf16" if WORDS["bf16"] in named.split("-") else "f32"
+    return "bf16" if PRECISION_WORDS["bf16"] in named.split("-") else "f32"
 
 
 @dataclass(frozen=True)

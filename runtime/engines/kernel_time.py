@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-RUNS = 20
+PROFILE_RUNS = 20
 """Inferences that a profile looks at, where the caller does not say."""
 
 
@@ -26,7 +26,7 @@ class KernelTime:
     ms: float
 
 
-def summarized(kind: str, name: str, origins: tuple[str, ...], all_ms: list[float]) -> KernelTime:
+def kernel_time(kind: str, name: str, origins: tuple[str, ...], all_ms: list[float]) -> KernelTime:
     """A kernel from its time in each run."""
     return KernelTime(kind, name, origins, lower_quartile(all_ms))
 

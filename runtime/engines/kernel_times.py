@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ..errors import EngineError
 from ..tensors import Array
 from .engine import Precision
-from .kernel_time import RUNS, KernelTime
+from .kernel_time import PROFILE_RUNS, KernelTime
 
 
 def kernel_times(
@@ -16,7 +16,7 @@ def kernel_times(
     feeds: Mapping[str, Array],
     *,
     threads: int = 1,
-    runs: int = RUNS,
+    runs: int = PROFILE_RUNS,
     precision: Precision = "f32",
 ) -> tuple[KernelTime, ...]:
     """Run a graph with the engine's profiler on.

@@ -20,11 +20,11 @@ from ..errors import EngineError
 from ..files import check_room, temporary_folder
 from ..tensors import Array, Arrays, Dimension, TensorSpec
 from .engine import SIZES_MEND, Engine, EngineOptions
-from .kernel_time import KernelTime, summarized
+from .kernel_time import KernelTime, kernel_time
 
 OptimizationLevel: TypeAlias = Literal["basic", "extended", "all"]
 
-CPU = "CPUExecutionProvider"
+CPU_PROVIDER = "CPUExecutionProvider"
 _QUIET = 4  # ONNX Runtime's severity "fatal": what it logs as an error, it raises as well
 _NOT_LOOKED_AT = 2  # inferences of a profile in which memory is laid out
 _LEVELS = {
@@ -72,7 +72,7 @@ class OnnxRuntimeEngine(Engine):
                 f"ONNX Runtime computes floats in f32, {self.options.precision} was asked for.",
                 mend="Ask for the precision 'f32', or use the engine openvino.",
             )
-        wanted = self.options.provider or CPU
+        wanted = self.options.provider or CPU_PROVIDER
         available = list(ort.get_available_providers())
         if wanted not in available and not self.options.allow_fallback:
             raise EngineError(
@@ -81,7 +81,7 @@ class OnnxRuntimeEngine(Engine):
                 mend="Install the onnxruntime that has it, or allow the fall-back to another.",
             )
         options = _session_options(ort, self.options.optimize, self.options.threads)
-        providers = [wanted] if wanted in available else [CPU]
+        providers = [wanted] if wanted in available else [CPU_PROVIDER]
         self._session = _create(ort, self.model, options, providers)
         used = list(self._session.get_providers())
         if (not used or used[0] != wanted) and not self.options.allow_fallback:
@@ -144,7 +144,7 @@ def optimized_model(model: bytes, level: OptimizationLevel) -> bytes:
         options = _session_options(ort, level, 1)
         options.optimized_model_filepath = str(path)
         try:
-            _create(ort, model, options, [CPU])
+            _create(ort, model, options, [CPU_PROVIDER])
         except EngineError:
             check_room(path)  # ONNX Runtime calls a full disk a failed serialization
             raise
@@ -175,7 +175,7 @@ def profile(
         options = _session_options(ort, optimize, threads)
         options.enable_profiling = True
         options.profile_file_prefix = str(folder / "profile")
-        session = _create(ort, model, options, [CPU])
+        session = _create(ort, model, options, [CPU_PROVIDER])
         try:
             for _ in range(runs + _NOT_LOOKED_AT):
                 session.run(None, dict(feeds))
@@ -192,7 +192,7 @@ def profile(
             key = (str(event["args"]["op_name"]), str(event["name"]).removesuffix(ending))
             seen.setdefault(key, []).append(event["dur"] / 1000)
     return tuple(
-        summarized(kind, name, (), found[_NOT_LOOKED_AT:] or found)
+        kernel_time(kind, name, (), found[_NOT_LOOKED_AT:] or found)
         for (kind, name), found in seen.items()
     )
 

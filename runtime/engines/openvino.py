@@ -26,7 +26,7 @@ from .engine import SIZES_MEND, Engine, EngineOptions, Precision
 from .kernel_time import KernelTime, lower_quartile
 from .telemetry import without_telemetry
 
-CPU = "CPU"
+CPU_DEVICE = "CPU"
 _NOT_LOOKED_AT = 2  # inferences in which kernels are chosen and built
 _DTYPES = {
     "f32": "float32",
@@ -71,7 +71,7 @@ class OpenVinoEngine(Engine):
                 f"OpenVINO cannot be told to optimize '{self.options.optimize}'.",
                 mend="Leave the option at 'all', or use the engine onnxruntime for it.",
             )
-        core, wanted = _core(ov), self.options.provider or CPU
+        core, wanted = _core(ov), self.options.provider or CPU_DEVICE
         available = [str(name) for name in core.available_devices]
         serves = wanted in available
         if not serves and not self.options.allow_fallback:
@@ -80,7 +80,7 @@ class OpenVinoEngine(Engine):
                 f"OpenVINO {_version(ov)} has no device {wanted}; it has {', '.join(available)}.",
                 mend="Install the driver that it needs, or allow the fall-back to the CPU.",
             )
-        device = wanted if serves else CPU
+        device = wanted if serves else CPU_DEVICE
         compiled = _compile(ov, core, self.model, device, self.options)
         self._ov, self._request = ov, compiled.create_infer_request()
         symbols = free_names(self.model)
@@ -89,7 +89,7 @@ class OpenVinoEngine(Engine):
         ends = {size for spec in self.outputs for size in spec.shape if isinstance(size, str)}
         ends -= {size for spec in self.inputs for size in spec.shape}  # shapes made of values
         self._values_matter = bool(ends) or any("float" not in one.dtype for one in self.inputs)
-        threads = compiled.get_property("INFERENCE_NUM_THREADS") if device == CPU else None
+        threads = compiled.get_property("INFERENCE_NUM_THREADS") if device == CPU_DEVICE else None
         self._alone, self._ran = threads == 1, list[tuple[int, ...]]()
         self._facts = {
             "version": _version(ov),
@@ -128,7 +128,7 @@ class OpenVinoEngine(Engine):
 
 
 @dataclass(frozen=True)
-class Executed:
+class ExecutedNode:
     """One node of a graph as OpenVINO executes it.
 
     Attributes:
@@ -152,7 +152,7 @@ class Executed:
     ms: float = 0.0
 
 
-def executed_graph(model: bytes, options: EngineOptions | None = None) -> tuple[Executed, ...]:
+def executed_graph(model: bytes, options: EngineOptions | None = None) -> tuple[ExecutedNode, ...]:
     """What the CPU executes for a model, in order, as OpenVINO itself tells it.
 
     Args:
@@ -164,7 +164,7 @@ def executed_graph(model: bytes, options: EngineOptions | None = None) -> tuple[
         MissingExtraError: Where OpenVINO is not installed.
     """
     ov = _backend()
-    return _executed(_compile(ov, _core(ov), model, CPU, options or EngineOptions()), {})
+    return _executed(_compile(ov, _core(ov), model, CPU_DEVICE, options or EngineOptions()), {})
 
 
 def executed_times(
@@ -174,7 +174,7 @@ def executed_times(
     runs: int = 20,
     threads: int = 1,
     precision: Precision = "f32",
-) -> tuple[Executed, ...]:
+) -> tuple[ExecutedNode, ...]:
     """As :func:`executed_graph`, with what each node takes on the CPU.
 
     Args:
@@ -192,7 +192,7 @@ def executed_times(
     ov = _backend()
     options = EngineOptions(threads=threads, precision=precision)
     timed = {"PERF_COUNT": True}
-    compiled = _compile(ov, _core(ov), model, CPU, options, timed)
+    compiled = _compile(ov, _core(ov), model, CPU_DEVICE, options, timed)
     request, took = compiled.create_infer_request(), dict[str, list[float]]()
     inputs = _specs(compiled.inputs, "input", free_names(model))
     check_arrays(inputs, feeds)
@@ -209,15 +209,15 @@ def executed_times(
     return _executed(compiled, {name: 1e3 * lower_quartile(s) for name, s in took.items()})
 
 
-def _executed(compiled: Any, times_ms: Mapping[str, float]) -> tuple[Executed, ...]:
-    found: list[Executed] = []
+def _executed(compiled: Any, times_ms: Mapping[str, float]) -> tuple[ExecutedNode, ...]:
+    found: list[ExecutedNode] = []
     for node in compiled.get_runtime_model().get_ordered_ops():
         told = {str(key): str(value.astype(str)) for key, value in node.get_rt_info().items()}
         names = tuple(name for name in told.get("originalLayersNames", "").split(",") if name)
         name = str(node.get_friendly_name())
         sources = (port.get_source_output().get_node() for port in node.inputs())
         found.append(
-            Executed(
+            ExecutedNode(
                 told.get("layerType", ""),
                 told.get("runtimePrecision", ""),
                 told.get("primitiveType", ""),
@@ -250,7 +250,7 @@ def has_bf16() -> bool:
         MissingExtraError: Where OpenVINO is not installed.
         EngineError: ``E_BACKEND`` where it cannot be imported.
     """
-    return _computes_in_bf16(_core(_backend()), CPU)
+    return _computes_in_bf16(_core(_backend()), CPU_DEVICE)
 
 
 def backend_version() -> str:
@@ -324,7 +324,7 @@ def _compile(
         "PERFORMANCE_HINT": "LATENCY",
         **(more or {}),
     }
-    if device == CPU:
+    if device == CPU_DEVICE:
         # Pinned threads of two engines, or of two processes, would share the first cores.
         settings["ENABLE_CPU_PINNING"] = False
         settings["NUM_STREAMS"] = 1

@@ -12,13 +12,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..child_process import told_by
+from ..child_process import error_to_json
 from ..engine_registry import load_backend
 from ..engines.build_options import BuildOptions
 from ..errors import EdgepressError
 from .build_protocol import ANSWER, MODEL, NEEDS_GPU, PLAN, REQUEST, TIMING
 from .driver import cuda
-from .network_builder import build
+from .network_builder import build_in_process
 
 
 def main() -> int:
@@ -28,7 +28,7 @@ def main() -> int:
     try:
         answer = _build(folder, request)
     except EdgepressError as error:
-        answer = {"error": told_by(error)}
+        answer = {"error": error_to_json(error)}
     (folder / ANSWER).write_text(json.dumps(answer), encoding="utf-8")
     return 0
 
@@ -42,7 +42,7 @@ def _build(folder: Path, request: Any) -> dict[str, object]:
     measured = timing.read_bytes() if timing.is_file() else None
     options = BuildOptions.from_dict(request["options"])
     model, capability = (folder / MODEL).read_bytes(), request.get("compute_capability", "")
-    made = build(trt, model, options, measured, compute_capability=capability)
+    made = build_in_process(trt, model, options, measured, compute_capability=capability)
     (folder / PLAN).write_bytes(made.plan)
     if measured is not None:
         timing.write_bytes(made.timing_cache)

@@ -7,13 +7,13 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from ..child_process import as_told, command, ending
+from ..child_process import child_command, error_from_json, how_it_ended
 from ..engines.build_options import BuildOptions
 from ..errors import EdgepressError, EngineError, MissingExtraError
 from ..files import disk_room, temporary_folder
 from .build_protocol import ANSWER, MODEL, PLAN, REQUEST, TIMING
 from .driver import Gpu
-from .network_builder import Built, check_model
+from .network_builder import BuiltEngine, check_model
 
 
 def build_engine(
@@ -23,7 +23,7 @@ def build_engine(
     *,
     gpu: Gpu | None = None,
     timing_cache: bytes | None = None,
-) -> Built:
+) -> BuiltEngine:
     """Build an engine for a model, in a process of its own.
 
     Args:
@@ -31,7 +31,7 @@ def build_engine(
         model: An ONNX model in the engine's dialect.
         options: How.
         gpu: For and on which GPU; ``None`` for the first one, or where none is needed, for any.
-        timing_cache: As :func:`edgepress.runtime.nvidia.network_builder.build` takes it.
+        timing_cache: As :func:`edgepress.runtime.nvidia.network_builder.build_in_process` takes it.
 
     Raises:
         EngineError: ``E_DRIVER`` without a driver, ``E_BACKEND`` where the model cannot be parsed
@@ -55,13 +55,13 @@ def build_engine(
             raise _error(answer["error"], engine)
         timing = folder / TIMING
         measured = timing.read_bytes() if timing_cache is not None else b""
-        return Built((folder / PLAN).read_bytes(), measured, dict(answer["facts"]))
+        return BuiltEngine((folder / PLAN).read_bytes(), measured, dict(answer["facts"]))
 
 
 def _run(engine: str, folder: Path, time_limit_s: float) -> None:
     try:
         child = subprocess.run(
-            command(f"{__package__}.build_child", str(folder)),
+            child_command(f"{__package__}.build_child", str(folder)),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=time_limit_s,
@@ -78,7 +78,7 @@ def _run(engine: str, folder: Path, time_limit_s: float) -> None:
     last = child.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
     raise EngineError(
         "E_BACKEND",
-        f"the builder of {engine} {ending(child.returncode)} on this model"
+        f"the builder of {engine} {how_it_ended(child.returncode)} on this model"
         + (f": {last[0]}" if last else "."),
         mend="The file may be damaged, or the machine out of memory.",
     )
@@ -87,4 +87,4 @@ def _run(engine: str, folder: Path, time_limit_s: float) -> None:
 def _error(told: Any, engine: str) -> EdgepressError:
     if told["kind"] == "MissingExtraError":
         return MissingExtraError(engine, engine, f"the engine {engine}")
-    return as_told(told)
+    return error_from_json(told)

@@ -26,7 +26,7 @@ from ..tensors import Array, Arrays
 from .child_builder import build_engine
 from .driver import Cuda, Gpu, cuda
 from .engine_cache import EngineCache
-from .execution import Execution, Tensor
+from .execution import EngineTensor, Execution
 from .network_builder import spec_of
 
 _PROVIDER = re.compile(r"(GPU|DLA)(?::([0-9]{1,3}))?")
@@ -124,7 +124,7 @@ class NvidiaEngine(Engine):
     def _check_gpu(self, gpu: Gpu) -> None:
         """Refuse a GPU that this engine is known not to serve."""
 
-    def _learn(self, tensors: Sequence[Tensor]) -> None:
+    def _learn(self, tensors: Sequence[EngineTensor]) -> None:
         """What goes in and comes out."""
         symbols = free_names(self.model)
         for is_input in (True, False):
@@ -276,7 +276,7 @@ def _start(
         ) from error
 
 
-def _largest_batch(tensors: Sequence[Tensor]) -> int | None:
+def _largest_batch(tensors: Sequence[EngineTensor]) -> int | None:
     """Most samples that go in at once; ``None`` where no input leaves that free."""
     free = [one.largest[0] for one in tensors if one.is_input and one.shape[:1] == (-1,)]
     return min(free, default=None)

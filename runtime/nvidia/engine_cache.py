@@ -33,7 +33,7 @@ _FOLDERS = ("engines", "timing", "builds")
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
-def key_of(made_of: Mapping[str, object]) -> str:
+def cache_key(made_of: Mapping[str, object]) -> str:
     """The key of what was made of these: SHA-256 of their canonical JSON, in hex.
 
     Args:
@@ -70,7 +70,7 @@ class EngineCache:
 
     def find(self, made_of: Mapping[str, object]) -> bytes | None:
         """The engine that was made of these, or ``None`` where none can be trusted."""
-        key = key_of(made_of)
+        key = cache_key(made_of)
         plan, told = self._engine(key), self._told(key)
         try:
             if not (_is_ours(plan) and _is_ours(told)):
@@ -88,14 +88,14 @@ class EngineCache:
         Raises:
             InputError: ``E_WRITE`` where the disk is full or may not be written.
         """
-        key = key_of(made_of)
+        key = cache_key(made_of)
         told = {"sha256": hashlib.sha256(plan).hexdigest(), "made_of": _plain(made_of)}
         _keep(self._engine(key), plan)
         _keep(self._told(key), json.dumps(told, sort_keys=True, indent=1).encode("utf-8"))
 
     def timing(self, device: Mapping[str, object]) -> bytes:
         """What the builder measured on this GPU before; empty where nothing can be trusted."""
-        path = self.folder / "timing" / f"{key_of(device)}.cache"
+        path = self.folder / "timing" / f"{cache_key(device)}.cache"
         try:
             return path.read_bytes() if _is_ours(path) else b""
         except OSError:
@@ -103,7 +103,7 @@ class EngineCache:
 
     def put_timing(self, device: Mapping[str, object], measured: bytes) -> None:
         """Keep what the builder measured. Raises as :meth:`put`."""
-        _keep(self.folder / "timing" / f"{key_of(device)}.cache", measured)
+        _keep(self.folder / "timing" / f"{cache_key(device)}.cache", measured)
 
     def build(self, model: Mapping[str, object]) -> BuildOptions | None:
         """How a model's engine was last asked to be built; ``None`` where nothing can be trusted.
@@ -133,7 +133,7 @@ class EngineCache:
         Raises:
             InputError: ``E_WRITE`` where the folder may not be written, or its disk has no locks.
         """
-        path = self.folder / "engines" / f"{key_of(made_of)}.lock"
+        path = self.folder / "engines" / f"{cache_key(made_of)}.lock"
         with ExitStack() as stack:
             try:
                 file = stack.enter_context(path.open("a+b"))
@@ -149,7 +149,7 @@ class EngineCache:
             yield  # closing the file gives the lock back, also where this process dies
 
     def _build(self, model: Mapping[str, object]) -> Path:
-        return self.folder / "builds" / f"{key_of(model)}.json"
+        return self.folder / "builds" / f"{cache_key(model)}.json"
 
     def _engine(self, key: str) -> Path:
         return self.folder / "engines" / f"{key}.plan"

@@ -31,7 +31,7 @@ _TYPES = (
 
 
 @dataclass(frozen=True)
-class Layer:
+class EngineLayer:
     """One layer of an engine.
 
     Attributes:
@@ -55,7 +55,7 @@ class Layer:
         return next((word for word, _ in _TYPES if word in types), "")
 
 
-def layers_of(information: str) -> tuple[Layer, ...]:
+def engine_layers(information: str) -> tuple[EngineLayer, ...]:
     """The layers that an engine inspector tells of.
 
     Args:
@@ -75,10 +75,10 @@ def layers_of(information: str) -> tuple[Layer, ...]:
         ) from error
 
 
-def _layer(told: Any) -> Layer:
+def _layer(told: Any) -> EngineLayer:
     name = str(told["Name"])
     origins = tuple(_ORIGIN.findall(str(told.get("Metadata", ""))))
-    return Layer(
+    return EngineLayer(
         name,
         str(told["LayerType"]),
         tuple(_type(one) for one in told["Inputs"]),

@@ -23,7 +23,7 @@ _SHOWN = 2  # of the errors that were logged
 
 
 @dataclass(frozen=True)
-class Tensor:
+class EngineTensor:
     """One input or output of an engine.
 
     Attributes:
@@ -128,7 +128,7 @@ class Execution:
         self._driver.use(self._context_handle)
         return bytes(memoryview(self._kernels.serialize()))
 
-    def tensors(self) -> tuple[Tensor, ...]:
+    def tensors(self) -> tuple[EngineTensor, ...]:
         """Inputs and outputs, in the engine's order."""
         return self._tensors
 
@@ -182,8 +182,8 @@ class Execution:
             self._stream = 0
         self._driver.release(self._index)
 
-    def _read_tensors(self) -> tuple[Tensor, ...]:
-        engine, found = self._engine, list[Tensor]()
+    def _read_tensors(self) -> tuple[EngineTensor, ...]:
+        engine, found = self._engine, list[EngineTensor]()
         for i in range(engine.num_io_tensors):
             name = engine.get_tensor_name(i)
             is_input = engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT
@@ -199,7 +199,7 @@ class Execution:
             if is_input and -1 in shape:
                 least, _, largest = (tuple(one) for one in engine.get_tensor_profile_shape(name, 0))
             dtype = engine.get_tensor_dtype(name)
-            found.append(Tensor(name, is_input, dtype, shape, least, largest))
+            found.append(EngineTensor(name, is_input, dtype, shape, least, largest))
         return tuple(found)
 
     def _prepare(self, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -235,7 +235,7 @@ class Execution:
                 self._graph = self._driver.end_capture(self._stream)
         self._shapes = shapes
 
-    def _buffer(self, tensor: Tensor, shape: tuple[int, ...]) -> _Buffer:
+    def _buffer(self, tensor: EngineTensor, shape: tuple[int, ...]) -> _Buffer:
         kind = np.dtype(DTYPES[tensor.dtype.name])
         size = max(1, math.prod(shape) * kind.itemsize)
         device = self._driver.allocate(size)
@@ -275,7 +275,7 @@ class Execution:
         self._buffers.clear()
 
 
-def check_shape(tensor: Tensor, shape: tuple[int, ...]) -> None:
+def check_shape(tensor: EngineTensor, shape: tuple[int, ...]) -> None:
     """Refuse an input that the engine was not built for.
 
     Raises:

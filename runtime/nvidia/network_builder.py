@@ -1,5 +1,4 @@
-"""Build an engine in this process; :mod:`edgepress.runtime.nvidia.build_child` is where that is
-done.
+"""Build an engine in this process: :mod:`~edgepress.runtime.nvidia.build_child` does so.
 
 Networks are strongly typed: what is FP16 or INT8 stands in the graph, and the builder adds nothing.
 Where TensorRT 10 needs that to be asked for, it is; TensorRT 11 knows nothing else. TF32 is off:
@@ -35,7 +34,7 @@ _TURING = "7.5"
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltEngine:
     """An engine that was built.
 
     Attributes:
@@ -50,14 +49,14 @@ class Built:
     facts: dict[str, object]
 
 
-def build(
+def build_in_process(
     trt: Any,
     model: bytes,
     options: BuildOptions,
     timing_cache: bytes | None = None,
     *,
     compute_capability: str = "",
-) -> Built:
+) -> BuiltEngine:
     """Parse an ONNX model and build an engine.
 
     Args:
@@ -82,7 +81,7 @@ def build(
     if not parser.parse(model):
         told = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
         raise _refused(trt, "cannot read the model", told or logger.errors)
-    config = configured(trt, builder, network, model, options)
+    config = builder_config(trt, builder, network, model, options)
     _aim(trt, config, compute_capability)
     if timing_cache is not None:
         cache = config.create_timing_cache(timing_cache)
@@ -100,10 +99,12 @@ def build(
         "layers": int(network.num_layers),
         "build_s": round(time.perf_counter() - started, 3),
     }
-    return Built(bytes(memoryview(plan)), measured, facts)
+    return BuiltEngine(bytes(memoryview(plan)), measured, facts)
 
 
-def configured(trt: Any, builder: Any, network: Any, model: bytes, options: BuildOptions) -> Any:
+def builder_config(
+    trt: Any, builder: Any, network: Any, model: bytes, options: BuildOptions
+) -> Any:
     """The builder's configuration; sizes that are one alone are fixed in ``network``.
 
     Raises:

@@ -19,7 +19,7 @@ from ..engine_registry import find_device, import_backend
 from ..engines.build_options import BuildOptions
 from ..target import processor
 from ..tensors import Array, Arrays
-from .variant_selection import Choice, choose, unsuited, variants_for
+from .variant_selection import VariantChoice, choose_variant, variants_for, why_unsuited
 
 _WARM_UP = 3
 _ROUNDS = 15
@@ -50,7 +50,7 @@ def fastest_variant(
     engine: str | None = None,
     cache: str | os.PathLike[str] | None = None,
     build: BuildOptions | None = None,
-) -> Choice:
+) -> VariantChoice:
     """The variant that is quickest here: all that suit are timed in turn on the golden inputs.
 
     That takes a second or two for each. An engine that has to be built (TensorRT's) is built before
@@ -69,23 +69,23 @@ def fastest_variant(
         build: How engines that have to be built are.
 
     Raises:
-        EngineError: As `choose`; where a variant fails to run.
+        EngineError: As `choose_variant`; where a variant fails to run.
         BundleError: ``E_SELFTEST`` where a variant gives other numbers here.
         InputError: ``E_WRITE`` where the choice cannot be remembered.
     """
-    variants = [one for one in variants_for(bundle, engine) if unsuited(one) is None]
+    variants = [one for one in variants_for(bundle, engine) if why_unsuited(one) is None]
     if len(variants) < 2:
-        return choose(bundle, engine)
+        return choose_variant(bundle, engine)
     remembered = None if cache is None else _Memory(Path(cache), bundle, variants, threads, build)
     found = remembered.read() if remembered else None
     if found is not None:
-        return Choice(found, "the fastest when it was measured here")
+        return VariantChoice(found, "the fastest when it was measured here")
     medians = _timed(bundle, variants, open_variant, threads, cache, build)
     best = min(variants, key=lambda one: medians[one.name])
     if remembered:
         remembered.write(best, medians)
     told = tuple((name, f"{value:.3f} ms") for name, value in medians.items())
-    return Choice(best, "the fastest, measured just now", told)
+    return VariantChoice(best, "the fastest, measured just now", told)
 
 
 def _timed(

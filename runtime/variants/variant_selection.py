@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from ..bundle.bundle import Bundle
 from ..bundle.manifest import Variant
 from ..engine_registry import ENGINE_NAMES, computes_in, find_device, import_backend
-from ..engines.engine import WORDS, computed_in
+from ..engines.engine import PRECISION_WORDS, computed_in
 from ..errors import EngineError, MissingExtraError
 from ..target import serves
 
@@ -15,7 +15,7 @@ _PLAIN = "onnx"
 
 
 @dataclass(frozen=True)
-class Choice:
+class VariantChoice:
     """A variant, and why it was taken.
 
     Attributes:
@@ -30,7 +30,7 @@ class Choice:
     passed_over: tuple[tuple[str, str], ...] = ()
 
 
-def choose(bundle: Bundle, engine: str | None = None) -> Choice:
+def choose_variant(bundle: Bundle, engine: str | None = None) -> VariantChoice:
     """The first variant, in the bundle's order, whose engine is here and whose dialect suits.
 
     A variant in a precision that its engine does not have on this processor is passed over. A
@@ -49,16 +49,16 @@ def choose(bundle: Bundle, engine: str | None = None) -> Choice:
     """
     variants = variants_for(bundle, engine)
     if len(variants) == 1:
-        return Choice(variants[0], "the only one")
+        return VariantChoice(variants[0], "the only one")
     passed: list[tuple[str, str]] = []
     for variant in variants:
-        why_not = unsuited(variant)
+        why_not = why_unsuited(variant)
         if why_not is None:
-            return Choice(variant, "the first that this machine suits", tuple(passed))
+            return VariantChoice(variant, "the first that this machine suits", tuple(passed))
         passed.append((variant.name, why_not))
     for variant in variants:
-        if missing(variant) is None:
-            return Choice(variant, "the first whose engine is here", tuple(passed))
+        if why_missing(variant) is None:
+            return VariantChoice(variant, "the first whose engine is here", tuple(passed))
     raise EngineError(
         "E_ENGINE",
         "none of the bundle's variants can run here: "
@@ -68,7 +68,7 @@ def choose(bundle: Bundle, engine: str | None = None) -> Choice:
     )
 
 
-def in_engine(variant: Variant, engine: str | None) -> Variant | None:
+def variant_in_engine(variant: Variant, engine: str | None) -> Variant | None:
     """The variant as an engine is to run it, or ``None`` where that does not read its dialect.
 
     Plain ONNX, without a word in it that is one engine's, is read by all of them.
@@ -91,7 +91,7 @@ def variants_for(bundle: Bundle, engine: str | None) -> tuple[Variant, ...]:
     """
     found = tuple(one for one in bundle.variants if engine is None or one.engine == engine)
     if not found:
-        read = (in_engine(one, engine) for one in bundle.variants)
+        read = (variant_in_engine(one, engine) for one in bundle.variants)
         found = tuple(one for one in read if one is not None)
     if not found:
         held = ", ".join(f"'{one.name}' for {one.engine}" for one in bundle.variants)
@@ -103,7 +103,7 @@ def variants_for(bundle: Bundle, engine: str | None) -> tuple[Variant, ...]:
     return found
 
 
-def missing(variant: Variant) -> str | None:
+def why_missing(variant: Variant) -> str | None:
     """Why a variant cannot run here, in words; ``None`` where it can."""
     precision = computed_in(variant.precision)
     try:
@@ -114,18 +114,20 @@ def missing(variant: Variant) -> str | None:
         return f"the engine {variant.engine} is not installed"
     except EngineError as error:
         return f"the engine {variant.engine} is not usable: {error.message.rstrip('.')}"
-    return None if able else f"{variant.engine} has no {WORDS[precision]} on this processor"
+    return (
+        None if able else f"{variant.engine} has no {PRECISION_WORDS[precision]} on this processor"
+    )
 
 
-def unsuited(variant: Variant) -> str | None:
+def why_unsuited(variant: Variant) -> str | None:
     """Why a variant does not suit this machine, in words; ``None`` where it does."""
-    why_not = missing(variant)
+    why_not = why_missing(variant)
     if why_not is None and not serves(variant.dialect):
         return f"{variant.dialect} is not the dialect of this processor"
     return why_not
 
 
-def unproved(bundle: Bundle) -> dict[str, str]:
+def unproved_variants(bundle: Bundle) -> dict[str, str]:
     """Which variants a session on this machine passes over, by name, and why.
 
     The only one of a bundle is none of them, nor the first whose engine is here where no dialect
@@ -133,14 +135,14 @@ def unproved(bundle: Bundle) -> dict[str, str]:
     """
     if len(bundle.variants) == 1:
         return {}
-    passed = {one.name: why for one in bundle.variants if (why := unsuited(one)) is not None}
-    here = (one.name for one in bundle.variants if missing(one) is None)
+    passed = {one.name: why for one in bundle.variants if (why := why_unsuited(one)) is not None}
+    here = (one.name for one in bundle.variants if why_missing(one) is None)
     if len(passed) == len(bundle.variants):
         passed.pop(next(here, bundle.variants[0].name), None)
     return passed
 
 
-def lesser(bundle: Bundle, choice: Choice) -> tuple[str, ...]:
+def lesser_variant_notes(bundle: Bundle, choice: VariantChoice) -> tuple[str, ...]:
     """In words, which variants before the chosen one are the same model in another precision.
 
     The bundle's figures are of those: here it runs at another speed.

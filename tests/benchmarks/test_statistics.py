@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from edgepress.benchmarks.latency.comparison import verdict
+from edgepress.benchmarks.latency.comparison import which_is_faster
 from edgepress.benchmarks.statistics import (
     bootstrap_median,
     mann_whitney_u,
@@ -119,4 +119,4 @@ def test_mann_whitney_agrees_with_the_textbook() -> None:
 def test_verdict_needs_size_interval_and_significance(
     ratio: float, low: float, high: float, p: float, noise: float, faster: str
 ) -> None:
-    assert verdict(ratio, low, high, p, noise) == faster
+    assert which_is_faster(ratio, low, high, p, noise) == faster

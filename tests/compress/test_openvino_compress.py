@@ -25,7 +25,12 @@ if importlib.util.find_spec("openvino") is None:  # importing it here would send
 from edgepress.benchmarks.latency.comparison import Comparison, compare
 from edgepress.benchmarks.latency.measurement import Preset
 from edgepress.compress import compress
-from edgepress.compress.evaluation.acceptance import Rival, Verdict, best_rival, decide
+from edgepress.compress.evaluation.acceptance import (
+    RivalPrecision,
+    Verdict,
+    best_rival,
+    decide_acceptance,
+)
 from edgepress.runtime import Bundle, EngineError, InputError, Session
 from edgepress.runtime.engines.engine import computed_in
 from edgepress.runtime.engines.openvino import has_bf16
@@ -184,41 +189,45 @@ def faster(shell: Comparison, which: Any) -> Comparison:
     return dataclasses.replace(shell, faster=which, ratio=ratio, settled=True)
 
 
-def rival(comparison: Comparison | None, over_float32: Comparison | None = None) -> Rival:
+def rival(comparison: Comparison | None, over_float32: Comparison | None = None) -> RivalPrecision:
     keeps = comparison is not None or over_float32 is not None
-    return Rival("bf16", {"test": 0.1}, keeps, comparison, over_float32)
+    return RivalPrecision("bf16", {"test": 0.1}, keeps, comparison, over_float32)
 
 
-def best(verdict: Verdict, *rivals: Rival) -> Rival | None:
+def best(verdict: Verdict, *rivals: RivalPrecision) -> RivalPrecision | None:
     trial: Any = SimpleNamespace(rivals=rivals, verdict=verdict)
     return best_rival([trial])
 
 
 def test_a_candidate_must_beat_bfloat16_too(equal: Comparison) -> None:
     over_both = rival(faster(equal, "a"))
-    assert decide(faster(equal, "a"), {"test": 0.0}, 1.0, [over_both]).accepted
+    assert decide_acceptance(faster(equal, "a"), {"test": 0.0}, 1.0, [over_both]).accepted
     behind = rival(faster(equal, "b"))
-    verdict = decide(faster(equal, "a"), {"test": 0.0}, 1.0, [behind])
+    verdict = decide_acceptance(faster(equal, "a"), {"test": 0.0}, 1.0, [behind])
     assert not verdict.accepted
     (reason,) = verdict.reasons
     assert "INT8 is slower on this machine: 0.50x the speed of bfloat16" in reason
     pays = rival(faster(equal, "b"), faster(equal, "a"))
     assert best(verdict, pays) is pays
     assert best(verdict, behind) is None, "nobody timed it against float32"
-    level = decide(faster(equal, "a"), {}, 1.0, [rival(faster(equal, "neither"))])
+    level = decide_acceptance(faster(equal, "a"), {}, 1.0, [rival(faster(equal, "neither"))])
     assert "not measurably faster" in level.reasons[0]
 
 
 def test_bfloat16_that_is_no_faster_than_float32_holds_nothing_back(equal: Comparison) -> None:
     level = faster(equal, "neither")
-    assert decide(faster(equal, "a"), {}, 1.0, [rival(level, level)]).accepted
-    assert not decide(faster(equal, "a"), {}, 1.0, [rival(level, faster(equal, "a"))]).accepted
-    assert not decide(faster(equal, "a"), {}, 1.0, [rival(faster(equal, "b"), level)]).accepted
+    assert decide_acceptance(faster(equal, "a"), {}, 1.0, [rival(level, level)]).accepted
+    assert not decide_acceptance(
+        faster(equal, "a"), {}, 1.0, [rival(level, faster(equal, "a"))]
+    ).accepted
+    assert not decide_acceptance(
+        faster(equal, "a"), {}, 1.0, [rival(faster(equal, "b"), level)]
+    ).accepted
 
 
 def test_bfloat16_that_does_not_keep_the_score_is_no_rival(equal: Comparison) -> None:
     lost = rival(None)
-    verdict = decide(faster(equal, "a"), {"test": 0.0}, 1.0, [lost])
+    verdict = decide_acceptance(faster(equal, "a"), {"test": 0.0}, 1.0, [lost])
     assert verdict.accepted
     assert best(verdict, lost) is None
 
@@ -226,7 +235,7 @@ def test_bfloat16_that_does_not_keep_the_score_is_no_rival(equal: Comparison) ->
 def test_where_int8_loses_to_float32_bfloat16_is_best_only_if_it_beats_that(
     equal: Comparison,
 ) -> None:
-    verdict = decide(faster(equal, "b"), {}, 1.0, [])
+    verdict = decide_acceptance(faster(equal, "b"), {}, 1.0, [])
     pays = rival(faster(equal, "b"), faster(equal, "a"))
     assert best(verdict, pays) is pays
     assert best(verdict, rival(faster(equal, "b"), faster(equal, "neither"))) is None
@@ -234,7 +243,7 @@ def test_where_int8_loses_to_float32_bfloat16_is_best_only_if_it_beats_that(
 
 def test_where_int8_is_fastest_and_loses_the_score_bfloat16_may_be_best(equal: Comparison) -> None:
     found = rival(faster(equal, "a"), faster(equal, "a"))
-    verdict = decide(faster(equal, "a"), {"test": 5.0}, 1.0, [found])
+    verdict = decide_acceptance(faster(equal, "a"), {"test": 5.0}, 1.0, [found])
     assert not verdict.accepted
     assert best(verdict, found) is found
     assert best(verdict, rival(faster(equal, "a"))) is None, "nobody timed it against float32"

@@ -29,24 +29,29 @@ from edgepress.benchmarks.latency.measurement import Preset
 from edgepress.benchmarks.tasks.task import Score
 from edgepress.compress import Backbone, Int8, Recipe
 from edgepress.compress.evaluation.acceptance import (
-    Trial,
+    EvaluatedCandidate,
     Verdict,
-    decide,
+    decide_acceptance,
+    evaluate_candidate,
     is_faster,
-    not_taken,
-    outrun,
-    try_out,
+    why_not_faster,
+    why_nothing_ran,
 )
-from edgepress.compress.evaluation.evaluate_sources import open_judged
-from edgepress.compress.evaluation.evaluator import Judge
-from edgepress.compress.quantization.int8_pass import quantize
+from edgepress.compress.evaluation.evaluate_sources import open_scored_source
+from edgepress.compress.evaluation.evaluator import Evaluator
+from edgepress.compress.quantization.int8_pass import quantize_int8
 from edgepress.compress.recipe.pass_context import Context, Outcome
 from edgepress.compress.recipe.settings import Fp16
-from edgepress.compress.source.data_and_task import gather
+from edgepress.compress.source.data_and_task import open_data_and_task
 from edgepress.compress.source.model_zoo import preprocessing_of_timm, preprocessing_of_torchvision
-from edgepress.compress.source.source_network import batch_size, first_rows, make_subject, torch_run
+from edgepress.compress.source.source_network import (
+    batch_size,
+    first_rows,
+    make_source_network,
+    torch_run,
+)
 from edgepress.compress.source.weights import save_weights
-from edgepress.export.bundle_contents import Shipped
+from edgepress.export.bundle_contents import ShippedModel
 from edgepress.export.graph.torch_capture import evaluating
 from edgepress.export.receipt import Receipt, count_macs
 from edgepress.runtime import InputError, Preprocessing
@@ -65,20 +70,22 @@ def equal(tiny_classifier: Callable[..., bytes]) -> Comparison:
 
 def test_a_faster_candidate_within_the_bound_ships(equal: Comparison) -> None:
     faster = dataclasses.replace(equal, faster="a", ratio=2.0, settled=True)
-    assert decide(faster, {"selection": 0.2, "test": 1.0}, 1.0).accepted
-    assert decide(faster, {"test": -3.0}, 0.0).accepted
-    assert decide(faster, {"test": 50.0}, None).accepted
+    assert decide_acceptance(faster, {"selection": 0.2, "test": 1.0}, 1.0).accepted
+    assert decide_acceptance(faster, {"test": -3.0}, 0.0).accepted
+    assert decide_acceptance(faster, {"test": 50.0}, None).accepted
 
 
 def test_an_unsettled_candidate_that_is_clearly_faster_ships(equal: Comparison) -> None:
-    assert decide(dataclasses.replace(equal, faster="a", settled=False), {}, 1.0).accepted
+    assert decide_acceptance(
+        dataclasses.replace(equal, faster="a", settled=False), {}, 1.0
+    ).accepted
 
 
 def test_a_slower_candidate_is_declined_with_its_ratio(equal: Comparison) -> None:
     slower = dataclasses.replace(
         equal, faster="b", ratio=0.8, ratio_low=0.75, ratio_high=0.84, settled=True
     )
-    verdict = decide(slower, {"test": 0.0}, 1.0)
+    verdict = decide_acceptance(slower, {"test": 0.0}, 1.0)
     assert not verdict.accepted
     assert verdict.reasons == (
         "INT8 is slower on this machine: 0.80x the speed of float32 (95 % interval 0.75 to 0.84)",
@@ -87,23 +94,23 @@ def test_a_slower_candidate_is_declined_with_its_ratio(equal: Comparison) -> Non
 
 def test_a_gain_inside_the_noise_is_declined(equal: Comparison) -> None:
     level = dataclasses.replace(equal, faster="neither", settled=False)
-    (reason,) = decide(level, {}, 1.0).reasons
+    (reason,) = decide_acceptance(level, {}, 1.0).reasons
     assert "not measurably faster" in reason
     assert "did not settle" in reason
 
 
 def test_every_drop_over_the_bound_is_a_reason(equal: Comparison) -> None:
     faster = dataclasses.replace(equal, faster="a")
-    verdict = decide(faster, {"selection": 1.01, "test": 2.0}, 1.0)
+    verdict = decide_acceptance(faster, {"selection": 1.01, "test": 2.0}, 1.0)
     assert [reason.split(" on the ")[1] for reason in verdict.reasons] == [
         "selection pictures, 1 are allowed",
         "test pictures, 1 are allowed",
     ]
-    assert not decide(faster, {"test": float("nan")}, 1.0).accepted
+    assert not decide_acceptance(faster, {"test": float("nan")}, 1.0).accepted
 
 
 def test_a_candidate_that_changed_nothing_is_declined() -> None:
-    assert decide(None, {"test": 0.0}, 1.0).reasons == (
+    assert decide_acceptance(None, {"test": 0.0}, 1.0).reasons == (
         "no layer of this network can run in INT8 on this target",
     )
 
@@ -113,12 +120,12 @@ def test_a_later_pass_takes_the_place_of_an_earlier_one_only_where_it_is_measura
 ) -> None:
     """Each was proved against the original; the score of the earlier one is the better."""
 
-    def trial(name: str, ratio: float, precision: str) -> Trial:
+    def trial(name: str, ratio: float, precision: str) -> EvaluatedCandidate:
         shipped = SimpleNamespace(model=name.encode(), precision=precision)
         outcome: Any = SimpleNamespace(name=name, shipped=shipped)
         timed = dataclasses.replace(equal, faster="a", ratio=ratio)
         score = Score("classification", 90.0, "percent", 100)
-        return Trial(outcome, timed, score, score, Verdict(True, ()))
+        return EvaluatedCandidate(outcome, timed, score, score, Verdict(True, ()))
 
     asked: list[Any] = []
 
@@ -136,14 +143,14 @@ def test_a_later_pass_takes_the_place_of_an_earlier_one_only_where_it_is_measura
     assert is_faster(int8, student, judge("a"))
     assert not is_faster(int8, student, judge("neither"))
     assert set(asked) == {(b"INT8", "bf16", "f32", b"the student")}
-    assert outrun(int8, student, judge("neither")) == [
+    assert why_not_faster(int8, student, judge("neither")) == [
         "INT8 would do, at 2.04x the speed of the original; the student ships, at 2.00x: INT8 is "
         "not measurably faster on this machine: 1.02x the speed of the student (95 % interval 0.98 "
         "to 1.06)."
     ]
     asked.clear()
     assert not is_faster(student, int8, judge("a"))
-    assert outrun(student, int8, judge("a"))[0].endswith("INT8 ships, at 2.04x.")
+    assert why_not_faster(student, int8, judge("a"))[0].endswith("INT8 ships, at 2.04x.")
     assert not asked, "what looks no faster is not timed again"
 
 
@@ -155,9 +162,9 @@ def test_what_the_engine_takes_nothing_of_is_not_called_int8(speech: str, tmp_pa
     module = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())
     x = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3)).astype(np.uint8)
     np.savez(tmp_path / "data.npz", x=x)
-    material = gather(tmp_path / "data.npz", None, "agreement", 8, 0)
+    material = open_data_and_task(tmp_path / "data.npz", None, "agreement", 8, 0)
     part, how = material.split.calibration, Preprocessing(scale=255.0)
-    subject = make_subject("net", Backbone(module, "net", preprocessing=how), None, part, 18)
+    subject = make_source_network("net", Backbone(module, "net", preprocessing=how), None, part, 18)
     graph, example = subject.graph, first_rows(part, subject.graph.inputs, how, 1)
 
     def batches(size: int) -> Any:
@@ -168,27 +175,27 @@ def test_what_the_engine_takes_nothing_of_is_not_called_int8(speech: str, tmp_pa
 
     at = Target("here", "onnxruntime", speech, ("int8", "float32"), 8)
     context = Context(at, batches, len(part), batches, count_macs(graph, example), quiet)
-    made = quantize(graph, Int8(mixed=False, bias_correction=False), context)
+    made = quantize_int8(graph, Int8(mixed=False, bias_correction=False), context)
     if speech != "tensorrt":
         assert made.receipt.fused_int8 == made.receipt.asked_int8 == 3
         assert made.receipt.int8_time_share
-        assert not_taken(made) == ""
+        assert why_nothing_ran(made) == ""
         return
     assert (made.receipt.asked_int8, made.receipt.fused_int8) == (2, 0)
     assert made.receipt.int8_time_share == 0
-    judge = Judge(graph, material.task, how, example, quiet)
+    judge = Evaluator(graph, material.task, how, example, quiet)
     original = judge.score(graph.model, material.test, "float32")
-    verdict = try_out(made, judge, material, original, None).verdict
+    verdict = evaluate_candidate(made, judge, material, original, None).verdict
     assert not verdict.accepted
-    assert verdict.reasons[0] == not_taken(made)
+    assert verdict.reasons[0] == why_nothing_ran(made)
     assert "none of the 2 nodes" in verdict.reasons[0]
 
 
 def test_weights_alone_are_asked_of_no_kernel() -> None:
     receipt = Receipt({}, (), 3, 0, {})
     for speech, declined in (("tensorrt-rtx", False), ("tensorrt", True)):
-        shipped = Shipped(b"", "int8", speech, "tensorrt-rtx", {})
-        assert bool(not_taken(Outcome(shipped, True, receipt))) is declined
+        shipped = ShippedModel(b"", "int8", speech, "tensorrt-rtx", {})
+        assert bool(why_nothing_ran(Outcome(shipped, True, receipt))) is declined
 
 
 # ---------------------------------------------------------------- recipes
@@ -331,7 +338,7 @@ def test_a_factory_is_scored_on_as_many_threads_as_are_asked_for(files: Path) ->
     images, before = Images.from_arrays(np.zeros((4, 8, 8, 3), np.uint8)), torch.get_num_threads()
     for threads in (0, before + 1):
         with ExitStack() as stack:
-            open_judged(stack, "some_nets.py:net", None, threads, images)
+            open_scored_source(stack, "some_nets.py:net", None, threads, images)
             assert torch.get_num_threads() == (threads or before)
         assert torch.get_num_threads() == before
 
@@ -354,9 +361,9 @@ def test_a_batch_takes_no_more_than_32_mib() -> None:
 
 def test_a_score_of_the_users_own_leaves_every_picture_to_calibration_and_selection() -> None:
     x = np.zeros((20, 4, 4, 3), np.uint8)
-    own = gather(Images.from_arrays(x), None, lambda run: 1.0, 300, 0)
+    own = open_data_and_task(Images.from_arrays(x), None, lambda run: 1.0, 300, 0)
     assert (len(own.split.calibration), len(own.split.selection), own.split.test) == (10, 10, None)
-    usual = gather(Images.from_arrays(x), None, None, 300, 0)
+    usual = open_data_and_task(Images.from_arrays(x), None, None, 300, 0)
     assert usual.task.name == "agreement"
     assert len(usual.test) == 10
 
@@ -495,7 +502,7 @@ def test_a_full_disk_has_a_name_and_other_errors_keep_theirs() -> None:
     ("macs", "pictures"), [(0, 256), (5e8, 256), (1e9, 128), (4.1e9, 32), (1e12, 32)]
 )
 def test_large_networks_are_compared_on_fewer_pictures(macs: float, pictures: int) -> None:
-    from edgepress.compress.quantization.candidate_quality import enough
+    from edgepress.compress.quantization.candidate_quality import comparison_pictures
 
     def none(size: int) -> list[Any]:
         return []
@@ -503,4 +510,4 @@ def test_large_networks_are_compared_on_fewer_pictures(macs: float, pictures: in
     context = Context(
         target("onnxruntime-cpu"), none, 300, none, {"conv": int(macs)}, lambda *_: None
     )
-    assert enough(context) == pictures
+    assert comparison_pictures(context) == pictures

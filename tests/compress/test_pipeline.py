@@ -214,7 +214,7 @@ def test_a_drop_over_the_bound_declines_and_strict_writes_nothing(
 
 def test_the_same_seed_gives_the_same_bytes(home: Path, tmp_path: Path) -> None:
     """Of both networks; INT8 is compared where the first run shipped it."""
-    from edgepress.compress.quantization.int8_pass import quantize
+    from edgepress.compress.quantization.int8_pass import quantize_int8
     from edgepress.compress.recipe.pass_context import Context
     from edgepress.compress.recipe.settings import Int8
     from edgepress.compress.source.source_network import fixed_batches
@@ -230,7 +230,7 @@ def test_the_same_seed_gives_the_same_bytes(home: Path, tmp_path: Path) -> None:
         context = Context(
             target("onnxruntime-cpu"), calibration, 16, selection, {}, lambda *_: None
         )
-        found.add((graph.model, quantize(graph, Int8(), context).shipped.model))
+        found.add((graph.model, quantize_int8(graph, Int8(), context).shipped.model))
     assert len(found) == 1
 
 

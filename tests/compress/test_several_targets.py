@@ -20,7 +20,7 @@ from edgepress.__main__ import main
 from edgepress.compress import Recipe, compress
 from edgepress.compress.recipe.absent_device import missing_device
 from edgepress.compress.recipe.settings import Int8, Prune
-from edgepress.compress.recipe.target_availability import places_of
+from edgepress.compress.recipe.target_availability import available_targets
 from edgepress.runtime import BoundError, Bundle, InputError, Session
 from edgepress.runtime.target import target
 
@@ -252,8 +252,8 @@ def test_the_command_refuses_a_target_given_twice(
 
 
 def test_a_stand_in_judges_for_a_device_that_is_not_here() -> None:
-    (place,) = places_of("onnxruntime-cpu", allowed=False)
+    (place,) = available_targets("onnxruntime-cpu", allowed=False)
     assert (place.engine, place.here) == ("onnxruntime", True)
     if missing_device(target("tensorrt")) is not None:
-        (gone,) = places_of("tensorrt", allowed=True)
+        (gone,) = available_targets("tensorrt", allowed=True)
         assert (gone.engine, gone.here) == ("onnxruntime", False)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from edgepress.runtime import EngineError
-from edgepress.runtime.nvidia.engine_inspector import layers_of
+from edgepress.runtime.nvidia.engine_inspector import engine_layers
 
 TOLD = {
     "Layers": [
@@ -35,7 +35,7 @@ TOLD = {
 
 
 def test_the_inspector_tells_types_and_origins() -> None:
-    stem, inner, odd = layers_of(json.dumps(TOLD))
+    stem, inner, odd = engine_layers(json.dumps(TOLD))
     assert (stem.reads, stem.gives, stem.origins) == (("float32",), ("fp16",), ("stem", "Relu_r0"))
     assert (inner.computes_in, inner.origins) == ("int8", ("c1", "Add_s"))
     assert (odd.computes_in, odd.origins) == ("fp16", ())
@@ -43,7 +43,7 @@ def test_the_inspector_tells_types_and_origins() -> None:
 
 def test_pictures_in_bytes_are_no_int8() -> None:
     read = {"Format/Datatype": "Row major linear UInt8 format"}
-    (layer,) = layers_of(json.dumps({"Layers": [
+    (layer,) = engine_layers(json.dumps({"Layers": [
         {"Name": "cast", "LayerType": "Reformat", "Inputs": [read], "Outputs": [], "Metadata": ""},
     ]}))  # fmt: skip
     assert layer.computes_in == "uint8"
@@ -53,32 +53,35 @@ def test_an_inspector_that_tells_no_types_proves_nothing() -> None:
     """As TensorRT 10 has it where a shape is free."""
     pytest.importorskip("onnx")
     from edgepress.export.engine_views.tensorrt_view import TensorRtGraph
-    from edgepress.export.receipt import tells
+    from edgepress.export.receipt import tells_precision
 
     free = {"Name": "t", "Format/Datatype": "N/A due to dynamic shapes"}
     layer = {"Name": "conv", "LayerType": "CaskConvolution", "Metadata": "[ONNX Layer: conv]"}
     untold = json.dumps({"Layers": [{**layer, "Inputs": [free], "Outputs": [free]}]})
-    assert not tells(TensorRtGraph(layers_of(untold)))
-    assert tells(TensorRtGraph(layers_of(json.dumps(TOLD))))
+    assert not tells_precision(TensorRtGraph(engine_layers(untold)))
+    assert tells_precision(TensorRtGraph(engine_layers(json.dumps(TOLD))))
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"Layers": ["stem + Relu_r0"]}', "[]"])
 def test_an_engine_without_details_tells_nothing(text: str) -> None:
     with pytest.raises(EngineError) as caught:
-        layers_of(text)
+        engine_layers(text)
     assert caught.value.code == "E_BACKEND"
 
 
 def test_a_receipt_is_read_from_what_the_inspector_tells() -> None:
     pytest.importorskip("onnx")
     from edgepress.export.engine_views.tensorrt_view import TensorRtGraph
-    from edgepress.export.int8.qdq_writer import Unit
+    from edgepress.export.int8.qdq_writer import QuantizedNode
 
-    seen = TensorRtGraph(layers_of(json.dumps(TOLD)))
-    assert seen.kernel_of(Unit("c1", "Conv", "c1", "c1")) == ("CaskConvolution int8", True)
-    assert seen.kernel_of(Unit("Add_s", "Add", "s", "s")) == ("CaskConvolution int8", True)
-    assert seen.kernel_of(Unit("stem", "Conv", "y", "y")) == ("CaskConvolution float32", False)
-    assert seen.kernel_of(Unit("gone", "Conv", "y", "y"))[1] is False
+    seen = TensorRtGraph(engine_layers(json.dumps(TOLD)))
+    assert seen.kernel_of(QuantizedNode("c1", "Conv", "c1", "c1")) == ("CaskConvolution int8", True)
+    assert seen.kernel_of(QuantizedNode("Add_s", "Add", "s", "s")) == ("CaskConvolution int8", True)
+    assert seen.kernel_of(QuantizedNode("stem", "Conv", "y", "y")) == (
+        "CaskConvolution float32",
+        False,
+    )
+    assert seen.kernel_of(QuantizedNode("gone", "Conv", "y", "y"))[1] is False
     assert seen.runs_in("Relu_r0") == "float32"
     assert seen.kernels() == {
         "CaskConvolution float32": 1, "CaskConvolution int8": 1, "NoOp fp16": 1
@@ -91,9 +94,9 @@ def test_a_receipt_of_int8_tells_fp16_from_float32() -> None:
 
     from edgepress.export import Graph
     from edgepress.export.engine_views.tensorrt_view import TensorRtGraph
-    from edgepress.export.graph.precision_plan import Choice, PrecisionPlan
-    from edgepress.export.int8.qdq_writer import Quantized, Unit
-    from edgepress.export.receipt import beside_int8
+    from edgepress.export.graph.precision_plan import NodePrecision, PrecisionPlan
+    from edgepress.export.int8.qdq_writer import QuantizedGraph, QuantizedNode
+    from edgepress.export.receipt import node_receipts
 
     names = ("stem", "Relu_r0", "c1", "Relu_c1", "Add_s", "odd", "untold", "kept")
     nodes = [
@@ -103,14 +106,14 @@ def test_a_receipt_of_int8_tells_fp16_from_float32() -> None:
     graph = Graph(
         helper.make_model(helper.make_graph(nodes, "g", *ends)).SerializeToString(), (), ()
     )
-    units = tuple(Unit(name, "Conv", name, name) for name in ("c1", "Add_s", "Relu_r0"))
-    quantized = Quantized(b"", units, (), {"Relu_c1": "c1"})
-    first = Choice("float32", "reads the picture")
-    plan = PrecisionPlan({"stem": first, "untold": Choice("float32", "has no kernel")})
-    halves = dict.fromkeys(("stem", "odd", "untold"), Choice("fp16", "it fits into FP16"))
-    half = PrecisionPlan({**halves, "kept": Choice("float32", "kept by the recipe")})
-    seen = TensorRtGraph(layers_of(json.dumps(TOLD)))
-    rows = {one.name: one for one in beside_int8(graph, {"odd": 7}, quantized, plan, seen, half)}
+    units = tuple(QuantizedNode(name, "Conv", name, name) for name in ("c1", "Add_s", "Relu_r0"))
+    quantized = QuantizedGraph(b"", units, (), {"Relu_c1": "c1"})
+    first = NodePrecision("float32", "reads the picture")
+    plan = PrecisionPlan({"stem": first, "untold": NodePrecision("float32", "has no kernel")})
+    halves = dict.fromkeys(("stem", "odd", "untold"), NodePrecision("fp16", "it fits into FP16"))
+    half = PrecisionPlan({**halves, "kept": NodePrecision("float32", "kept by the recipe")})
+    seen = TensorRtGraph(engine_layers(json.dumps(TOLD)))
+    rows = {one.name: one for one in node_receipts(graph, {"odd": 7}, quantized, plan, seen, half)}
     assert {name: one.precision for name, one in rows.items()} == {
         "stem": "float32", "Relu_r0": "float32", "c1": "int8", "Relu_c1": "int8", "Add_s": "int8",
         "odd": "fp16", "untold": "fp16 as written", "kept": "float32",

@@ -13,12 +13,12 @@ import onnx.parser
 from onnx import numpy_helper
 
 from edgepress.export.calibration.ranges import calibrate
-from edgepress.export.graph.normalize import tidy
+from edgepress.export.graph.normalize import normalize
 from edgepress.export.graph.onnx_graph import Graph
 from edgepress.export.graph.precision_plan import PrecisionPlan
 from edgepress.export.int8.dialect import dialect
 from edgepress.export.int8.int8_plan import plan_int8
-from edgepress.export.int8.qdq_writer import Quantized, write_qdq
+from edgepress.export.int8.qdq_writer import QuantizedGraph, write_qdq
 from edgepress.export.receipt import Receipt, count_macs, int8_receipt
 from edgepress.runtime import EngineOptions
 from edgepress.runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -100,7 +100,7 @@ def network(text: str, *, opset: int = 18) -> Graph:
     read = {name for node in model.graph.node for name in node.input} - made
     for name in sorted(read & WEIGHTS.keys()):
         model.graph.initializer.append(numpy_helper.from_array(WEIGHTS[name], name))
-    return tidy(model, source="the test")
+    return normalize(model, source="the test")
 
 
 def batches_for(graph: Graph, count: int = 4) -> Callable[[int], Iterable[Arrays]]:
@@ -125,7 +125,7 @@ def batches_for(graph: Graph, count: int = 4) -> Callable[[int], Iterable[Arrays
 class Made:
     graph: Graph
     plan: PrecisionPlan
-    quantized: Quantized
+    quantized: QuantizedGraph
     receipt: Receipt
     wanted: Arrays
     found: dict[str, Arrays]

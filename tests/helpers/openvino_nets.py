@@ -9,9 +9,9 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from edgepress.export import Graph, Receipt, calibrate, dialect, int8_receipt, plan_int8, write_qdq
-from edgepress.export.graph.normalize import tidy
+from edgepress.export.graph.normalize import normalize
 from edgepress.export.int8.dialect import Dialect
-from edgepress.export.int8.qdq_writer import Quantized
+from edgepress.export.int8.qdq_writer import QuantizedGraph
 from edgepress.export.receipt import count_macs
 from edgepress.runtime import open_engine
 from edgepress.runtime.tensors import Array
@@ -80,7 +80,9 @@ class Net:
             self.constants,
         )
         opset = [helper.make_opsetid("", 18)]
-        return tidy(helper.make_model(made, opset_imports=opset, ir_version=10), source="a test")
+        return normalize(
+            helper.make_model(made, opset_imports=opset, ir_version=10), source="a test"
+        )
 
 
 def resnet(width: int = 16) -> Graph:
@@ -113,7 +115,7 @@ def pictures(count: int = 16) -> Array:
     return np.random.default_rng(1).normal(size=(count, 3, SIZE, SIZE)).astype(np.float32)
 
 
-def quantized(graph: Graph, into: Dialect = OURS) -> tuple[Quantized, Receipt]:
+def quantized(graph: Graph, into: Dialect = OURS) -> tuple[QuantizedGraph, Receipt]:
     ranges = calibrate(graph, lambda size: [{"x": pictures()}])
     plan = plan_int8(graph, ranges, into)
     made = write_qdq(graph, ranges, plan, into)

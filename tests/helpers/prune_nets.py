@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from edgepress.compress.channels.structure import structure_of
-from edgepress.compress.pruning.layer_costs import Frame
+from edgepress.compress.pruning.layer_costs import LayerWidths
 
 
 class Residual(nn.Module):
@@ -49,5 +49,5 @@ def batch(count: int = 16) -> dict[str, torch.Tensor]:
     return {"x": torch.randn(count, 3, 12, 12, generator=draw)}
 
 
-def framed(module: nn.Module) -> Frame:
-    return Frame(structure_of(module, {"x": batch(2)["x"].numpy()}))
+def framed(module: nn.Module) -> LayerWidths:
+    return LayerWidths(structure_of(module, {"x": batch(2)["x"].numpy()}))

@@ -15,7 +15,7 @@ import onnx
 from edgepress.export.graph.onnx_graph import tensor_types
 from edgepress.runtime import EngineOptions, TensorSpec
 from edgepress.runtime.engines.onnxruntime import OnnxRuntimeEngine
-from edgepress.runtime.nvidia.execution import Tensor, check_shape
+from edgepress.runtime.nvidia.execution import EngineTensor, check_shape
 from edgepress.runtime.nvidia.tensorrt import TensorRtEngine
 from edgepress.runtime.tensors import Array, Arrays
 
@@ -36,14 +36,14 @@ class StandIn(TensorRtEngine):
         build = self.build_options()
         self._inner = OnnxRuntimeEngine(self.model, EngineOptions())
         self._inner.__enter__()
-        self._tensors: dict[str, Tensor] = {}
+        self._tensors: dict[str, EngineTensor] = {}
         specs: list[TensorSpec] = []
         for spec in self._inner.inputs:
             shapes = build.shapes(spec)
             least, _, largest = shapes or (spec.shape,) * 3
             assert all(isinstance(size, int) for size in (*least, *largest))
             sizes: Any = least, largest
-            self._tensors[spec.name] = Tensor(spec.name, True, None, (), *sizes)
+            self._tensors[spec.name] = EngineTensor(spec.name, True, None, (), *sizes)
             specs.append(
                 TensorSpec(spec.name, spec.dtype, least if least == largest else spec.shape)
             )

@@ -31,7 +31,7 @@ from edgepress.runtime.bundle.npz import write_npz
 from edgepress.runtime.engine_registry import import_backend
 from edgepress.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from edgepress.runtime.self_test import self_test
-from edgepress.runtime.variants.variant_selection import Choice
+from edgepress.runtime.variants.variant_selection import VariantChoice
 
 RNG = np.random.default_rng(0)
 Make = Callable[..., Path]
@@ -354,7 +354,7 @@ class AtMostThree(OnnxRuntimeEngine):
 def test_no_more_pictures_go_together_than_the_engine_was_built_for(make: Make) -> None:
     bundle, seven = Bundle.open(make()), pictures(7)
     with AtMostThree(bundle.model()) as engine:
-        session = Session(bundle, Choice(bundle.variants[0], "the only one"), engine, ())
+        session = Session(bundle, VariantChoice(bundle.variants[0], "the only one"), engine, ())
         several = [one.outputs["logits"] for one in session.predict_many(seven)]
     with Session.open(bundle) as session:
         wanted = [one.outputs["logits"] for one in session.predict_many(seven)]

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgepress.compress.channels.cut_history import History, apply_step
+from edgepress.compress.channels.cut_history import History, apply_cut_step
 from edgepress.compress.channels.structure import structure_of
-from edgepress.compress.pruning.candidate_timing import cut_by
+from edgepress.compress.pruning.candidate_timing import cut_step_by
 from edgepress.compress.pruning.importance import magnitude
-from edgepress.compress.pruning.layer_costs import Frame, macs_cost
-from edgepress.compress.pruning.output_damage import Damage, widths_of
-from edgepress.compress.pruning.width_milp import Bound, choose
+from edgepress.compress.pruning.layer_costs import LayerWidths, macs_cost
+from edgepress.compress.pruning.output_damage import OutputDamage, widths_of
+from edgepress.compress.pruning.width_milp import Bound, choose_widths
 from edgepress.compress.source.weights import load_weights, save_weights
 from edgepress.export.graph.torch_capture import capture, input_names, run_module
 from edgepress.runtime import EngineOptions, open_engine
@@ -43,20 +43,20 @@ def prune(entry: Entry, folder: Path) -> dict[str, Any]:
     if not structure.groups:
         reasons = Counter(str(one.reason) for one in structure.refused).most_common(1)
         return {"error": f"nothing can leave: {reasons[0][0]} (in {reasons[0][1]} layers)"}
-    frame = Frame(structure)
+    frame = LayerWidths(structure)
     scores = magnitude(module, structure.groups, [], "features", 0)
     widths = [widths_of(group, _MULTIPLE) for group in structure.groups]
     costs = tuple(
         tuple(float(sum(score[a] for a in group.weakest(list(score), width))) for width in each)
         for group, score, each in zip(structure.groups, scores, widths, strict=True)
     )
-    damage = Damage(costs, (_BLOCK_IS_WORTH,) * len(structure.blocks), 0, 0)
+    damage = OutputDamage(costs, (_BLOCK_IS_WORTH,) * len(structure.blocks), 0, 0)
     whole = frame.total(macs_cost, frame.whole)
     bound = Bound("multiply-adds", macs_cost, SHARE * whole, "max_macs_ratio", whole)
-    choice = choose(frame, widths, damage, [bound], blocks=False)
-    history = History().then(cut_by(structure, scores, choice))
+    choice = choose_widths(frame, widths, damage, [bound], blocks=False)
+    history = History().then(cut_step_by(structure, scores, choice))
     student = copy.deepcopy(module)
-    apply_step(student, history.steps[0])
+    apply_cut_step(student, history.steps[0])
     path = folder / "pruned.safetensors"
     save_weights(student, path, history=history, force=True)
     rebuilt = entry.module(seed=1)

@@ -21,15 +21,15 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 from edgepress.benchmarks import Agreement, Images
 from edgepress.compress import Backbone, Recipe, compress
-from edgepress.compress.evaluation.acceptance import Judge
-from edgepress.compress.quantization.int8_pass import quantize
+from edgepress.compress.evaluation.evaluator import Evaluator
+from edgepress.compress.quantization.int8_pass import quantize_int8
 from edgepress.compress.recipe.pass_context import Context
-from edgepress.compress.source.data_and_task import gather
+from edgepress.compress.source.data_and_task import open_data_and_task
 from edgepress.compress.source.export_network import export_graph
 from edgepress.compress.source.source_network import (
     first_rows,
     fixed_batches,
-    make_subject,
+    make_source_network,
     open_model,
     with_batch,
 )
@@ -90,7 +90,7 @@ def peers(entry: Entry, folder: Path, timing: bool) -> dict[str, Any]:
     from .matrix_peers import beside
 
     pictures, test = pictures_of(entry)
-    calibration = gather(pictures, test, "agreement", CALIBRATION, 0).split.calibration
+    calibration = open_data_and_task(pictures, test, "agreement", CALIBRATION, 0).split.calibration
     return beside(entry, folder, calibration, test)
 
 
@@ -147,9 +147,9 @@ def untimed(entry: Entry, folder: Path, name: str) -> dict[str, Any]:
         del stage, done, count
 
     how, model = entry.how(), folder / "float32.onnx"
-    material = gather(*pictures_of(entry), "agreement", CALIBRATION, 0)
+    material = open_data_and_task(*pictures_of(entry), "agreement", CALIBRATION, 0)
     split = material.split
-    subject = make_subject(model, open_model(model, None), how, split.calibration, 18)
+    subject = make_source_network(model, open_model(model, None), how, split.calibration, 18)
     graph, destination = subject.graph, target(name)
     example = first_rows(split.calibration, graph.inputs, how, 1)
     context = Context(
@@ -161,8 +161,8 @@ def untimed(entry: Entry, folder: Path, name: str) -> dict[str, Any]:
         silent,
     )
     (settings,) = Recipe.open("int8").passes
-    candidate = quantize(graph, settings, context)
-    judge = Judge(graph, Agreement(), how, example, silent, destination.engine)
+    candidate = quantize_int8(graph, settings, context)
+    judge = Evaluator(graph, Agreement(), how, example, silent, destination.engine)
     score = judge.score(candidate.shipped.model, material.test, "INT8")
     return {
         "size_bytes": len(candidate.shipped.model),

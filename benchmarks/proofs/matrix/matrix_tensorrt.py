@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepress.benchmarks import Agreement, Images
-from edgepress.compress.evaluation.acceptance import Judge
+from edgepress.compress.evaluation.evaluator import Evaluator
 from edgepress.compress.source.source_network import (
     first_rows,
     fixed_batches,
@@ -20,7 +20,7 @@ from edgepress.compress.source.source_network import (
     with_batch,
 )
 from edgepress.export import calibrate, correct_biases, dialect, plan_int8, write_qdq
-from edgepress.export.calibration.ranges import Batches, Ranges
+from edgepress.export.calibration.ranges import FeedBatches, Ranges
 from edgepress.export.fp16.fp16 import settle_fp16
 from edgepress.export.graph.normalize import with_opset
 from edgepress.export.graph.onnx_graph import Graph
@@ -37,11 +37,11 @@ _MINUTES = 5
 
 def in_dialect(
     name: str,
-) -> Callable[[Graph, Ranges, Batches, Mapping[str, int]], tuple[bytes, float]]:
+) -> Callable[[Graph, Ranges, FeedBatches, Mapping[str, int]], tuple[bytes, float]]:
     """Writes INT8 in a dialect: the graph, and its share of the multiply-adds in INT8."""
 
     def write(
-        graph: Graph, ranges: Ranges, batches: Batches, macs: Mapping[str, int]
+        graph: Graph, ranges: Ranges, batches: FeedBatches, macs: Mapping[str, int]
     ) -> tuple[bytes, float]:
         spoken = dialect(name)
         made = write_qdq(graph, ranges, plan_int8(graph, ranges, spoken), spoken)
@@ -54,7 +54,7 @@ def in_dialect(
 
 
 def in_fp16(
-    graph: Graph, ranges: Ranges, batches: Batches, macs: Mapping[str, int]
+    graph: Graph, ranges: Ranges, batches: FeedBatches, macs: Mapping[str, int]
 ) -> tuple[bytes, float]:
     """Writes FP16, with what does not bear it in float32; nothing of it is in INT8."""
     del macs
@@ -80,7 +80,7 @@ def parse_and_build(
     graph = with_opset(given, OPSET, with_batch(example, given))
     batches = fixed_batches(graph, part, how)
     ranges, macs = calibrate(graph, batches), count_macs(graph, with_batch(example, graph))
-    judge = Judge(graph, Agreement(), how, example, lambda *_: None)
+    judge = Evaluator(graph, Agreement(), how, example, lambda *_: None)
     sizes = {
         one: (length, length, length)
         for spec in graph.inputs

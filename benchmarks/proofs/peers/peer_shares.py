@@ -10,7 +10,7 @@ import onnx
 from edgepress.export.engine_views.open_view import rewritten_graph
 from edgepress.export.engine_views.view import is_int8_kernel
 from edgepress.export.graph.onnx_graph import Graph
-from edgepress.export.int8.qdq_writer import Unit
+from edgepress.export.int8.qdq_writer import QuantizedNode
 from edgepress.export.receipt import count_macs
 from edgepress.runtime import EngineOptions, open_engine
 from edgepress.runtime.engines.engine import Precision
@@ -49,6 +49,6 @@ def int8_share(file: Path, engine: str, macs: dict[str, int], precision: Precisi
         for name, work in macs.items():
             if name in kinds:
                 known += 1
-                unit = Unit(name, kinds[name], f"{name}\0", f"{name}\0")
+                unit = QuantizedNode(name, kinds[name], f"{name}\0", f"{name}\0")
                 int8 += work if seen.kernel_of(unit)[1] else 0
     return int8 / sum(macs.values()) if known else None

@@ -22,7 +22,7 @@ from edgepress.benchmarks.latency.feeds import make_feeds
 from edgepress.benchmarks.latency.fingerprint import fingerprint
 from edgepress.benchmarks.latency.measurement import PRESETS, Latency
 from edgepress.benchmarks.latency.processes import Worker
-from edgepress.benchmarks.latency.worker import Request
+from edgepress.benchmarks.latency.worker import WorkerRequest
 from edgepress.runtime import BundleError, EngineError, InputError, TensorSpec
 
 LINUX = sys.platform == "linux"
@@ -58,9 +58,9 @@ def chain() -> Callable[..., bytes]:
     return write
 
 
-def request(path: Path, **changes: Any) -> Request:
+def request(path: Path, **changes: Any) -> WorkerRequest:
     settings = {"engine": "onnxruntime", "threads": 1, "batch": 1, "seed": 0, **changes}
-    return Request(str(path), **settings)
+    return WorkerRequest(str(path), **settings)
 
 
 def is_running(pid: int) -> bool:

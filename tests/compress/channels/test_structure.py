@@ -19,11 +19,16 @@ pytest.importorskip("torch_pruning")
 import torch
 from torch import nn
 
-from edgepress.compress.channels.channel_groups import Group, Member, Structure, step_of
-from edgepress.compress.channels.channel_surgery import Cut, zero_cuts
-from edgepress.compress.channels.cut_history import Attribute, History, Step, apply_step
-from edgepress.compress.channels.cut_verification import Test as Attempt
-from edgepress.compress.channels.cut_verification import Trials, blocks_of
+from edgepress.compress.channels.channel_groups import Group, Member, Structure, cut_step_of
+from edgepress.compress.channels.channel_surgery import ChannelCut, zero_cuts
+from edgepress.compress.channels.cut_history import (
+    ChangedAttribute,
+    CutStep,
+    History,
+    apply_cut_step,
+)
+from edgepress.compress.channels.cut_verification import CutVerifier, residual_blocks
+from edgepress.compress.channels.cut_verification import TrialCut as Attempt
 from edgepress.compress.channels.structure import structure_of
 from edgepress.compress.source.backbone import Backbone
 from edgepress.compress.source.weights import save_weights
@@ -73,7 +78,7 @@ def outputs(module: nn.Module) -> list[torch.Tensor]:
         return list(flatten_outputs(module(torch.from_numpy(pictures()["x"]))).values())
 
 
-def half(structure: Structure, seed: int = 0) -> Step:
+def half(structure: Structure, seed: int = 0) -> CutStep:
     """About half of what may leave of every group, drawn at random."""
     draw = np.random.default_rng(seed)
     removed = {
@@ -83,7 +88,7 @@ def half(structure: Structure, seed: int = 0) -> Step:
         )
         for group in structure.groups
     }
-    return step_of(removed)
+    return cut_step_of(removed)
 
 
 def names(structure: Structure) -> set[str]:
@@ -114,7 +119,7 @@ def test_a_cut_gives_what_silent_channels_give(kind: Callable[[], nn.Module]) ->
     step = half(structure)
     silent, cut = copy.deepcopy(module), copy.deepcopy(module)
     zero_cuts(silent, step.cuts)
-    apply_step(cut, step)
+    apply_cut_step(cut, step)
     for one, other in zip(outputs(silent), outputs(cut), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     fewer = sum(p.numel() for p in cut.parameters()) / sum(p.numel() for p in module.parameters())
@@ -133,7 +138,7 @@ def test_norms_over_channels_are_cut_and_said_to_change(kind: Callable[[], nn.Mo
     module = built(kind)
     structure = structure_of(module, pictures())
     cut = copy.deepcopy(module)
-    apply_step(cut, half(structure))
+    apply_cut_step(cut, half(structure))
     assert outputs(cut)[0].shape == outputs(module)[0].shape
     assert any(not group.exact for group in structure.groups)
     refused = {one.name for one in structure.refused}
@@ -153,11 +158,11 @@ def test_whole_heads_leave_an_attention() -> None:
     structure = structure_of(module, pictures())
     heads = next(group for group in structure.groups if group.counts)
     assert (heads.name, heads.width) == ("attention.qkv", 4)
-    step = step_of({heads: (1, 2)})
-    assert step.attributes == (Attribute("attention", "num_heads", 2),)
+    step = cut_step_of({heads: (1, 2)})
+    assert step.attributes == (ChangedAttribute("attention", "num_heads", 2),)
     silent, cut = copy.deepcopy(module), copy.deepcopy(module)
     zero_cuts(silent, step.cuts)
-    apply_step(cut, step)
+    apply_cut_step(cut, step)
     torch.testing.assert_close(outputs(silent), outputs(cut))
     assert cut.get_submodule("attention").num_heads == 2
 
@@ -166,14 +171,14 @@ def test_heads_leave_with_the_number_of_their_channels() -> None:
     module = built(lambda: Transformer(Sized))
     structure = structure_of(module, pictures())
     heads = next(group for group in structure.groups if group.counts)
-    step = step_of({heads: (0, 3)})
+    step = cut_step_of({heads: (0, 3)})
     assert set(step.attributes) == {
-        Attribute("attention", "num_heads", 2),
-        Attribute("attention", "attn_dim", 16),
+        ChangedAttribute("attention", "num_heads", 2),
+        ChangedAttribute("attention", "attn_dim", 16),
     }
     silent, cut = copy.deepcopy(module), copy.deepcopy(module)
     zero_cuts(silent, step.cuts)
-    apply_step(cut, step)
+    apply_cut_step(cut, step)
     torch.testing.assert_close(outputs(silent), outputs(cut))
     again = History.from_json(History((step,)).to_json())
     torch.testing.assert_close(outputs(again.apply(copy.deepcopy(module))), outputs(cut))
@@ -239,7 +244,7 @@ def test_a_block_that_is_called_with_names_stays(named: dict[str, float]) -> Non
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.block(x, **named)
 
-    found = blocks_of(built(Whole), {"x": torch.from_numpy(pictures()["x"])})
+    found = residual_blocks(built(Whole), {"x": torch.from_numpy(pictures()["x"])})
     assert [one.name for one in found] == ([] if named else ["block"])
 
 
@@ -249,7 +254,7 @@ def test_kinds_of_atoms_of_one_group_are_tried_together() -> None:
     right, wrong = ((0,), (1,), (2,), (3,)), ((1,), (0,), (2,), (3,))
     group = Group("0", (Member("0", "out", 4, right), Member("1", "in", 4, wrong)), (0, 1, 2, 3),
                   (0, 0, 0, 0))  # fmt: skip
-    trials = Trials(module, {"input": torch.from_numpy(pictures()["x"])})
+    trials = CutVerifier(module, {"input": torch.from_numpy(pictures()["x"])})
     tests = [Attempt(group, (0,)), Attempt(group, (2,))]
     assert trials.fault(tests[1:]) is None
     assert trials.fault(tests) is not None
@@ -261,7 +266,7 @@ def test_residual_blocks_are_found_and_leave() -> None:
     structure = structure_of(module, pictures())
     assert {block.name for block in structure.blocks} == {"block", "last"}
     without = copy.deepcopy(module)
-    apply_step(without, step_of({g: g.free[:2] for g in structure.groups[:1]}, ["block"]))
+    apply_cut_step(without, cut_step_of({g: g.free[:2] for g in structure.groups[:1]}, ["block"]))
     assert isinstance(without.get_submodule("block"), nn.Identity)
     assert outputs(without)[0].shape == (2, 5)
 
@@ -273,7 +278,7 @@ def test_a_block_that_changes_its_input_in_place_passes_nothing_on() -> None:
 def test_a_norm_with_a_width_of_its_own_holds_its_channels() -> None:
     structure = structure_of(built(Normed), pictures())
     cut = built(Normed)
-    apply_step(cut, half(structure))
+    apply_cut_step(cut, half(structure))
     assert outputs(cut)[0].shape == (2, 5)
     assert "stem" in reasons(structure)
     assert "last" not in reasons(structure)
@@ -321,7 +326,7 @@ def test_frozen_parameters_are_cut_like_others_and_told() -> None:
     assert "first" in names(structure)
     assert "1 parameters do not require gradients (first.weight)" in structure.notes[0]
     assert not module.get_submodule("first").weight.requires_grad, "the user's module is as it was"
-    apply_step(module, half(structure))
+    apply_cut_step(module, half(structure))
     assert not module.get_submodule("first").weight.requires_grad
 
 
@@ -428,7 +433,7 @@ def test_a_pruned_network_is_rebuilt_from_factory_and_file(tmp_path: Path) -> No
     for seed in (0, 1):  # pruned twice
         found = structure_of(student, {"input": pictures()["x"]})
         step = half(found, seed)
-        apply_step(student, step)
+        apply_cut_step(student, step)
         history = history.then(step)
     for parameter in student.parameters():  # as if trained
         parameter.data.add_(0.01)
@@ -458,7 +463,7 @@ def test_a_pruned_network_is_rebuilt_from_factory_and_file(tmp_path: Path) -> No
 
 def test_the_history_of_another_network(tmp_path: Path) -> None:
     saved = tmp_path / "pruned.safetensors"
-    history = History((Step((Cut("first", "out", 12, (0, 3)),)),), "other.py:net")
+    history = History((CutStep((ChannelCut("first", "out", 12, (0, 3)),)),), "other.py:net")
     save_weights(built(Plain), saved, history=history)
     (tmp_path / "net.py").write_text(FACTORY)
     with pytest.raises(InputError, match="no 'first'") as caught:
@@ -476,7 +481,7 @@ DAMAGED: dict[str, object] = {
 
 @pytest.mark.parametrize("field", DAMAGED)
 def test_a_damaged_history(field: str) -> None:
-    held = {**History((Step(),), "net").to_dict(), field: DAMAGED[field]}
+    held = {**History((CutStep(),), "net").to_dict(), field: DAMAGED[field]}
     with pytest.raises(InputError) as caught:
         History.from_json(json.dumps(held))
     assert caught.value.code == "E_HISTORY"

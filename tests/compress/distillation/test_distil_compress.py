@@ -22,10 +22,10 @@ from torch import nn
 from edgepress.__main__ import main
 from edgepress.benchmarks.tasks.task import Score
 from edgepress.compress import Backbone, LogitLoss, Prune, Recipe
-from edgepress.compress.channels.channel_surgery import Cut
-from edgepress.compress.channels.cut_history import History, Pruned, Step, apply_step
-from edgepress.compress.distillation.distil_pass import Pupil, School
-from edgepress.compress.distillation.user_finetune import tuned
+from edgepress.compress.channels.channel_surgery import ChannelCut
+from edgepress.compress.channels.cut_history import CutStep, History, Pruned, apply_cut_step
+from edgepress.compress.distillation.distil_pass import DistillationOptions, StudentTraining
+from edgepress.compress.distillation.user_finetune import run_finetune
 from edgepress.compress.evaluation.acceptance import has_seen
 from edgepress.compress.training.processes import Processes
 from edgepress.runtime import Bundle, InputError, Session
@@ -151,7 +151,7 @@ def test_a_lightning_module_trains_a_student(tmp_path: Path) -> None:
         return student
 
     student = nets()["student"]()
-    found = tuned(finetune, student, nets()["teacher"]())
+    found = run_finetune(finetune, student, nets()["teacher"]())
     assert len(seen) == 8
     assert seen[-1] < seen[0]
     assert not torch.equal(found.get_parameter("last.weight"), student.last.weight)
@@ -206,13 +206,13 @@ def test_a_pruned_network_is_trained_back_and_goes_on_with_the_same_cut(
     assert refused.value.code == "E_WEIGHTS"
     (kept / "held.json").replace(kept / "pruned.json")
     seen.clear()
-    finish = Pupil.finish
+    finish = StudentTraining.finish
 
-    def finished(pupil: Pupil, *, ships: bool) -> None:
+    def finished(pupil: StudentTraining, *, ships: bool) -> None:
         assert (tmp_path / "w.safetensors").exists(), "before the checkpoints go"
         finish(pupil, ships=ships)
 
-    monkeypatch.setattr(Pupil, "finish", finished)
+    monkeypatch.setattr(StudentTraining, "finish", finished)
     bundle = made(
         tmp_path, resume=True, weights_out=tmp_path / "w.safetensors", **options,
         progress=lambda stage, done, total: seen.append(stage),
@@ -248,25 +248,30 @@ def test_a_network_that_was_pruned_before_is_cut_again_from_what_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Taken up again, and in another process: the steps before are the teacher's own."""
-    steps = [Step((Cut("first", "out", width, (2, 5)), Cut("norm", "out", width, (2, 5)),
-                   Cut("second", "in", width, (2, 5)))) for width in (8, 6)]  # fmt: skip
+    sides = (("first", "out"), ("norm", "out"), ("second", "in"))
+    steps = [
+        CutStep(tuple(ChannelCut(name, side, width, (2, 5)) for name, side in sides))
+        for width in (8, 6)
+    ]
     history = History((steps[0],), "nets.py:student")
     teacher = Backbone(history.apply(nets()["student"]()), "net", history=history)
     cut = Pruned(copy.deepcopy(teacher.module), history.then(steps[1]), {"said": 1})
-    apply_step(cut.module, steps[1])
-    school = School.of(Recipe("mine", (Prune(), QUICK)), None, tmp_path / "out", True, 0)
+    apply_cut_step(cut.module, steps[1])
+    school = DistillationOptions.of(
+        Recipe("mine", (Prune(), QUICK)), None, tmp_path / "out", True, 0
+    )
     assert school is not None
     nothing: Any = None
     told = Told()
-    first = Pupil(None, teacher, None, nothing, school, told)
+    first = StudentTraining(None, teacher, None, nothing, school, told)
     first.take(cut, {"seed": 0})
     again = first.cut_before({"seed": 0})
     assert again is not None
     assert (again.history, again.report) == (cut.history, cut.report)
     wanted = cut.module.state_dict()
     assert all(torch.equal(wanted[key], one) for key, one in again.module.state_dict().items())
-    monkeypatch.setattr(Pupil, "_train", lambda *_: None)
-    other = Pupil(None, teacher, None, nothing, school, Told(1, 2, held=told.held))
+    monkeypatch.setattr(StudentTraining, "_train", lambda *_: None)
+    other = StudentTraining(None, teacher, None, nothing, school, Told(1, 2, held=told.held))
     other.go_along(lambda *_: None)
     student = other._student
     assert student is not None

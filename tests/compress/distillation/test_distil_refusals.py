@@ -14,8 +14,8 @@ from torch import nn
 
 from edgepress.benchmarks import Verification
 from edgepress.compress import Prune, Recipe
-from edgepress.compress.distillation.distil_pass import School
-from edgepress.compress.distillation.user_finetune import tuned
+from edgepress.compress.distillation.distil_pass import DistillationOptions
+from edgepress.compress.distillation.user_finetune import run_finetune
 from edgepress.compress.recipe.settings import Distil, Int8
 from edgepress.runtime import BoundError, InputError
 from helpers.compress_nets import QUICK, data, made, nets
@@ -98,13 +98,13 @@ def test_what_a_training_of_the_users_own_may_not_give() -> None:
     student, teacher = nets()["student"](), nets()["teacher"]()
     for finetune, code, told in cases:
         with pytest.raises(InputError, match=told) as refused:
-            tuned(finetune, student, teacher)
+            run_finetune(finetune, student, teacher)
         assert refused.value.code == code
-    wrapped = tuned(lambda ours, _: nn.DataParallel(ours), student, teacher)
+    wrapped = run_finetune(lambda ours, _: nn.DataParallel(ours), student, teacher)
     assert type(wrapped).__name__ == "Net"
     assert not wrapped.training
     with pytest.raises(ZeroDivisionError):
-        tuned(lambda ours, theirs: 1 / 0, student, teacher)
+        run_finetune(lambda ours, theirs: 1 / 0, student, teacher)
 
 
 @pytest.mark.parametrize("name", ["pruned.safetensors", "training.safetensors"])
@@ -121,7 +121,7 @@ def test_a_training_that_did_not_end_is_never_begun_over(tmp_path: Path, name: s
     assert not seen, "no work was done"
     assert (folder / name).read_bytes() == b"kept"
     for finetune, resume in ((another, False), (None, True)):
-        assert School.of(recipe, finetune, tmp_path / "out", resume, 0) is not None
+        assert DistillationOptions.of(recipe, finetune, tmp_path / "out", resume, 0) is not None
 
 
 def test_an_onnx_file_is_no_teacher_and_no_student(tmp_path: Path, tiny_classifier: Any) -> None:

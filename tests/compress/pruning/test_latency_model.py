@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch_pruning")
-from edgepress.compress.pruning.candidate_timing import Stopwatch
-from edgepress.compress.pruning.latency_model import LatencyModel, random_choices
+from edgepress.compress.pruning.candidate_timing import CandidateTimer
+from edgepress.compress.pruning.latency_model import LatencyModel, random_widths
 from edgepress.compress.pruning.latency_table import LatencyTable, timed_ms
-from edgepress.export.int8.layer_probes import Probed, probe
+from edgepress.export.int8.layer_probes import ProbedLayer, layer_probe
 from edgepress.runtime.engine_registry import open_engine
 from edgepress.runtime.engines.engine import EngineOptions
 from edgepress.runtime.nvidia.driver import Gpu
@@ -29,18 +29,18 @@ CPU = target("onnxruntime-cpu")
 @pytest.mark.parametrize(
     "layer",
     [
-        Probed("Conv", (1, 8, 10, 10), 16, 1, (3, 3), (2, 2), (1, 1), (1, 1)),
-        Probed("Conv", (1, 8, 10, 10), 8, 8, (3, 3), (1, 1), (1, 1), (1, 1)),
-        Probed("ConvTranspose", (1, 8, 5, 5), 6, 1, (2, 2), (2, 2), (0, 0), (1, 1)),
-        Probed("MatMul", (1, 32), 16),
-        Probed("MatMul", (1, 9, 32), 16),
+        ProbedLayer("Conv", (1, 8, 10, 10), 16, 1, (3, 3), (2, 2), (1, 1), (1, 1)),
+        ProbedLayer("Conv", (1, 8, 10, 10), 8, 8, (3, 3), (1, 1), (1, 1), (1, 1)),
+        ProbedLayer("ConvTranspose", (1, 8, 5, 5), 6, 1, (2, 2), (2, 2), (0, 0), (1, 1)),
+        ProbedLayer("MatMul", (1, 32), 16),
+        ProbedLayer("MatMul", (1, 9, 32), 16),
     ],
 )
 @pytest.mark.parametrize("int8", [False, True])
-def test_probes_run(layer: Probed, int8: bool) -> None:
+def test_probes_run(layer: ProbedLayer, int8: bool) -> None:
     feeds = {"x": np.ones(layer.in_shape, np.float32)}
     for copies in (1, 3):
-        model = probe(layer, copies, int8_dialect=CPU.dialect if int8 else None)
+        model = layer_probe(layer, copies, int8_dialect=CPU.dialect if int8 else None)
         with open_engine("onnxruntime")(model, EngineOptions(threads=1)) as engine:
             (found,) = engine.run(feeds).values()
         assert np.isfinite(found).all()
@@ -109,9 +109,9 @@ def test_a_model_learns_from_whole_networks(tmp_path: Path) -> None:
     table.measure(frame, widths, lambda *_: None)
     model = LatencyModel(frame, table)
     truth = 0.2 + 0.8 * np.array(
-        [frame.total(table.cost, c) for c in random_choices(frame, widths, 6, 0)]
+        [frame.total(table.cost, c) for c in random_widths(frame, widths, 6, 0)]
     ) / frame.total(table.cost, frame.whole)
-    model.learn(random_choices(frame, widths, 6, 0), lambda _: [float(one) for one in truth])
+    model.learn(random_widths(frame, widths, 6, 0), lambda _: [float(one) for one in truth])
     assert max(map(abs, model.errors())) < 0.05
     assert abs(model.predict(frame.whole) - 1) < 0.05
     assert LatencyModel(frame, table).seen == model.seen
@@ -137,6 +137,6 @@ def test_whole_networks_are_timed_against_the_uncut_one() -> None:
     module = net()
     frame = framed(module)
     feeds = {"x": batch(2)["x"].numpy()}
-    watch = Stopwatch(module, frame.structure, feeds, CPU, "int8", lambda *_: None)
+    watch = CandidateTimer(module, frame.structure, feeds, CPU, "int8", lambda *_: None)
     (same,) = watch([frame.whole])
     assert 0.1 < same < 10, "the same network, on however busy a machine"

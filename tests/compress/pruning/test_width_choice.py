@@ -20,15 +20,15 @@ from torch.nn import functional
 from edgepress.benchmarks import Images
 from edgepress.compress import History, Pruned, prune
 from edgepress.compress.channels.channel_groups import Group, Member
-from edgepress.compress.channels.cut_history import apply_step
+from edgepress.compress.channels.cut_history import apply_cut_step
 from edgepress.compress.pruning.batchnorm_recalibration import recalibrate
-from edgepress.compress.pruning.candidate_timing import cut_by
-from edgepress.compress.pruning.channel_gates import divergence, gates
-from edgepress.compress.pruning.importance import METHODS, fisher
-from edgepress.compress.pruning.latency_model import random_choices
-from edgepress.compress.pruning.layer_costs import Choice, Frame, macs_cost, parameters_cost
-from edgepress.compress.pruning.output_damage import Damage, damages, widths_of
-from edgepress.compress.pruning.width_milp import Bound, choose
+from edgepress.compress.pruning.candidate_timing import cut_step_by
+from edgepress.compress.pruning.channel_gates import gates, output_divergence
+from edgepress.compress.pruning.importance import IMPORTANCES, fisher
+from edgepress.compress.pruning.latency_model import random_widths
+from edgepress.compress.pruning.layer_costs import LayerWidths, Widths, macs_cost, parameters_cost
+from edgepress.compress.pruning.output_damage import OutputDamage, measure_output_damage, widths_of
+from edgepress.compress.pruning.width_milp import Bound, choose_widths
 from edgepress.export import count_macs
 from edgepress.export.graph.torch_capture import capture
 from edgepress.runtime import BoundError, InputError, Preprocessing
@@ -89,9 +89,9 @@ def test_a_gate_silences_what_a_cut_takes_out() -> None:
     group = next(one for one in structure.groups if one.name == "first.one")
     gone = (0, 5, 7)
     cut = copy.deepcopy(module)
-    apply_step(
+    apply_cut_step(
         cut,
-        cut_by(
+        cut_step_by(
             structure,
             [_only(g, group, gone) for g in structure.groups],
             _keep(structure, group, 21),
@@ -106,12 +106,12 @@ def _only(group: Group, wanted: Group, gone: tuple[int, ...]) -> Any:
     return np.array([0.0 if group is wanted and a in gone else 1.0 for a in range(group.width)])
 
 
-def _keep(structure: Any, group: Group, kept: int) -> Choice:
+def _keep(structure: Any, group: Group, kept: int) -> Widths:
     widths = tuple(kept if one is group else one.width for one in structure.groups)
-    return Choice(widths, (False,) * len(structure.blocks))
+    return Widths(widths, (False,) * len(structure.blocks))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", IMPORTANCES)
 @pytest.mark.parametrize("outputs", ["logits", "features"])
 def test_a_dead_channel_is_worth_least(name: str, outputs: Any) -> None:
     module = net()
@@ -119,7 +119,7 @@ def test_a_dead_channel_is_worth_least(name: str, outputs: Any) -> None:
         module.first.one.weight[3], module.first.one.bias[3] = 0, 0
         module.first.norm.weight[3], module.first.norm.bias[3] = 0, 0
     groups = framed(module).structure.groups
-    scores = METHODS[name](module, groups, [batch()], outputs, 0)
+    scores = IMPORTANCES[name](module, groups, [batch()], outputs, 0)
     first = scores[[group.name for group in groups].index("first.one")]
     assert first.shape == (24,)
     assert np.isfinite(first).all()
@@ -138,7 +138,7 @@ def test_fisher_foretells_the_divergence_of_silent_channels() -> None:
         for atom in range(group.width):
             with gates(module, [group], 64) as (gate,):
                 gate[:, atom] = 0
-                seen.append(divergence(wanted, {"output": module(**feeds)}, "logits") / 64)
+                seen.append(output_divergence(wanted, {"output": module(**feeds)}, "logits") / 64)
     assert np.corrcoef(said, seen)[0, 1] > 0.9
     alive = np.array(seen) > 1e-9
     assert 0.5 < said[alive].sum() / np.array(seen)[alive].sum() < 2, "in the same unit"
@@ -165,8 +165,8 @@ def test_a_network_that_ends_in_a_softmax_is_weighed_as_one_without() -> None:
         assert np.allclose(one, other, rtol=1e-3, atol=1e-9)
     with torch.inference_mode():
         one, other = module(**feeds), module(feeds["x"].flip(0))
-    plain = divergence({"output": one}, {"output": other}, "logits")
-    shares = divergence({"output": one.softmax(1)}, {"output": other.softmax(1)}, "logits")
+    plain = output_divergence({"output": one}, {"output": other}, "logits")
+    shares = output_divergence({"output": one.softmax(1)}, {"output": other.softmax(1)}, "logits")
     assert shares == pytest.approx(plain, rel=1e-3)
 
 
@@ -175,7 +175,9 @@ def test_damage_grows_with_the_cut() -> None:
     frame = framed(module)
     scores = fisher(module, frame.structure.groups, [batch()], "features", 0)
     widths = [widths_of(group, 8) for group in frame.structure.groups]
-    found = damages(module, frame.structure, [batch()], scores, widths, "features", lambda *_: None)
+    found = measure_output_damage(
+        module, frame.structure, [batch()], scores, widths, "features", lambda *_: None
+    )
     for each in found.groups:
         assert each[0] == 0
         assert list(each) == sorted(each)
@@ -187,9 +189,9 @@ def test_damage_grows_with_the_cut() -> None:
 def test_costs_are_those_of_the_cut_network() -> None:
     module = net()
     frame = framed(module)
-    for choice in [frame.whole, *random_choices(frame, _widths(frame), 2, seed=1)[1:]]:
+    for choice in [frame.whole, *random_widths(frame, _widths(frame), 2, seed=1)[1:]]:
         cut = copy.deepcopy(module)
-        apply_step(cut, cut_by(frame.structure, None, choice))
+        apply_cut_step(cut, cut_step_by(frame.structure, None, choice))
         feeds = {"x": batch(2)["x"].numpy()}
         graph = capture(cut, feeds)
         assert sum(count_macs(graph, feeds).values()) == frame.total(macs_cost, choice)
@@ -198,7 +200,7 @@ def test_costs_are_those_of_the_cut_network() -> None:
         assert held == frame.total(parameters_cost, choice)
 
 
-def _widths(frame: Frame) -> list[tuple[int, ...]]:
+def _widths(frame: LayerWidths) -> list[tuple[int, ...]]:
     return [widths_of(group, 8) for group in frame.structure.groups]
 
 
@@ -209,7 +211,7 @@ def test_the_choice_is_the_best_there_is() -> None:
     frame = framed(net())
     draw = np.random.default_rng(3)
     widths = [(group.width, group.width // 2) for group in frame.structure.groups]
-    damage = Damage(
+    damage = OutputDamage(
         tuple((0.0, float(draw.uniform())) for _ in widths),
         tuple(float(draw.uniform()) for _ in frame.structure.blocks),
         1,
@@ -218,20 +220,20 @@ def test_the_choice_is_the_best_there_is() -> None:
     whole = frame.total(macs_cost, frame.whole)
     for share in (0.35, 0.6, 0.85):
         bound = Bound("multiply-adds", macs_cost, share * whole, "max_macs_ratio")
-        found = choose(frame, widths, damage, [bound])
+        found = choose_widths(frame, widths, damage, [bound])
         assert bound.of(frame, found) <= bound.limit
         kept = itertools.product(*widths)
         skips = list(itertools.product((False, True), repeat=2))
         least = min(
-            _pain(frame, widths, damage, Choice(tuple(one), skip))
+            _pain(frame, widths, damage, Widths(tuple(one), skip))
             for one in kept
             for skip in skips
-            if bound.of(frame, Choice(tuple(one), skip)) <= bound.limit
+            if bound.of(frame, Widths(tuple(one), skip)) <= bound.limit
         )
         assert _pain(frame, widths, damage, found) <= least * 1.006 + 1e-9
 
 
-def _pain(frame: Frame, widths: Any, damage: Damage, choice: Choice) -> float:
+def _pain(frame: LayerWidths, widths: Any, damage: OutputDamage, choice: Widths) -> float:
     gone = [b for b, out in zip(frame.structure.blocks, choice.skipped, strict=True) if out]
     total = sum(d for d, out in zip(damage.blocks, choice.skipped, strict=True) if out)
     for group, each, costs, kept in zip(
@@ -245,24 +247,28 @@ def _pain(frame: Frame, widths: Any, damage: Damage, choice: Choice) -> float:
 def test_blocks_leave_only_where_they_may() -> None:
     frame = framed(net())
     widths = _widths(frame)
-    damage = Damage(tuple(tuple(float(i) for i in range(len(w))) for w in widths), (0.0, 0.0), 1, 1)
+    damage = OutputDamage(
+        tuple(tuple(float(i) for i in range(len(w))) for w in widths), (0.0, 0.0), 1, 1
+    )
     most = 0.6 * frame.total(macs_cost, frame.whole)
     bound = Bound("multiply-adds", macs_cost, most, "max_macs_ratio")
-    assert choose(frame, widths, damage, [bound]).skipped == (True, True)
-    assert choose(frame, widths, damage, [bound], blocks=False).skipped == (False, False)
+    assert choose_widths(frame, widths, damage, [bound]).skipped == (True, True)
+    assert choose_widths(frame, widths, damage, [bound], blocks=False).skipped == (False, False)
 
 
 def test_two_bounds_hold_at_once() -> None:
     frame = framed(net())
     widths = _widths(frame)
-    damage = Damage(tuple(tuple(float(i) for i in range(len(w))) for w in widths), (9.0, 9.0), 1, 1)
+    damage = OutputDamage(
+        tuple(tuple(float(i) for i in range(len(w))) for w in widths), (9.0, 9.0), 1, 1
+    )
     whole = frame.whole
     costs = ((macs_cost, 0.7, "max_macs_ratio"), (parameters_cost, 0.4, "max_size_mb"))
     bounds = [
         Bound("what is summed", cost, share * frame.total(cost, whole), option)
         for cost, share, option in costs
     ]
-    found = choose(frame, widths, damage, bounds)
+    found = choose_widths(frame, widths, damage, bounds)
     assert all(bound.of(frame, found) <= bound.limit for bound in bounds)
 
 

@@ -21,17 +21,22 @@ from torch import nn
 
 from edgepress.__main__ import main
 from edgepress.benchmarks.latency.comparison import compare
-from edgepress.benchmarks.latency.latency import Own
+from edgepress.benchmarks.latency.latency import OwnOptions
 from edgepress.benchmarks.latency.measurement import Preset
 from edgepress.compress import Backbone, Recipe, compress
-from edgepress.compress.evaluation.acceptance import Rival, Trial, Verdict
-from edgepress.compress.evaluation.evaluator import Judge
-from edgepress.compress.quantization.bfloat16_pass import in_bfloat16, note_of, untouched, ways
-from edgepress.compress.recipe.pass_context import Context, Outcome, float32
+from edgepress.compress.evaluation.acceptance import EvaluatedCandidate, RivalPrecision, Verdict
+from edgepress.compress.evaluation.evaluator import Evaluator
+from edgepress.compress.quantization.bfloat16_pass import (
+    float_candidates,
+    half_precision_note,
+    in_bfloat16,
+    unchanged_network,
+)
+from edgepress.compress.recipe.pass_context import Context, Outcome, float32_outcome
 from edgepress.compress.recipe.settings import Int8
 from edgepress.compress.result import Result, check_strict
-from edgepress.compress.source.data_and_task import gather
-from edgepress.compress.source.source_network import Subject, first_rows, make_subject
+from edgepress.compress.source.data_and_task import open_data_and_task
+from edgepress.compress.source.source_network import SourceNetwork, first_rows, make_source_network
 from edgepress.export.receipt import NodeReceipt, count_macs
 from edgepress.runtime import BoundError, Bundle, EngineError, Preprocessing, Session
 from edgepress.runtime.bundle.bundle_writer import write_files
@@ -40,7 +45,7 @@ from edgepress.runtime.engines.engine import Precision
 from edgepress.runtime.engines.openvino import has_bf16
 from edgepress.runtime.target import target
 from edgepress.runtime.variants.fastest_variant import fastest_variant
-from edgepress.runtime.variants.variant_selection import choose
+from edgepress.runtime.variants.variant_selection import choose_variant
 
 BLINK = Preset("blink", 0.05, 64, 0.2, 1, 5.0)
 PLAIN = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -78,11 +83,15 @@ def noise(folder: Path) -> Path:
     return folder / "data.npz"
 
 
-def worked_on(pictures: Path, floats: Precision = "f32") -> tuple[Subject, Context, Judge, Any]:
+def worked_on(
+    pictures: Path, floats: Precision = "f32"
+) -> tuple[SourceNetwork, Context, Evaluator, Any]:
     """The network, and all that passes and judges want of it, for OpenVINO."""
-    material = gather(pictures, None, "agreement", 8, 0, training=False)
+    material = open_data_and_task(pictures, None, "agreement", 8, 0, training=False)
     part = material.split.calibration
-    subject = make_subject("net", Backbone(net(), "net", preprocessing=PLAIN), None, part, 18)
+    subject = make_source_network(
+        "net", Backbone(net(), "net", preprocessing=PLAIN), None, part, 18
+    )
     graph = subject.graph
     example = first_rows(part, graph.inputs, subject.preprocessing, 1)
 
@@ -96,7 +105,7 @@ def worked_on(pictures: Path, floats: Precision = "f32") -> tuple[Subject, Conte
     context = Context(
         target("openvino-cpu"), batches, len(part), batches, macs, quiet, floats=floats
     )
-    judge = Judge(graph, material.task, subject.preprocessing, example, quiet, "openvino")
+    judge = Evaluator(graph, material.task, subject.preprocessing, example, quiet, "openvino")
     return subject, context, judge, material
 
 
@@ -106,7 +115,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(pictures: Path) -> tuple[Subject, Context, Judge, Result]:
+def made(pictures: Path) -> tuple[SourceNetwork, Context, Evaluator, Result]:
     """The result of a recipe that was declined while bfloat16 was twice as fast as float32."""
     subject, context, judge, material = worked_on(pictures)
     graph = subject.graph
@@ -114,13 +123,15 @@ def made(pictures: Path) -> tuple[Subject, Context, Judge, Result]:
     score = judge.score(graph.model, material.test, "bfloat16", "bf16")
     timed = compare(graph.model, graph.model, preset=BLINK, engine="openvino")
     twice = replace(timed, faster="a", ratio=2.0, settled=True)
-    rival = Rival("bf16", {"test": 100 - score.value}, True, None, twice, score, score)
-    plain = float32(graph, context)
-    none = Trial(replace(plain, name="INT8"), None, score, original, Verdict(False, ("no",)))
-    trial = untouched(rival, plain, graph)
+    rival = RivalPrecision("bf16", {"test": 100 - score.value}, True, None, twice, score, score)
+    plain = float32_outcome(graph, context)
+    none = EvaluatedCandidate(
+        replace(plain, name="INT8"), None, score, original, Verdict(False, ("no",))
+    )
+    trial = unchanged_network(rival, plain, graph)
     assert trial is not None
     recipe = {"name": "int8", "pass": [], "target": "openvino-cpu", "model": "net"}
-    notes = note_of(trial)
+    notes = half_precision_note(trial)
     return (
         subject,
         context,
@@ -133,7 +144,7 @@ def made(pictures: Path) -> tuple[Subject, Context, Judge, Result]:
 
 @pytest.fixture(scope="module")
 def bundle(
-    made: tuple[Subject, Context, Judge, Result], tmp_path_factory: pytest.TempPathFactory
+    made: tuple[SourceNetwork, Context, Evaluator, Result], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     subject, _, judge, result = made
     held = result.bundle(judge.example, subject.preprocessing, real_golden=False)
@@ -173,7 +184,7 @@ def test_one_file_ships_as_two_variants(bundle: Path) -> None:
 
 
 def test_the_figures_are_those_of_what_runs(
-    bundle: Path, made: tuple[Subject, Context, Judge, Result]
+    bundle: Path, made: tuple[SourceNetwork, Context, Evaluator, Result]
 ) -> None:
     opened, result = Bundle.open(bundle), made[3]
     measured: Any = opened.measurements
@@ -224,8 +235,8 @@ def test_sessions_and_benchmarks_take_bfloat16(bundle: Path) -> None:
     with Session.open(bundle) as session:
         assert session.variant.name == "bfloat16"
         assert session.notes == ()
-    assert Own.of(bundle, None, None) == Own("openvino", "bfloat16", "bf16")
-    assert Own.of(bundle, None, "float32") == Own("openvino", "float32", "f32")
+    assert OwnOptions.of(bundle, None, None) == OwnOptions("openvino", "bfloat16", "bf16")
+    assert OwnOptions.of(bundle, None, "float32") == OwnOptions("openvino", "float32", "f32")
     assert {name for name, _ in fastest_variant(Bundle.open(bundle), Session.open,
     threads=1).passed_over} == {
         "bfloat16", "float32",
@@ -241,12 +252,12 @@ def test_elsewhere_float32_runs_and_says_so(
         assert session.facts()["precision"] == "f32"
         (told,) = session.notes
     assert "'bfloat16': openvino has no bfloat16 on this processor" in told
-    assert choose(Bundle.open(bundle)).passed_over[0][0] == "bfloat16"
+    assert choose_variant(Bundle.open(bundle)).passed_over[0][0] == "bfloat16"
     assert fastest_variant(Bundle.open(bundle), Session.open).variant.name == "float32"
     with pytest.raises(EngineError) as refused:
         Session.open(bundle, variant="bfloat16")
     assert refused.value.code == "E_PRECISION"
-    assert Own.of(bundle, None, None).precision == "f32"
+    assert OwnOptions.of(bundle, None, None).precision == "f32"
     status, found, error = run_cli(capsys, "evaluate", bundle, "--data", pictures,
                                    "--task", "agreement", "--reference", bundle)  # fmt: skip
     assert (status, found["ran"]) == (0, "the runtime (float32)")
@@ -274,10 +285,10 @@ def test_every_command_takes_it(
 
 
 def test_doctor_tells_who_computes_in_bfloat16() -> None:
-    from edgepress.runtime.doctor import prove
+    from edgepress.runtime.doctor import prove_engine
 
-    assert prove("openvino").precisions == ("float32", "bfloat16")
-    assert prove("onnxruntime").precisions == ("float32",)
+    assert prove_engine("openvino").precisions == ("float32", "bfloat16")
+    assert prove_engine("onnxruntime").precisions == ("float32",)
 
 
 def test_combined_it_stays_one_file(bundle: Path, tmp_path: Path) -> None:
@@ -306,7 +317,7 @@ def test_combined_it_stays_one_file(bundle: Path, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- the decision
 
 
-def test_strict_refuses_it(made: tuple[Subject, Context, Judge, Result]) -> None:
+def test_strict_refuses_it(made: tuple[SourceNetwork, Context, Evaluator, Result]) -> None:
     with pytest.raises(BoundError, match="was declined: no") as refused:
         check_strict(made[3], several=False)
     assert refused.value.code == "E_DECLINED"
@@ -316,7 +327,7 @@ def test_strict_refuses_it(made: tuple[Subject, Context, Judge, Result]) -> None
 
 
 def test_strict_refuses_what_the_engine_takes_in_part(
-    made: tuple[Subject, Context, Judge, Result],
+    made: tuple[SourceNetwork, Context, Evaluator, Result],
 ) -> None:
     result = made[3]
     fell = NodeReceipt("pool", "AveragePool", 0, "float32", "asked for INT8, the engine made it f")
@@ -330,23 +341,23 @@ def test_strict_refuses_what_the_engine_takes_in_part(
 
 
 def test_a_smaller_network_is_tried_in_both_precisions(
-    made: tuple[Subject, Context, Judge, Result],
+    made: tuple[SourceNetwork, Context, Evaluator, Result],
 ) -> None:
     subject, context, judge, _ = made
-    plain = replace(float32(subject.graph, context), name="the student", changed=True)
-    first, second = ways(plain, subject.graph, judge)
+    plain = replace(float32_outcome(subject.graph, context), name="the student", changed=True)
+    first, second = float_candidates(plain, subject.graph, judge)
     assert first is plain
     assert (second.name, second.shipped.precision) == ("the student in bfloat16", "bfloat16")
     assert second.changed
     assert second.shipped.beside == (plain.shipped,)
-    assert ways(plain, subject.graph, replace(judge, engine="onnxruntime")) == [plain]
+    assert float_candidates(plain, subject.graph, replace(judge, engine="onnxruntime")) == [plain]
 
 
 def test_what_multiplies_nothing_in_bfloat16_is_no_candidate(
-    made: tuple[Subject, Context, Judge, Result],
+    made: tuple[SourceNetwork, Context, Evaluator, Result],
 ) -> None:
     subject, context, _, _ = made
-    nothing: Outcome = float32(subject.graph, replace(context, macs={}))
+    nothing: Outcome = float32_outcome(subject.graph, replace(context, macs={}))
     assert in_bfloat16(nothing, subject.graph) is None
 
 
@@ -355,7 +366,7 @@ def test_compress_ships_bfloat16_where_it_measured_that_it_pays(
     pictures: Path, tmp_path: Path
 ) -> None:
     subject = Backbone(net(), "net", preprocessing=PLAIN)
-    graph = make_subject("net", subject, None, gather(
+    graph = make_source_network("net", subject, None, open_data_and_task(
         pictures, None, "agreement", 8, 0, training=False).split.calibration, 18).graph  # fmt: skip
     nodes = tuple(one.name for one in graph.proto().graph.node)
     bundle = compress(

@@ -21,23 +21,23 @@ from test_bfloat16_bundle import BLINK, PLAIN, net, noise, run_cli, worked_on
 
 from edgepress.__main__ import main
 from edgepress.benchmarks.latency.comparison import Comparison, compare
-from edgepress.benchmarks.latency.latency import Own
+from edgepress.benchmarks.latency.latency import OwnOptions
 from edgepress.compress import Backbone, Recipe, compress
-from edgepress.compress.evaluation.acceptance import Trial, Verdict
-from edgepress.compress.evaluation.evaluator import Judge
+from edgepress.compress.evaluation.acceptance import EvaluatedCandidate, Verdict
+from edgepress.compress.evaluation.evaluator import Evaluator
 from edgepress.compress.quantization.bfloat16_pass import (
     floats_beside_int8,
-    int8_ways,
-    note_of,
+    half_precision_note,
+    int8_candidates,
     with_bfloat16,
 )
-from edgepress.compress.quantization.int8_pass import finish, prepare
-from edgepress.compress.quantization.mixed_precision import mix
+from edgepress.compress.quantization.int8_pass import finish_int8, prepare_int8
+from edgepress.compress.quantization.mixed_precision import mix_precisions
 from edgepress.compress.recipe.pass_context import Context, Outcome
 from edgepress.compress.recipe.settings import Int8
 from edgepress.compress.result import Result
-from edgepress.compress.source.data_and_task import gather
-from edgepress.compress.source.source_network import Subject, make_subject
+from edgepress.compress.source.data_and_task import open_data_and_task
+from edgepress.compress.source.source_network import SourceNetwork, make_source_network
 from edgepress.runtime import Bundle, EngineError, Session
 from edgepress.runtime.bundle.bundle_writer import write_files
 from edgepress.runtime.bundle.combine import combine
@@ -60,29 +60,29 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def given(pictures: Path) -> tuple[Subject, Context, Judge, Any]:
+def given(pictures: Path) -> tuple[SourceNetwork, Context, Evaluator, Any]:
     """Floats beside INT8 are bfloat16."""
     return worked_on(pictures, "bf16")
 
 
-def layers(subject: Subject, op_type: str) -> list[str]:
+def layers(subject: SourceNetwork, op_type: str) -> list[str]:
     return [one.name for one in subject.graph.proto().graph.node if one.op_type == op_type]
 
 
-def written(given: tuple[Subject, Context, Judge, Any], *keep_float: str) -> Outcome:
+def written(given: tuple[SourceNetwork, Context, Evaluator, Any], *keep_float: str) -> Outcome:
     """INT8 with some layers kept in float."""
     subject, context = given[:2]
     settings = Int8(keep_float=keep_float, mixed=False, bias_correction=False, rounding=False)
-    return finish(prepare(subject.graph, settings, context), settings, context)
+    return finish_int8(prepare_int8(subject.graph, settings, context), settings, context)
 
 
 @pytest.fixture(scope="module")
-def plain(given: tuple[Subject, Context, Judge, Any]) -> Outcome:
+def plain(given: tuple[SourceNetwork, Context, Evaluator, Any]) -> Outcome:
     """INT8 but for the second convolution, which has half of the work; floats in float32."""
     return written(given, layers(given[0], "Conv")[1])
 
 
-def bfloat16_of(plain: Outcome, judge: Judge) -> Outcome:
+def bfloat16_of(plain: Outcome, judge: Evaluator) -> Outcome:
     assert plain.written is not None
     found = with_bfloat16(plain, plain.written, judge.example)
     assert found is not None
@@ -90,7 +90,7 @@ def bfloat16_of(plain: Outcome, judge: Judge) -> Outcome:
 
 
 @pytest.fixture(scope="module")
-def shell(given: tuple[Subject, Context, Judge, Any]) -> Comparison:
+def shell(given: tuple[SourceNetwork, Context, Evaluator, Any]) -> Comparison:
     """A comparison, as short as can be."""
     model = given[2].graph.model
     return compare(model, model, preset=BLINK, engine="openvino")
@@ -98,7 +98,7 @@ def shell(given: tuple[Subject, Context, Judge, Any]) -> Comparison:
 
 @pytest.fixture(scope="module")
 def bundle(
-    given: tuple[Subject, Context, Judge, Any],
+    given: tuple[SourceNetwork, Context, Evaluator, Any],
     plain: Outcome,
     shell: Comparison,
     tmp_path_factory: pytest.TempPathFactory,
@@ -106,16 +106,23 @@ def bundle(
     """What ships where INT8 is 1.5x and INT8 with bfloat16 is 2x as fast as float32."""
     subject, context, judge, material = given
     original = judge.score(judge.graph.model, material.test, "float32")
-    trials: list[Trial] = []
+    trials: list[EvaluatedCandidate] = []
     for outcome, ratio in ((plain, 1.5), (bfloat16_of(plain, judge), 2.0)):
         how = computed_in(outcome.shipped.precision)
         score = judge.score(outcome.shipped.model, material.test, outcome.name, how)
         timed = replace(shell, faster="a", ratio=ratio, settled=True)
-        trials.append(Trial(outcome, timed, score, score, Verdict(True, ())))
+        trials.append(EvaluatedCandidate(outcome, timed, score, score, Verdict(True, ())))
     recipe = {"name": "int8", "pass": [], "target": "openvino-cpu", "model": "net"}
     best = trials[1]
     result = Result(
-        subject, material, best.outcome, trials, original, context.macs, note_of(best), recipe
+        subject,
+        material,
+        best.outcome,
+        trials,
+        original,
+        context.macs,
+        half_precision_note(best),
+        recipe,
     )
     held = result.bundle(judge.example, subject.preprocessing, real_golden=False)
     out = tmp_path_factory.mktemp("out") / "bundle"
@@ -134,7 +141,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_receipt_tells_int8_and_bfloat16_apart(
-    given: tuple[Subject, Context, Judge, Any], plain: Outcome
+    given: tuple[SourceNetwork, Context, Evaluator, Any], plain: Outcome
 ) -> None:
     other = bfloat16_of(plain, given[2])
     kept = layers(given[0], "Conv")[1]
@@ -158,35 +165,35 @@ def test_the_receipt_tells_int8_and_bfloat16_apart(
 
 
 def test_where_no_kernel_is_left_for_bfloat16_nothing_is_tried(
-    given: tuple[Subject, Context, Judge, Any],
+    given: tuple[SourceNetwork, Context, Evaluator, Any],
 ) -> None:
     whole = written(given)
     assert whole.written is not None
     assert whole.receipt.int8_share == 1.0
     assert with_bfloat16(whole, whole.written, given[2].example) is None
-    assert int8_ways(whole, given[2], given[1]) == [whole]
+    assert int8_candidates(whole, given[2], given[1]) == [whole]
 
 
 def test_it_is_tried_where_the_same_file_is_measurably_faster_so(
-    given: tuple[Subject, Context, Judge, Any], plain: Outcome, shell: Comparison
+    given: tuple[SourceNetwork, Context, Evaluator, Any], plain: Outcome, shell: Comparison
 ) -> None:
     _, context, judge, _ = given
     digest = hashlib.sha256(plain.shipped.model).digest()
     for which in ("a", "neither", "b"):
         timed = replace(shell, faster=which, ratio=1.0)
         decided = replace(judge, timed={(digest, "bf16", digest, "f32"): timed})
-        found = int8_ways(plain, decided, context)
+        found = int8_candidates(plain, decided, context)
         names = [one.shipped.precision for one in found]
         assert names == (["int8", "int8-bfloat16"] if which == "a" else ["int8"])
         told: Any = found[0].report["floats_in_bfloat16"]
         assert told["kernels_ms"]["bfloat16"] < told["kernels_ms"]["float32"]
         assert told["faster"] is (which == "a")
         assert decided.scored == judge.scored, "nothing is scored before it is known to be faster"
-    assert int8_ways(plain, judge, replace(context, floats="f32")) == [plain]
+    assert int8_candidates(plain, judge, replace(context, floats="f32")) == [plain]
 
 
 def test_floats_are_bfloat16_where_the_network_bears_it(
-    given: tuple[Subject, Context, Judge, Any],
+    given: tuple[SourceNetwork, Context, Evaluator, Any],
 ) -> None:
     graph, judge = given[0].graph, given[2]
     lost = {"f32": 1.0, "bf16": 1.5}
@@ -202,18 +209,18 @@ def test_floats_are_bfloat16_where_the_network_bears_it(
 
 
 def test_the_search_times_floats_in_what_they_will_be_computed_in(
-    given: tuple[Subject, Context, Judge, Any],
+    given: tuple[SourceNetwork, Context, Evaluator, Any],
 ) -> None:
     subject, context, judge, material = given
     settings = Int8(bias_correction=False, rounding=False)
-    whole = prepare(subject.graph, settings, context)
+    whole = prepare_int8(subject.graph, settings, context)
     scored: list[bytes] = []
 
     def drop(model: bytes) -> float:
         scored.append(model)
         return 100 - judge.score(model, material.test, "a plan", context.floats).value
 
-    found = mix(whole, settings, context, drop, None)
+    found = mix_precisions(whole, settings, context, drop, None)
     mixed: Any = found.report["mixed"]
     assert (mixed["floats"], set(mixed["kernels_ms"])) == ("bfloat16", {"bfloat16", "int8"})
     rows = {one["name"]: one for one in mixed["nodes"]}
@@ -277,8 +284,8 @@ def test_golden_outputs_hold_in_each_precision(bundle: Path) -> None:
 def test_sessions_and_benchmarks_take_it(bundle: Path) -> None:
     with Session.open(bundle) as session:
         assert (session.variant.name, session.notes) == ("int8-bfloat16", ())
-    assert Own.of(bundle, None, None) == Own("openvino", "int8-bfloat16", "bf16")
-    assert Own.of(bundle, None, "int8") == Own("openvino", "int8", "f32")
+    assert OwnOptions.of(bundle, None, None) == OwnOptions("openvino", "int8-bfloat16", "bf16")
+    assert OwnOptions.of(bundle, None, "int8") == OwnOptions("openvino", "int8", "f32")
     timed = fastest_variant(Bundle.open(bundle), Session.open, threads=1).passed_over
     assert {name for name, _ in timed} == set(BOTH)
 
@@ -295,7 +302,7 @@ def test_elsewhere_int8_runs_and_says_so(
     with pytest.raises(EngineError) as refused:
         Session.open(bundle, variant="int8-bfloat16")
     assert refused.value.code == "E_PRECISION"
-    assert Own.of(bundle, None, None).precision == "f32"
+    assert OwnOptions.of(bundle, None, None).precision == "f32"
     status, found, error = run_cli(capsys, "evaluate", bundle, "--data", pictures,
                                    "--task", "agreement", "--reference", bundle)  # fmt: skip
     assert (status, found["ran"]) == (0, "the runtime (int8)")
@@ -337,7 +344,7 @@ def test_combined_it_stays_one_file(bundle: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["openvino-cpu", "onnxruntime-cpu"])
 def test_compress_ships_what_measured_fastest(pictures: Path, tmp_path: Path, name: str) -> None:
     subject = Backbone(net(), "net", preprocessing=PLAIN)
-    graph = make_subject("net", subject, None, gather(
+    graph = make_source_network("net", subject, None, open_data_and_task(
         pictures, None, "agreement", 8, 0, training=False).split.calibration, 18).graph  # fmt: skip
     kept = [one.name for one in graph.proto().graph.node if one.op_type == "Conv"][1:2]
     bundle = compress(

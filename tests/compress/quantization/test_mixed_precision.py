@@ -19,11 +19,11 @@ from onnx import numpy_helper
 pytest.importorskip("scipy")
 
 from edgepress.compress.quantization.candidate_quality import sqnr_db
-from edgepress.compress.quantization.int8_pass import finish
+from edgepress.compress.quantization.int8_pass import finish_int8
 from edgepress.compress.quantization.precision_milp import (
-    Decision,
+    MixedPlan,
     borders_ms,
-    decide,
+    decide_precisions,
     noise_of,
     predicted_ms,
 )
@@ -31,17 +31,21 @@ from edgepress.compress.recipe.pass_context import Context
 from edgepress.compress.recipe.recipe import Recipe
 from edgepress.compress.recipe.settings import Int8
 from edgepress.export.calibration.ranges import calibrate
-from edgepress.export.graph.normalize import tidy
+from edgepress.export.graph.normalize import normalize
 from edgepress.export.graph.onnx_graph import Graph, Walk
-from edgepress.export.graph.precision_plan import Choice, PrecisionPlan
+from edgepress.export.graph.precision_plan import NodePrecision, PrecisionPlan
 from edgepress.export.int8.dialect import dialect
 from edgepress.export.int8.int8_plan import plan_int8
 from edgepress.export.int8.qdq_writer import write_qdq
 from edgepress.export.receipt import count_macs
-from edgepress.export.sensitivity.measure import Whole, attach, measure_times
-from edgepress.export.sensitivity.node_noise import Damage, measure_damage
+from edgepress.export.sensitivity.measure import Int8Network, attach_node_noise, measure_times
+from edgepress.export.sensitivity.node_noise import NodeNoise, measure_node_noise
 from edgepress.export.sensitivity.node_profile import Border, border_of, profile_graphs
-from edgepress.export.sensitivity.sensitivity_table import Blame, NodeBlame, TensorBlame
+from edgepress.export.sensitivity.sensitivity_table import (
+    NodeSensitivity,
+    SensitivityTable,
+    TensorSensitivity,
+)
 from edgepress.runtime import EngineError, EngineOptions, InputError
 from edgepress.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from edgepress.runtime.target import target
@@ -103,7 +107,7 @@ def network(*, loud: float = 1.0, text: str = NETWORK) -> Graph:
     model = onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 18]> ' + text.strip())
     for name, value in weights.items():
         model.graph.initializer.append(numpy_helper.from_array(value, name))
-    return tidy(model, source="the test")
+    return normalize(model, source="the test")
 
 
 def pictures(count: int = 4, rows: int = 4) -> Callable[[int], Iterable[Arrays]]:
@@ -118,17 +122,17 @@ def pictures(count: int = 4, rows: int = 4) -> Callable[[int], Iterable[Arrays]]
     return batches
 
 
-def whole_of(graph: Graph, spoken: str = X86) -> Whole:
+def whole_of(graph: Graph, spoken: str = X86) -> Int8Network:
     ranges, speech = calibrate(graph, pictures()), dialect(spoken)
     plan = plan_int8(graph, ranges, speech)
-    return Whole(graph, ranges, plan, speech, write_qdq(graph, ranges, plan, speech))
+    return Int8Network(graph, ranges, plan, speech, write_qdq(graph, ranges, plan, speech))
 
 
-def damage_of(whole: Whole, **options: Any) -> Damage:
+def damage_of(whole: Int8Network, **options: Any) -> NodeNoise:
     layout = whole.layout(Walk(whole.graph.proto()))
     weighted = [unit.node for unit in whole.quantized.units if unit.op_type in ("Conv", "Gemm")]
     feeds = list(pictures()(4))[:2]
-    return measure_damage(whole.graph, layout, whole.dialect, weighted, feeds, **options)
+    return measure_node_noise(whole.graph, layout, whole.dialect, weighted, feeds, **options)
 
 
 def noise_ratio(graph: Graph, model: bytes) -> float:
@@ -179,7 +183,7 @@ def test_damage_opens_no_more_graphs_than_it_may() -> None:
 def test_a_network_without_int8_layers_has_no_damage() -> None:
     whole = whole_of(network())
     layout = replace(whole, plan=PrecisionPlan({})).layout(Walk(whole.graph.proto()))
-    found = measure_damage(whole.graph, layout, whole.dialect, [], pictures()(4))
+    found = measure_node_noise(whole.graph, layout, whole.dialect, [], pictures()(4))
     assert found.places == {}
     assert found.whole == (0.0,)
 
@@ -231,43 +235,47 @@ def test_the_price_of_a_border_is_a_line_that_never_falls() -> None:
 def test_a_blame_has_every_node_that_can_run_in_int8_and_survives_json() -> None:
     whole = whole_of(network())
     feeds = {"x": np.zeros((1, 3, 32, 32), np.float32)}
-    blame = attach(measure_times(whole, "onnxruntime", feeds), damage_of(whole))
+    blame = attach_node_noise(measure_times(whole, "onnxruntime", feeds), damage_of(whole))
     computing = {node.name for node in blame.nodes if not node.follows}
     assert computing == {unit.node for unit in whole.quantized.units}
     assert {node.op_type for node in blame.nodes if node.follows} == {"MaxPool", "Flatten"}
     assert {tensor.name for tensor in blame.tensors if tensor.float_maker} == {"x"}
     assert all(tensor.quantize_ms > 0 for tensor in blame.tensors)
-    assert Blame.from_dict(json.loads(json.dumps(blame.to_dict()))) == blame
+    assert SensitivityTable.from_dict(json.loads(json.dumps(blame.to_dict()))) == blame
     with pytest.raises(InputError) as caught:
-        Blame.from_dict({"format": "edgepress-blame-0"})
+        SensitivityTable.from_dict({"format": "edgepress-blame-0"})
     assert caught.value.code == "E_BLAME"
     with pytest.raises(InputError) as caught:
-        Blame.from_dict({**blame.to_dict(), "nodes": [{"name": "a"}]})
+        SensitivityTable.from_dict({**blame.to_dict(), "nodes": [{"name": "a"}]})
     assert caught.value.code == "E_BLAME"
 
 
 # ---------------------------------------------------------------- decisions
 
 
-def chain(times: list[tuple[float, float]], damage: list[float], border: float = 0.1) -> Blame:
+def chain(
+    times: list[tuple[float, float]], damage: list[float], border: float = 0.1
+) -> SensitivityTable:
     """Nodes ``n0, n1, ...`` one behind the other, between a float32 input and output."""
     nodes = tuple(
-        NodeBlame(f"n{i}", "Conv", (f"t{i}",), (f"t{i + 1}",), (f"n{i}",), False, False, *pair, {})
+        NodeSensitivity(
+            f"n{i}", "Conv", (f"t{i}",), (f"t{i + 1}",), (f"n{i}",), False, False, *pair, {}
+        )
         for i, pair in enumerate(times)
     )
     tensors = tuple(
-        TensorBlame(f"t{i}", 100, i == 0, i == len(times), border, border, {"y": lost})
+        TensorSensitivity(f"t{i}", 100, i == 0, i == len(times), border, border, {"y": lost})
         for i, lost in enumerate(damage)
     )
     total = sum(pair[0] for pair in times)
     wall = (total, sum(pair[1] for pair in times), total, total)
-    return Blame(X86, "onnxruntime", 1, ("y",), nodes, tensors, *wall, 1)
+    return SensitivityTable(X86, "onnxruntime", 1, ("y",), nodes, tensors, *wall, 1)
 
 
 def test_a_slow_node_stays_in_int8_where_its_borders_cost_more() -> None:
     times = [(1.0, 0.3), (1.0, 1.1), (1.0, 0.3)]
-    assert decide(chain(times, [0.0] * 4, border=0.2)).int8 == ("n0", "n1", "n2")
-    found = decide(chain(times, [0.0] * 4, border=0.01))
+    assert decide_precisions(chain(times, [0.0] * 4, border=0.2)).int8 == ("n0", "n1", "n2")
+    found = decide_precisions(chain(times, [0.0] * 4, border=0.01))
     assert found.int8 == ("n0", "n2")
     assert "slower" in found.plan.nodes["n1"].reason
     assert found.predicted_ms == pytest.approx(0.3 + 1.0 + 0.3 + 4 * 0.01)
@@ -275,16 +283,16 @@ def test_a_slow_node_stays_in_int8_where_its_borders_cost_more() -> None:
 
 def test_what_brings_the_noise_stays_in_float32() -> None:
     blame = chain([(1.0, 0.3)] * 4, [0.0, 0.0, 0.5, 0.0, 0.0], border=0.01)
-    found = decide(blame, 0.01)
+    found = decide_precisions(blame, 0.01)
     assert found.int8 == ("n0", "n3")
     assert found.predicted_noise == 0.0
     assert "noise" in found.plan.nodes["n1"].reason
-    assert decide(blame).int8 == ("n0", "n1", "n2", "n3")
+    assert decide_precisions(blame).int8 == ("n0", "n1", "n2", "n3")
 
 
 def test_no_noise_at_all_is_a_bound_too() -> None:
     blame = chain([(1.0, 0.3)] * 4, [0.0, 0.0, 1e-12, 0.0, 0.0], border=0.01)
-    found = decide(blame, 0.0)
+    found = decide_precisions(blame, 0.0)
     assert found.int8 == ("n0", "n3")
     assert found.predicted_noise == 0.0
     assert found.to_dict()["bound_sqnr_db"] is None
@@ -292,13 +300,13 @@ def test_no_noise_at_all_is_a_bound_too() -> None:
 
 def test_of_plans_that_take_as_long_the_one_with_less_noise_is_chosen() -> None:
     blame = chain([(1.0, 0.5), (1.0, 0.999)], [0.0, 0.0, 0.01], border=0.001)
-    assert decide(blame).int8 == ("n0",)
+    assert decide_precisions(blame).int8 == ("n0",)
     slower = chain([(1.0, 0.5), (1.0, 0.9)], [0.0, 0.0, 0.01], border=0.001)
-    assert decide(slower).int8 == ("n0", "n1")
+    assert decide_precisions(slower).int8 == ("n0", "n1")
 
 
 def test_nothing_is_chosen_where_nothing_pays() -> None:
-    found = decide(chain([(1.0, 0.95)] * 3, [0.0] * 4, border=0.5))
+    found = decide_precisions(chain([(1.0, 0.95)] * 3, [0.0] * 4, border=0.5))
     assert found.int8 == ()
     assert found.predicted_ms == pytest.approx(3.0)
 
@@ -307,14 +315,14 @@ def test_nodes_of_one_kernel_change_together() -> None:
     blame = chain([(0.0, 0.3), (1.0, 0.2)], [0.0] * 3, border=0.05)
     pair = tuple(replace(node, together=("n0", "n1")) for node in blame.nodes)
     slow = replace(blame, nodes=(replace(pair[0], int8_ms=0.9), pair[1]))
-    found = decide(slow)
+    found = decide_precisions(slow)
     assert found.int8 == ()
     reasons = {one.reason for one in found.plan.nodes.values()}
     assert reasons == {"measured: INT8 is 0.100 ms slower here"}, "the time of the kernel"
-    even = decide(replace(blame, nodes=(replace(pair[0], int8_ms=0.8), pair[1])))
+    even = decide_precisions(replace(blame, nodes=(replace(pair[0], int8_ms=0.8), pair[1])))
     assert {one.reason for one in even.plan.nodes.values()} == {"measured: INT8 is no faster here"}
     apart = tuple(replace(node, together=(node.name,)) for node in slow.nodes)
-    assert decide(replace(slow, nodes=apart)).int8 == ("n1",)
+    assert decide_precisions(replace(slow, nodes=apart)).int8 == ("n1",)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -325,7 +333,7 @@ def test_no_other_plan_is_better(seed: int) -> None:
     for i in range(count):
         reads[i] = sorted({i, int(rng.integers(0, i + 1))})
     nodes = tuple(
-        NodeBlame(
+        NodeSensitivity(
             f"n{i}",
             "Add",
             tuple(f"t{j}" for j in reads[i]),
@@ -340,7 +348,7 @@ def test_no_other_plan_is_better(seed: int) -> None:
         for i in range(count)
     )
     tensors = tuple(
-        TensorBlame(
+        TensorSensitivity(
             f"t{i}",
             10,
             i == 0,
@@ -352,7 +360,7 @@ def test_no_other_plan_is_better(seed: int) -> None:
         for i in range(count + 1)
     )
     total = sum(node.float_ms for node in nodes)
-    blame = Blame(X86, "o", 1, ("y", "z"), nodes, tensors, total, 0.0, total, 0.0, 1)
+    blame = SensitivityTable(X86, "o", 1, ("y", "z"), nodes, tensors, total, 0.0, total, 0.0, 1)
     names = [node.name for node in nodes]
     plans = [
         frozenset(itertools.compress(names, bits))
@@ -362,7 +370,7 @@ def test_no_other_plan_is_better(seed: int) -> None:
         fits = [p for p in plans if bound is None or noise_of(blame, p) <= bound]
         fits = [plan for plan in fits if not useless(plan, nodes)]
         best = min(predicted_ms(blame, plan) for plan in fits)
-        found = decide(blame, bound)
+        found = decide_precisions(blame, bound)
         assert best - 1e-9 <= found.predicted_ms <= best + 0.0101 * total
         assert bound is None or found.predicted_noise <= bound * (1 + 1e-6)
         quiet = replace(
@@ -371,10 +379,10 @@ def test_no_other_plan_is_better(seed: int) -> None:
             tensors=tuple(replace(tensor, damage={}) for tensor in tensors),
         )
         if bound is None:
-            assert decide(quiet).predicted_ms == pytest.approx(best, abs=2e-4)
+            assert decide_precisions(quiet).predicted_ms == pytest.approx(best, abs=2e-4)
 
 
-def useless(plan: frozenset[str], nodes: tuple[NodeBlame, ...]) -> bool:
+def useless(plan: frozenset[str], nodes: tuple[NodeSensitivity, ...]) -> bool:
     """Whether a node moves codes that nobody behind it reads."""
     readers: dict[str, list[str]] = {}
     for node in nodes:
@@ -391,13 +399,13 @@ def test_a_decision_is_followed_and_costs_what_was_predicted_of_its_borders() ->
     whole = whole_of(network(loud=30.0))
     damage = damage_of(whole)
     feeds = {"x": np.zeros((1, 3, 32, 32), np.float32)}
-    blame = attach(measure_times(whole, "onnxruntime", feeds), damage)
+    blame = attach_node_noise(measure_times(whole, "onnxruntime", feeds), damage)
     # Times that leave nothing to the machine: INT8 always pays, borders are cheap.
     nodes = tuple(replace(node, float_ms=1.0, int8_ms=0.5) for node in blame.nodes)
     tensors = tuple(replace(t, quantize_ms=0.01, dequantize_ms=0.01) for t in blame.tensors)
     blame = replace(blame, nodes=nodes, tensors=tensors, float_ms=float(len(nodes)))
-    everything = decide(blame)
-    bounded = decide(blame, damage.whole[0] / 30)
+    everything = decide_precisions(blame)
+    bounded = decide_precisions(blame, damage.whole[0] / 30)
     assert 0 < len(bounded.int8) < len(everything.int8)
     assert borders_ms(blame, frozenset(bounded.int8)) > 0
     for decision in (everything, bounded):
@@ -406,7 +414,7 @@ def test_a_decision_is_followed_and_costs_what_was_predicted_of_its_borders() ->
         assert lost < (decision.bound or 1.0)
 
 
-def write(whole: Whole, decision: Decision) -> bytes:
+def write(whole: Int8Network, decision: MixedPlan) -> bytes:
     plan = plan_int8(whole.graph, whole.ranges, whole.dialect, given=decision.plan)
     made = write_qdq(whole.graph, whole.ranges, plan, whole.dialect)
     assert {unit.node for unit in made.units} == set(decision.int8)
@@ -417,7 +425,9 @@ def write(whole: Whole, decision: Decision) -> bytes:
 
 
 def test_a_plan_survives_json_and_is_refused_where_it_is_none() -> None:
-    plan = PrecisionPlan({"a": Choice("int8", "pays"), "b": Choice("float32", "does not")})
+    plan = PrecisionPlan(
+        {"a": NodePrecision("int8", "pays"), "b": NodePrecision("float32", "does not")}
+    )
     assert PrecisionPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
     for bad in (
         {},
@@ -433,10 +443,10 @@ def test_a_plan_survives_json_and_is_refused_where_it_is_none() -> None:
 def test_a_given_plan_is_followed_and_its_names_are_checked() -> None:
     whole = whole_of(network())
     layers = [unit.node for unit in whole.quantized.units if unit.op_type == "Conv"]
-    given = PrecisionPlan({layers[1]: Choice("int8", "because")})
+    given = PrecisionPlan({layers[1]: NodePrecision("int8", "because")})
     plan = plan_int8(whole.graph, whole.ranges, whole.dialect, given=given)
     assert [name for name, one in plan.nodes.items() if one.precision == "int8"] == [layers[1]]
-    wrong = PrecisionPlan({layers[1] + "x": Choice("int8", "")})
+    wrong = PrecisionPlan({layers[1] + "x": NodePrecision("int8", "")})
     with pytest.raises(InputError) as caught:
         plan_int8(whole.graph, whole.ranges, whole.dialect, given=wrong)
     assert caught.value.code == "E_RECIPE"
@@ -479,24 +489,24 @@ def test_candidates_that_give_whole_numbers_are_compared_before_those(engine: st
 
 
 def test_the_search_holds_its_bound_or_says_why_not() -> None:
-    from edgepress.compress.quantization.mixed_precision import mix, notes_of
+    from edgepress.compress.quantization.mixed_precision import mix_precisions, mixed_plan_notes
 
     graph = network(loud=300.0)
     whole, context, settings = whole_of(graph), context_for(graph), Int8(bias_correction=False)
-    plain = finish(whole, settings, context)
+    plain = finish_int8(whole, settings, context)
 
     def drop(model: bytes) -> float:
         return 100 * noise_ratio(graph, model)
 
     bound = drop(plain.shipped.model) / 20
-    found = mix(whole, settings, context, drop, bound)
+    found = mix_precisions(whole, settings, context, drop, bound)
     mixed: Any = found.report["mixed"]
     first, *later = mixed["attempts"]
     lost = drop(found.shipped.model)
     assert lost in [one.get("drop_on_selection") for one in mixed["attempts"]]
     if lost <= bound:
         assert found.receipt.asked_int8 == mixed["int8_nodes"] < mixed["of_nodes"]
-        assert notes_of(found)
+        assert mixed_plan_notes(found)
     else:  # no plan that holds is faster than float32 on this machine
         held = [one for one in later if one.get("drop_on_selection", np.inf) <= bound]
         assert "not_built" in later[-1] or held
@@ -508,29 +518,29 @@ def test_the_search_holds_its_bound_or_says_why_not() -> None:
 
 
 def test_a_score_that_the_measured_noise_does_not_explain_ends_the_search() -> None:
-    from edgepress.compress.quantization.mixed_precision import mix, notes_of
+    from edgepress.compress.quantization.mixed_precision import mix_precisions, mixed_plan_notes
 
     text = NETWORK.replace("y = Gemm (f, head)", "z = Gemm (f, head) v = Sub (z, big) y = Relu (v)")
     graph = network(text=text)  # it gives 0, whatever comes in
     whole, context, settings = whole_of(graph), context_for(graph), Int8(bias_correction=False)
-    found = mix(whole, settings, context, lambda model: 1.0, 0.5)
+    found = mix_precisions(whole, settings, context, lambda model: 1.0, 0.5)
     mixed: Any = found.report["mixed"]
     assert mixed["damage"]["graphs"] == 1
     last = mixed["attempts"][-1]
     assert "no noise" in last["not_built"]
     assert last["predicted_sqnr_db"] is None
     if mixed["int8_nodes"] == mixed["of_nodes"]:
-        assert "no noise" in notes_of(found)[0]
+        assert "no noise" in mixed_plan_notes(found)[0]
     json.dumps(mixed)
 
 
 def test_a_network_without_int8_nodes_is_left_alone() -> None:
-    from edgepress.compress.quantization.mixed_precision import mix
+    from edgepress.compress.quantization.mixed_precision import mix_precisions
 
     graph = network()
     whole, context, settings = whole_of(graph), context_for(graph), Int8(bias_correction=False)
     written = write_qdq(graph, whole.ranges, PrecisionPlan({}), whole.dialect)
     nothing = replace(whole, plan=PrecisionPlan({}), quantized=written)
-    found = mix(nothing, settings, context, lambda model: 0.0, 1.0)
+    found = mix_precisions(nothing, settings, context, lambda model: 0.0, 1.0)
     assert not found.changed
     assert "mixed" not in found.report

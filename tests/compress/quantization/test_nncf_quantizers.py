@@ -22,12 +22,16 @@ from edgepress.compress.quantization import nncf_quantizers
 from edgepress.compress.quantization.fake_quantize import (
     FakeActivations,
     FakeWeights,
-    fakes,
-    switch,
+    fake_quantizers,
+    switch_fake_quantizers,
 )
-from edgepress.compress.quantization.fake_quantize_ranges import begin, learned, places
+from edgepress.compress.quantization.fake_quantize_ranges import (
+    initialize_steps,
+    learned_ranges,
+    tensors_of_quantizers,
+)
 from edgepress.compress.quantization.nncf_quantizers import plain_weights, with_quantizers
-from edgepress.compress.training.weight_averaging import Average
+from edgepress.compress.training.weight_averaging import AveragedWeights
 from edgepress.export.calibration.ranges import calibrate
 from edgepress.export.graph.torch_capture import capture, input_names
 from edgepress.export.int8.dialect import dialect
@@ -149,27 +153,29 @@ def test_nncf_finds_every_place_and_the_network_stays_as_it_is(placed: nn.Module
     assert 0 < (wanted - given).abs().max() < 0.1 * wanted.abs().max()
     weights = [one for one in placed.modules() if isinstance(one, FakeWeights)]
     assert [one.axis for one in weights] == [0, 0, 0]
-    assert len(fakes(placed)) >= 5, "input, two ReLUs, the convolution's side of the sum, the mean"
+    assert len(fake_quantizers(placed)) >= 5, (
+        "input, two ReLUs, the convolution's side of the sum, the mean"
+    )
     assert input_names(placed) == ["picture"]
     held = plain_weights(placed, network)
     assert held.keys() == network.state_dict().keys()
     assert all(torch.equal(held[name], one) for name, one in network.state_dict().items())
-    switch(placed, off=True)
+    switch_fake_quantizers(placed, off=True)
     with torch.no_grad():
         assert torch.equal(placed(**pictures()), wanted)
-    switch(placed, off=False)
+    switch_fake_quantizers(placed, off=False)
 
 
 def test_copies_averages_and_state_dicts_hold_the_quantizers(placed: nn.Module) -> None:
     twin = copy.deepcopy(placed)
     with torch.no_grad():
         wanted = placed(**pictures())
-        for one in fakes(twin).values():
+        for one in fake_quantizers(twin).values():
             one.log_step.add_(1.0)
         assert not torch.equal(twin(**pictures()), wanted)
         assert torch.equal(placed(**pictures()), wanted), "the copy has hooks of its own"
-        average = Average(placed, 0.0)
-        twin_average = Average(twin, 0.0)
+        average = AveragedWeights(placed, 0.0)
+        twin_average = AveragedWeights(twin, 0.0)
         assert torch.equal(average.network(**pictures()), wanted)
         twin_average.network.load_state_dict(placed.state_dict())
         assert torch.equal(twin_average.network(**pictures()), wanted)
@@ -192,24 +198,24 @@ def test_a_dialect_says_what_is_rounded(
     found = [one for one in made.modules() if isinstance(one, FakeWeights)]
     assert len(found) == weights
     assert {one.limit for one in found} == {dialect(name).weight_limit}
-    assert bool(fakes(made)) is activations
-    assert all(one.symmetric is symmetric for one in fakes(made).values())
+    assert bool(fake_quantizers(made)) is activations
+    assert all(one.symmetric is symmetric for one in fake_quantizers(made).values())
 
 
 def test_quantizers_are_matched_with_tensors_and_take_their_ranges(placed: nn.Module) -> None:
     made = copy.deepcopy(placed)
     graph = capture(net(), arrays(2))
-    known = places(made, graph, arrays(2))
+    known = tensors_of_quantizers(made, graph, arrays(2))
     assert all(known.values()), f"each sees a tensor of the folded graph: {known}"
     ranges = calibrate(graph, lambda _: [arrays()])
-    assert begin(made, known, ranges) == len(known)
+    assert initialize_steps(made, known, ranges) == len(known)
     (place,) = [name for name, tensors in known.items() if "picture" in tensors]
-    low, high = fakes(made)[place].range
+    low, high = fake_quantizers(made)[place].range
     step = (high - low) / 255
     assert low == pytest.approx(ranges.tensors["picture"].low, abs=step)
     assert high == pytest.approx(ranges.tensors["picture"].high, abs=step)
-    fakes(made)[place].span(-0.5, 0.25)
-    now = learned(made, known, ranges)
+    fake_quantizers(made)[place].span(-0.5, 0.25)
+    now = learned_ranges(made, known, ranges)
     assert now.tensors["picture"].low == pytest.approx(-0.5, abs=0.01)
     assert now.tensors["picture"].high == pytest.approx(0.25, abs=0.01)
     assert now.tensors["picture"].magnitude == pytest.approx(0.5, abs=0.01)
@@ -222,7 +228,7 @@ def test_a_sequential_network_is_trained_too() -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(800, 2)).eval()
     made = with_quantizers(network, [{"input": pictures()["picture"]}], X86, "it")
     assert input_names(made) == ["input"]
-    assert fakes(made)
+    assert fake_quantizers(made)
     assert plain_weights(made, network).keys() == network.state_dict().keys()
 
 

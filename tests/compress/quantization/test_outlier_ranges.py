@@ -10,18 +10,18 @@ import onnx
 import pytest
 
 from edgepress.compress.quantization.candidate_quality import sqnr_db
-from edgepress.compress.quantization.int8_pass import finish, prepare
+from edgepress.compress.quantization.int8_pass import finish_int8, prepare_int8
 from edgepress.compress.recipe.pass_context import Context
 from edgepress.compress.recipe.settings import Int8
-from edgepress.export.calibration.ranges import Batches, calibrate
-from edgepress.export.graph.normalize import tidy
+from edgepress.export.calibration.ranges import FeedBatches, calibrate
+from edgepress.export.graph.normalize import normalize
 from edgepress.export.graph.onnx_graph import Graph
 from edgepress.export.receipt import count_macs
 from edgepress.runtime.target import target
 from edgepress.runtime.tensors import Arrays
 
 
-def pictures(outlier: float = 0.0) -> Batches:
+def pictures(outlier: float = 0.0) -> FeedBatches:
     """Sixty-four, one value of one of which may be an outlier."""
 
     def batches(size: int) -> Iterator[Arrays]:
@@ -34,7 +34,7 @@ def pictures(outlier: float = 0.0) -> Batches:
     return batches
 
 
-def context_for(graph: Graph, calibration: Batches) -> Context:
+def context_for(graph: Graph, calibration: FeedBatches) -> Context:
     macs = count_macs(graph, {"input": np.zeros((1, 3, 8, 8), np.float32)})
     return Context(
         target("onnxruntime-cpu"),
@@ -48,7 +48,7 @@ def context_for(graph: Graph, calibration: Batches) -> Context:
 
 @pytest.fixture
 def graph(tiny_classifier: Callable[..., bytes]) -> Graph:
-    return tidy(onnx.load_model_from_string(tiny_classifier()), source="tiny")
+    return normalize(onnx.load_model_from_string(tiny_classifier()), source="tiny")
 
 
 @pytest.mark.parametrize("outlier", [1e6, -1e6])
@@ -58,16 +58,16 @@ def test_an_outlier_is_clipped_where_that_measures_better(
 ) -> None:
     settings = Int8(ranges=ranges)
     clean, spoilt = (context_for(graph, pictures(value)) for value in (0.0, outlier))
-    without = prepare(graph, settings, clean)
+    without = prepare_int8(graph, settings, clean)
     assert "outliers" not in without.told
-    whole = prepare(graph, settings, spoilt)
+    whole = prepare_int8(graph, settings, spoilt)
     told: Any = whole.told["outliers"]
     assert told["chosen"] == "clipped"
     assert "input" in told["tensors"]
     assert told["sqnr_db_on_selection"]["clipped"] > told["sqnr_db_on_selection"]["kept"] + 10
     sqnr = sqnr_db(graph, {"clean": without.quantized, "spoilt": whole.quantized}, spoilt)
     assert sqnr["spoilt"] > 35, sqnr["clean"]
-    assert finish(whole, settings, spoilt).report["outliers"] == told
+    assert finish_int8(whole, settings, spoilt).report["outliers"] == told
 
 
 def test_only_what_lies_alone_is_an_outlier(graph: Graph) -> None:

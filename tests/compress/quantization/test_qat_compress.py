@@ -22,10 +22,10 @@ from edgepress.__main__ import main
 from edgepress.benchmarks import Images
 from edgepress.benchmarks.tasks.task import Score
 from edgepress.compress import Backbone, Prune, Recipe, compress
-from edgepress.compress.evaluation.acceptance import Trial, Verdict
-from edgepress.compress.evaluation.score_drop import Drops
-from edgepress.compress.quantization.fake_quantize import fakes
-from edgepress.compress.quantization.qat_pass import Tuner, as_fast, held_against
+from edgepress.compress.evaluation.acceptance import EvaluatedCandidate, Verdict
+from edgepress.compress.evaluation.score_drop import ScoreDrops
+from edgepress.compress.quantization.fake_quantize import fake_quantizers
+from edgepress.compress.quantization.qat_pass import QatTraining, held_against_ptq, replaces_ptq
 from edgepress.compress.recipe.settings import Distil, Int8, Qat
 from edgepress.compress.recipe_runner import _in_vain
 from edgepress.compress.training.checkpoint_file import FILE
@@ -195,8 +195,8 @@ def test_a_training_of_the_users_own_gets_the_rounding_network(tmp_path: Path) -
 
     def finetune(student: nn.Module, teacher: nn.Module) -> nn.Module:
         assert student.training
-        assert fakes(student)
-        assert not fakes(teacher)
+        assert fake_quantizers(student)
+        assert not fake_quantizers(teacher)
         optimizer = torch.optim.Adam(student.parameters(), 1e-5)
         for _ in range(5):
             value = (student(x) - teacher(x)).square().mean()
@@ -216,7 +216,9 @@ def test_a_training_of_the_users_own_gets_the_rounding_network(tmp_path: Path) -
 # ---------------------------------------------------------------- decisions
 
 
-def trial(selection: float | None, test: float, ratios: tuple[float, float] | None = None) -> Trial:
+def trial(
+    selection: float | None, test: float, ratios: tuple[float, float] | None = None
+) -> EvaluatedCandidate:
     """A trial with such scores and such an interval of its speed."""
 
     def score(value: float) -> Score:
@@ -235,31 +237,31 @@ def trial(selection: float | None, test: float, ratios: tuple[float, float] | No
     outcome: Any = Made()
     comparison: Any = Timed() if ratios else None
     chosen = None if selection is None else score(selection)
-    return Trial(outcome, comparison, chosen, score(test), Verdict(True, ()))
+    return EvaluatedCandidate(outcome, comparison, chosen, score(test), Verdict(True, ()))
 
 
 def test_training_never_ships_where_int8_without_it_is_as_good() -> None:
     plain = trial(90.0, 91.0)
-    assert held_against(trial(90.1, 80.0), plain).verdict.accepted
+    assert held_against_ptq(trial(90.1, 80.0), plain).verdict.accepted
     for value in (90.0, 89.9):
-        declined = held_against(trial(value, 99.0), plain).verdict
+        declined = held_against_ptq(trial(value, 99.0), plain).verdict
         assert not declined.accepted
         assert "training for INT8 brought nothing: on the selection" in declined.reasons[0]
-    assert held_against(trial(None, 91.1), trial(None, 91.0)).verdict.accepted
-    assert not held_against(trial(None, 91.0), trial(None, 91.0)).verdict.accepted
+    assert held_against_ptq(trial(None, 91.1), trial(None, 91.0)).verdict.accepted
+    assert not held_against_ptq(trial(None, 91.0), trial(None, 91.0)).verdict.accepted
 
 
 def test_what_scores_better_need_not_be_faster_but_not_slower() -> None:
     plain = trial(90, 90, (1.8, 1.9))
-    assert as_fast(trial(91, 91, (1.7, 1.85)), plain, plain)
-    assert as_fast(trial(91, 91, (1.7, 1.75)), plain, plain), "the noise between two timings"
-    assert not as_fast(trial(91, 91, (1.5, 1.6)), plain, plain)
-    assert not as_fast(trial(91, 91, (1.7, 1.85)), plain, trial(90, 90, (1.0, 1.1)))
+    assert replaces_ptq(trial(91, 91, (1.7, 1.85)), plain, plain)
+    assert replaces_ptq(trial(91, 91, (1.7, 1.75)), plain, plain), "the noise between two timings"
+    assert not replaces_ptq(trial(91, 91, (1.5, 1.6)), plain, plain)
+    assert not replaces_ptq(trial(91, 91, (1.7, 1.85)), plain, trial(90, 90, (1.0, 1.1)))
 
 
 def test_the_bound_is_the_narrower_of_what_is_tolerated_and_allowed(tmp_path: Path) -> None:
     recipe = Recipe("mine", (Int8(), Qat(tolerated=0.5)))
-    tuner = Tuner.of(recipe, None, tmp_path / "out", False, 0)
+    tuner = QatTraining.of(recipe, None, tmp_path / "out", False, 0)
     assert tuner is not None
     plain = trial(90, 90, (1.8, 1.9))
     assert tuner.not_needed(plain, lambda _: 0.6, None) is None
@@ -269,7 +271,7 @@ def test_the_bound_is_the_narrower_of_what_is_tolerated_and_allowed(tmp_path: Pa
     assert "loses 0.30 points" in told
     assert tuner.not_needed(plain, lambda _: 2.3, 1.0, 2.0) == told, "the student lost 2 before"
     assert tuner.not_needed(plain, lambda _: 1.1, 1.0, 0.9) is None, "together more than allowed"
-    assert Tuner.of(Recipe.open("int8"), None, tmp_path / "out", False, 0) is None
+    assert QatTraining.of(Recipe.open("int8"), None, tmp_path / "out", False, 0) is None
 
 
 def test_what_a_student_lost_is_not_the_loss_of_int8() -> None:
@@ -282,7 +284,7 @@ def test_what_a_student_lost_is_not_the_loss_of_int8() -> None:
 
     best = trial(90, 90, (1.8, 1.9))
     for seen in (None, replace(best, seen=Score("classification", 100, "percent", 100))):
-        found = Drops.of(dropping, graph, seen, "bf16")
+        found = ScoreDrops.of(dropping, graph, seen, "bf16")
         assert found.judged(b"int8") - found.before == pytest.approx(0.4)
         assert found.before == (0.0 if seen else 3.0)
 

@@ -15,7 +15,7 @@ from edgepress.benchmarks import task
 from edgepress.compress import EmbeddingLoss, FeatureLoss, LogitLoss, OutputLoss, Taps
 from edgepress.compress.recipe.settings import Distil
 from edgepress.compress.training.augmentation import Draws
-from edgepress.compress.training.distillation_loss import Objective, Seen
+from edgepress.compress.training.distillation_loss import DistillationLoss, TappedOutputs
 from edgepress.compress.training.losses import is_distribution, logits_of
 from edgepress.runtime import InputError
 
@@ -44,8 +44,11 @@ def test_probabilities_are_compared_as_the_scores_behind_them(labelled: bool) ->
     grads: list[torch.Tensor] = []
     for form in (lambda x: x, lambda x: x.softmax(1)):
         leaf = ours.clone().requires_grad_()
-        seen = Seen({"output": form(leaf)}, {}), Seen({"output": form(theirs)}, {})
-        loss = Objective(Distil(labels_weight=0.5), task("classification"), labelled, *seen)
+        seen = (
+            TappedOutputs({"output": form(leaf)}, {}),
+            TappedOutputs({"output": form(theirs)}, {}),
+        )
+        loss = DistillationLoss(Distil(labels_weight=0.5), task("classification"), labelled, *seen)
         found.append(loss(*seen, None, labels if labelled else None, draws))
         torch.stack(list(found[-1].values())).sum().backward()
         assert leaf.grad is not None

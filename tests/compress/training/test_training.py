@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from edgepress.benchmarks import Images, UserTask, task
-from edgepress.compress.distillation.user_finetune import tuned
+from edgepress.compress.distillation.user_finetune import run_finetune
 from edgepress.compress.recipe.settings import Distil
 from edgepress.compress.source.weights import (
     load_weights,
@@ -465,7 +465,7 @@ def test_an_infinite_mask_is_no_weight_that_is_spoilt(tmp_path: Path) -> None:
     found = trained(student=student, settings=replace(QUICK, epochs=2)).module
     assert torch.equal(found.get_buffer("mask"), student.get_buffer("mask"))
     assert all(bool(torch.isfinite(one).all()) for one in found.parameters())
-    assert tuned(lambda ours, _: ours, found, teacher()) is not found
+    assert run_finetune(lambda ours, _: ours, found, teacher()) is not found
     save_weights(found, file)
     load_weights(student, str(file))
     assert torch.equal(weights(student), weights(found))

@@ -20,14 +20,24 @@ from torch import nn
 
 from edgepress.benchmarks import Images, task
 from edgepress.compress.recipe.settings import Distil
-from edgepress.compress.training.augmentation import Draws, blended, changed, kept_share, moved
-from edgepress.compress.training.autocast_layout import Way, candidates, choose
-from edgepress.compress.training.epoch_scoring import Referee
-from edgepress.compress.training.learning_rate import Clock, learning_rate
+from edgepress.compress.training.augmentation import (
+    Draws,
+    kept_share,
+    mixed_up,
+    recoloured,
+    shifted,
+)
+from edgepress.compress.training.autocast_layout import (
+    ComputeMode,
+    choose_compute_mode,
+    compute_modes,
+)
+from edgepress.compress.training.epoch_scoring import EpochScorer
+from edgepress.compress.training.learning_rate import TrainingClock, learning_rate
 from edgepress.compress.training.processes import Processes
-from edgepress.compress.training.torch_compile import at_hand
-from edgepress.compress.training.training_batches import Pool
-from edgepress.compress.training.weight_averaging import Average
+from edgepress.compress.training.torch_compile import compiler_at_hand
+from edgepress.compress.training.training_batches import TrainingSamples
+from edgepress.compress.training.weight_averaging import AveragedWeights
 from edgepress.runtime import InputError, Preprocessing
 from edgepress.runtime.tensors import TensorSpec
 from helpers.distil_nets import QUICK, net, pictures, trained, weights
@@ -60,7 +70,7 @@ def test_pictures_are_shifted_and_mirrored_and_nothing_else() -> None:
     x = torch.from_numpy(pictures(400))
     settings = Distil(crop=0.25)
     draws = Draws.of(settings, 400, torch.Generator().manual_seed(0))
-    found = moved(x, settings, draws)
+    found = shifted(x, settings, draws)
     assert found.dtype is torch.uint8
     padded = np.pad(x.numpy(), ((0, 0), (2, 2), (2, 2), (0, 0)))
     windows = list(itertools.product(range(5), range(5), (False, True)))
@@ -74,22 +84,22 @@ def test_pictures_are_shifted_and_mirrored_and_nothing_else() -> None:
         counts[place] += 1
     assert min(counts.values()) > 0, "every shift occurs"
     still = Distil(flip=False, crop=0.0)
-    assert moved(x, still, Draws.of(still, 400, torch.Generator())) is x
+    assert shifted(x, still, Draws.of(still, 400, torch.Generator())) is x
 
 
 def test_zoom_colour_and_blending_keep_what_they_should() -> None:
     x = torch.from_numpy(pictures(32)).permute(0, 3, 1, 2).float()
     calm = Distil()
     draws = Draws.of(calm, 32, torch.Generator().manual_seed(0))
-    assert changed(x, calm, draws) is x
-    assert blended(x, draws) is x
+    assert recoloured(x, calm, draws) is x
+    assert mixed_up(x, draws) is x
     flat = torch.full((32, 3, 8, 8), 100.0)
     strong = Distil(zoom=0.6, colour=0.4, mix=1.0)
     draws = Draws.of(strong, 32, torch.Generator().manual_seed(0))
-    found = changed(flat, strong, draws)
+    found = recoloured(flat, strong, draws)
     assert torch.allclose(found.mean((1, 2, 3)), 100 * (1 + 0.4 * draws.colour[:, 0]), atol=1e-2)
-    assert float(changed(x, strong, draws).min()) >= 0
-    mixed, kept = blended(x, draws), kept_share(draws)
+    assert float(recoloured(x, strong, draws).min()) >= 0
+    mixed, kept = mixed_up(x, draws), kept_share(draws)
     assert 0.5 <= float(kept.min()) < float(kept.max()) <= 1
     assert torch.allclose(mixed[3], kept[3] * x[3] + (1 - kept[3]) * x[2])
 
@@ -106,7 +116,7 @@ def test_a_pool_gives_what_the_preprocessing_gives(tmp_path: Path) -> None:
     wanted = how([x[3], x[19], x[0]])
     for images in (Images.open(tmp_path), Images.from_arrays(x)):
         for whole in (True, False):
-            pool = Pool(images, images.specs(["x"]), how, still, CPU, lambda *_: None)
+            pool = TrainingSamples(images, images.specs(["x"]), how, still, CPU, lambda *_: None)
             if not whole:
                 pool._kept = None
             draws = Draws.of(still, 3, torch.Generator())
@@ -122,7 +132,7 @@ def test_tensors_are_taken_as_they_are_and_so_are_their_labels() -> None:
     images = Images.of([(x, np.arange(16) % 4)])
     every = Distil(mix=1.0, zoom=0.5)
     specs = [TensorSpec("x", "float32", ("N", 3, 8, 8))]
-    pool = Pool(images, specs, None, every, CPU, lambda stage, done, total: None)
+    pool = TrainingSamples(images, specs, None, every, CPU, lambda stage, done, total: None)
     rows = torch.arange(16)
     step = pool.batch(rows, Draws.of(every, 16, torch.Generator().manual_seed(0)))
     pool.close()
@@ -136,13 +146,13 @@ def test_the_rate_rises_and_falls_and_a_limit_of_time_shortens_it() -> None:
     assert learning_rate(0.55, 0.1) == pytest.approx(0.5)
     assert learning_rate(1.0, 0.1) == pytest.approx(0)
     assert 0 < learning_rate(0.0, 0.1) < 0.01
-    clock = Clock(100)
+    clock = TrainingClock(100)
     clock.start()
     for _ in range(100):
         clock.stepped(clock.left())
     assert clock.left() == 0
     assert clock.progress == pytest.approx(1)
-    short = Clock(1000, limit_s=10.0, done=10, spent_s=4.0, step_s=0.1, progress=0.01)
+    short = TrainingClock(1000, limit_s=10.0, done=10, spent_s=4.0, step_s=0.1, progress=0.01)
     assert short.left() == 60
     short.judging_s = 0.1
     assert short.left() == 30
@@ -155,7 +165,7 @@ def test_the_rate_rises_and_falls_and_a_limit_of_time_shortens_it() -> None:
 def test_a_slow_moment_does_not_hurry_a_long_training(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    clock = Clock(100_000, limit_s=2000.0)
+    clock = TrainingClock(100_000, limit_s=2000.0)
     clock.start()
     for step in range(400):
         now += 5.0 if step == 0 else 0.1 if step < 380 else 0.5  # the first one compiles
@@ -175,7 +185,7 @@ def test_a_limit_of_time_ends_the_training_with_its_schedule() -> None:
 
 def test_the_average_follows_its_network() -> None:
     network = nn.BatchNorm1d(2)
-    average = Average(network, 0.5)
+    average = AveragedWeights(network, 0.5)
     with torch.no_grad():
         network.weight.fill_(3.0)
         network.running_mean.fill_(4.0)  # pyright: ignore[reportOptionalMemberAccess]
@@ -186,7 +196,7 @@ def test_the_average_follows_its_network() -> None:
     assert average.network.running_mean.tolist() == [2.0, 2.0]
     assert average.network.num_batches_tracked.item() == 7
     for decay in (0.0, 0.999):
-        early = Average(nn.Linear(1, 1), decay)
+        early = AveragedWeights(nn.Linear(1, 1), decay)
         early._network.weight.data.fill_(10.0)
         start = early.network.weight.item()
         early.update(0)
@@ -210,7 +220,7 @@ def test_what_the_teacher_gives_is_held_as_far_as_there_is_room(
     student, scores = nn.Linear(4, 3), set[float]()
     for room, again in ((64 * 3 * 4, [64, 22]), (2**20, [])):
         monkeypatch.setattr("edgepress.compress.training.epoch_scoring._HELD_BYTES", room)
-        referee = Referee(task("agreement"), images, specs, None, original)
+        referee = EpochScorer(task("agreement"), images, specs, None, original)
         scores.add(referee.score(student))
         asked.clear()
         scores.add(referee.score(student))
@@ -220,47 +230,49 @@ def test_what_the_teacher_gives_is_held_as_far_as_there_is_room(
 
 def test_ways_that_fail_or_do_not_pay_are_left() -> None:
     module = nn.Conv2d(3, 4, 3)
-    assert [str(one) for one in candidates(Distil(), module)] == [
+    assert [str(one) for one in compute_modes(Distil(), module)] == [
         "float32", "float32, channels last", "bfloat16, channels last",
     ]  # fmt: skip
-    assert [str(one) for one in candidates(Distil(), nn.Linear(2, 2))] == ["float32", "bfloat16"]
+    assert [str(one) for one in compute_modes(Distil(), nn.Linear(2, 2))] == ["float32", "bfloat16"]
     fixed = Distil(precision="bfloat16", layout="contiguous")
-    assert candidates(fixed, module) == [Way(True, False)]
+    assert compute_modes(fixed, module) == [ComputeMode(True, False)]
 
-    def step(tried: nn.Module, way: Way) -> None:
+    def step(tried: nn.Module, way: ComputeMode) -> None:
         assert tried is not module
         if way.bfloat16:
             raise RuntimeError("no such kernel")
         time.sleep(0.001 if way.channels_last else 0.05)
 
-    settled: list[Way] = []
-    way, took = choose(candidates(Distil(), module), module, settled.append, step)
-    assert way == Way(False, True)
+    settled: list[ComputeMode] = []
+    way, took = choose_compute_mode(compute_modes(Distil(), module), module, settled.append, step)
+    assert way == ComputeMode(False, True)
     assert list(took) == ["float32", "float32, channels last"]
-    assert settled[3:] == [Way(), way] * 3, "in turns"
+    assert settled[3:] == [ComputeMode(), way] * 3, "in turns"
     with pytest.raises(InputError, match="no such kernel") as refused:
-        choose([Way(True, True)], module, settled.append, step)
+        choose_compute_mode([ComputeMode(True, True)], module, settled.append, step)
     assert refused.value.code == "E_TRAINING"
 
 
 def test_a_network_that_cannot_have_channels_last_is_trained_without() -> None:
     """Where a tensor of five dimensions lies beside two-dimensional convolutions."""
     module = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.Conv3d(3, 4, 3)])
-    given: list[Way] = []
+    given: list[ComputeMode] = []
 
-    def settle(way: Way) -> None:
+    def settle(way: ComputeMode) -> None:
         way.placed(module)
 
     fixed = Distil(precision="float32")
-    way, took = choose(candidates(fixed, module), module, settle, lambda _, one: given.append(one))
-    assert (way, list(took)) == (Way(), ["float32"])
-    assert set(given) == {Way()}
+    way, took = choose_compute_mode(
+        compute_modes(fixed, module), module, settle, lambda _, one: given.append(one)
+    )
+    assert (way, list(took)) == (ComputeMode(), ["float32"])
+    assert set(given) == {ComputeMode()}
     with pytest.raises(InputError, match="rank 4") as refused:
-        choose([Way(channels_last=True)], module, settle, lambda *_: None)
+        choose_compute_mode([ComputeMode(channels_last=True)], module, settle, lambda *_: None)
     assert refused.value.code == "E_TRAINING"
 
 
-@pytest.mark.skipif(not at_hand(torch.device("cpu")), reason="there is no C++ compiler")
+@pytest.mark.skipif(not compiler_at_hand(torch.device("cpu")), reason="there is no C++ compiler")
 def test_compiled_networks_are_the_same_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     compiles = replace(QUICK, epochs=2, compiled="yes")
     monkeypatch.setattr(
@@ -290,7 +302,9 @@ def test_a_compiler_that_is_missing_or_fails_stops_nothing(monkeypatch: pytest.M
     def fails(*networks: nn.Module) -> None:
         raise RuntimeError("CppCompileError: no header\nand more")
 
-    monkeypatch.setattr("edgepress.compress.training.torch_compile.at_hand", lambda device: True)
+    monkeypatch.setattr(
+        "edgepress.compress.training.torch_compile.compiler_at_hand", lambda device: True
+    )
     monkeypatch.setattr("edgepress.compress.training.torch_compile.compile_networks", fails)
     failed = trained(compiles, processes=cpu)
     assert failed.log["compiled"] == "no: RuntimeError: CppCompileError: no header"
@@ -304,13 +318,13 @@ def test_freed_memory_is_used_again() -> None:
     """In a process of its own: what other tests left free in the heap is taken before anything."""
     code = (
         "import resource, torch\n"
-        "from edgepress.export.calibration.malloc_retention import kept\n"
+        "from edgepress.export.calibration.malloc_retention import malloc_retained\n"
         "def faults():\n"
         "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "    for _ in range(20):\n"
         "        torch.ones(2**20).sum()\n"
         "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
-        "with kept():\n"
+        "with malloc_retained():\n"
         "    faults()\n"
         "    inside = faults()\n"
         "print(inside, faults())\n"

@@ -10,10 +10,14 @@ import pytest
 
 from edgepress.compress.recipe.recipe import Recipe
 from edgepress.compress.recipe.settings import Int8
-from edgepress.export.calibration.entropy_threshold import Octaves, divergence, entropy_range
+from edgepress.export.calibration.entropy_threshold import (
+    MagnitudeHistogram,
+    code_divergence,
+    entropy_range,
+)
 from edgepress.export.calibration.observers import Observer, clip_magnitude, clip_range
 from edgepress.export.calibration.ranges import calibrate
-from edgepress.export.graph.normalize import tidy
+from edgepress.export.graph.normalize import normalize
 from edgepress.export.int8.dialect import dialect
 from edgepress.export.int8.quantizers import activation_quantizer
 from edgepress.runtime import InputError
@@ -39,7 +43,7 @@ def ends(*batches: Array) -> tuple[float, float]:
 
 def test_bins_hold_every_value_in_its_place_whatever_the_order() -> None:
     values = np.concatenate([NORMAL.ravel() * 3.0**i for i in range(-3, 3)]).astype(np.float32)
-    rising, falling, at_once = Octaves(), Octaves(), Octaves()
+    rising, falling, at_once = MagnitudeHistogram(), MagnitudeHistogram(), MagnitudeHistogram()
     ordered = values[np.argsort(np.abs(values))]
     for batch in np.array_split(ordered, 20):
         rising.add(batch)
@@ -57,7 +61,7 @@ def test_bins_hold_every_value_in_its_place_whatever_the_order() -> None:
 
 
 def test_bins_do_not_grow_and_few_values_are_told_apart_less_finely() -> None:
-    octaves = Octaves()
+    octaves = MagnitudeHistogram()
     sizes = set[int]()
     for i in range(40):
         octaves.add(NORMAL[0, :100] * np.float32(2.0**i))
@@ -145,7 +149,7 @@ def test_the_search_finds_no_worse_than_the_ends_of_other_methods() -> None:
     bins = observer.bins()
 
     def lost(low: float, high: float) -> float:
-        return divergence(bins, low, high, (high - low) / 255)
+        return code_divergence(bins, low, high, (high - low) / 255)
 
     found = lost(*entropy_range(bins, observer.minimum, observer.maximum))
     for method in ("minmax", "percentile", "mse"):
@@ -168,7 +172,7 @@ def test_what_an_observer_was_not_made_for_is_refused() -> None:
 def test_calibration_takes_the_method_and_survives_an_outlier(
     tiny_classifier: Callable[..., bytes],
 ) -> None:
-    graph = tidy(onnx.load_model_from_string(tiny_classifier()), source="tiny")
+    graph = normalize(onnx.load_model_from_string(tiny_classifier()), source="tiny")
 
     def batches(size: int) -> Iterator[Arrays]:
         for start in range(0, 64, size):

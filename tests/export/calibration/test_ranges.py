@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from edgepress.export.calibration.observers import Observer, clip_range
-from edgepress.export.calibration.ranges import METHODS, Batches, calibrate
-from edgepress.export.graph.normalize import tidy
+from edgepress.export.calibration.ranges import RANGE_METHODS, FeedBatches, calibrate
+from edgepress.export.graph.normalize import normalize
 from edgepress.export.graph.onnx_graph import Graph
 from edgepress.export.int8.dialect import DIALECTS, Dialect, dialect
 from edgepress.export.int8.quantizers import (
@@ -30,7 +30,7 @@ every_dialect = pytest.mark.parametrize("speech", DIALECTS.values(), ids=DIALECT
 
 @pytest.fixture(scope="module")
 def graph(tiny_classifier: Callable[..., bytes]) -> Graph:
-    return tidy(onnx.load_model_from_string(tiny_classifier()), source="tiny")
+    return normalize(onnx.load_model_from_string(tiny_classifier()), source="tiny")
 
 
 def observed(*batches: Array) -> Observer:
@@ -145,7 +145,7 @@ def test_nan_is_refused_and_infinity_remembered() -> None:
 # ---------------------------------------------------------------- calibrate
 
 
-def pictures(count: int, *, scale: float = 1.0) -> Batches:
+def pictures(count: int, *, scale: float = 1.0) -> FeedBatches:
     """Random pictures, made anew for every batch."""
 
     def batches(size: int) -> Iterator[Arrays]:
@@ -180,7 +180,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(graph: Graph) -> None:
     assert peak(1280) <= 1.1 * peak(128)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RANGE_METHODS)
 def test_methods_are_nested(graph: Graph, method: str) -> None:
     ranges = calibrate(graph, pictures(16), method=method)
     for one in ranges.tensors.values():

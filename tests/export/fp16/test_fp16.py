@@ -16,22 +16,28 @@ import onnx.parser
 from onnx import TensorProto, numpy_helper
 
 from edgepress.export import calibrate, dialect, plan_int8, write_qdq
-from edgepress.export.fp16.fp16 import Settled, settle_fp16
-from edgepress.export.fp16.fp16_plan import FP16, LARGEST, half_nodes, plan_fp16, rounded
+from edgepress.export.fp16.fp16 import SettledFp16, settle_fp16
+from edgepress.export.fp16.fp16_plan import (
+    FP16,
+    FP16_LARGEST,
+    fp16_nodes,
+    plan_fp16,
+    rounded_to_fp16,
+)
 from edgepress.export.fp16.fp16_writer import (
-    Half,
-    half_scales,
-    simulation,
-    small_scales,
+    Fp16Graph,
+    fp16_simulation,
+    scales_below_fp16,
+    scales_for_fp16,
     write_fp16,
 )
-from edgepress.export.graph.normalize import tidy, with_opset
+from edgepress.export.graph.normalize import normalize, with_opset
 from edgepress.export.graph.onnx_graph import Graph
-from edgepress.export.graph.precision_plan import Choice, PrecisionPlan
+from edgepress.export.graph.precision_plan import NodePrecision, PrecisionPlan
 from edgepress.runtime import EngineOptions, InputError, MissingExtraError, open_engine
 from edgepress.runtime.engine_registry import load_backend
 from edgepress.runtime.engines.build_options import BuildOptions
-from edgepress.runtime.nvidia.network_builder import build
+from edgepress.runtime.nvidia.network_builder import build_in_process
 from edgepress.runtime.tensors import Array, Arrays
 
 RNG = np.random.default_rng(0)
@@ -61,7 +67,7 @@ def written(text: str, *, opset: int = 19) -> Graph:
     made |= {value.name for value in model.graph.input}
     for name in sorted({n for node in model.graph.node for n in node.input if n} - made):
         model.graph.initializer.append(numpy_helper.from_array(constant(name), name))
-    return tidy(model, source="the test")
+    return normalize(model, source="the test")
 
 
 def pictures(size: int) -> Iterator[Arrays]:
@@ -74,7 +80,7 @@ def planned(graph: Graph, **options: Any) -> PrecisionPlan:
     return plan_fp16(graph, calibrate(graph, pictures, method="minmax"), **options)
 
 
-def settled(graph: Graph, **options: Any) -> Settled:
+def settled(graph: Graph, **options: Any) -> SettledFp16:
     """Settle a graph, and check what holds for all of them."""
     found = settle_fp16(graph, calibrate(graph, pictures, method="minmax"), pictures, **options)
     model = onnx.load_model_from_string(found.half.model)
@@ -82,7 +88,7 @@ def settled(graph: Graph, **options: Any) -> Settled:
     with open_engine("onnxruntime")(found.half.model) as engine:
         assert (engine.inputs, engine.outputs) == (graph.inputs, graph.outputs)
     assert found.held
-    assert found.half.nodes == half_nodes(found.plan)
+    assert found.half.nodes == fp16_nodes(found.plan)
     casts = sum(1 for node in model.graph.node if node.op_type == "Cast")
     before = sum(1 for node in graph.proto().graph.node if node.op_type == "Cast")
     assert casts == before + found.half.casts
@@ -157,7 +163,7 @@ def test_what_does_not_fit_stays_float(nodes: str, fallen: str, why: str) -> Non
         assert reasons == {}
         assert list(found.half.clamped.values()) == [1] * nodes.count("Max")
     feeds = next(pictures(4))
-    assert np.isfinite(run(simulation(found.half.model), feeds)).all()
+    assert np.isfinite(run(fp16_simulation(found.half.model), feeds)).all()
 
 
 NORM = (
@@ -177,9 +183,9 @@ def large_norm() -> Graph:
 
 def test_a_norm_taken_apart_keeps_its_squares_in_float() -> None:
     graph = large_norm()
-    everything = PrecisionPlan({n.name: Choice(FP16, "") for n in graph.proto().graph.node})
+    everything = PrecisionPlan({n.name: NodePrecision(FP16, "") for n in graph.proto().graph.node})
     feeds = next(pictures(4))
-    naive = run(simulation(write_fp16(graph.model, everything).model), feeds)
+    naive = run(fp16_simulation(write_fp16(graph.model, everything).model), feeds)
     exact = run(graph.model, feeds)
     assert np.corrcoef(naive.ravel(), exact.ravel())[0, 1] < 0.9 or not np.isfinite(naive).all()
     found = settled(graph)
@@ -227,7 +233,7 @@ def test_a_plan_survives_json() -> None:
     assert {one.precision for one in plan.nodes.values()} == {FP16, "float32"}
     again = PrecisionPlan.from_dict(json.loads(json.dumps(plan.to_dict())))
     assert again == plan
-    assert half_nodes(again) == half_nodes(plan)
+    assert fp16_nodes(again) == fp16_nodes(plan)
 
 
 def test_what_only_moves_values_follows_where_casts_are_fewest() -> None:
@@ -247,7 +253,7 @@ def test_cheap_nodes_between_float_ones_go_along() -> None:
         " y = Relu(t) }"
     )
     plan = planned(graph)
-    assert half_nodes(plan) == frozenset(), "two casts for nothing"
+    assert fp16_nodes(plan) == frozenset(), "two casts for nothing"
     assert "fewer casts" in next(iter(kept(plan).values()))
 
 
@@ -330,18 +336,18 @@ def test_infinities_are_legitimate_and_kept_apart() -> None:
 def test_onnxruntime_alone_would_not_see_an_overflow() -> None:
     """Why there is a simulation: its CPU drops the casts, and with them the end of FP16."""
     graph = written(f"({PICTURES}) => (float[N,8,16,16] y) {{ m = Mul(x, c_60000) y = Sin(m) }}")
-    everything = PrecisionPlan({n.name: Choice(FP16, "") for n in graph.proto().graph.node})
+    everything = PrecisionPlan({n.name: NodePrecision(FP16, "") for n in graph.proto().graph.node})
     half = write_fp16(graph.model, everything)
     feeds = {"x": np.full((1, 8, 16, 16), 3, np.float32)}
     assert np.isfinite(run(half.model, feeds)).all()
-    assert not np.isfinite(run(simulation(half.model), feeds)).any()
+    assert not np.isfinite(run(fp16_simulation(half.model), feeds)).any()
 
 
 @pytest.mark.parametrize("level", ["none", "basic", "all"])
 def test_the_simulation_rounds_as_numpy_does(level: Any) -> None:
     graph = written(f"({PICTURES}) => (float[N,8,16,16] y) {{ y = Mul(x, c_3) }}")
-    everything = PrecisionPlan({"Mul_y": Choice(FP16, "")})
-    simulated = simulation(write_fp16(graph.model, everything).model)
+    everything = PrecisionPlan({"Mul_y": NodePrecision(FP16, "")})
+    simulated = fp16_simulation(write_fp16(graph.model, everything).model)
     x = RNG.normal(size=(4, 8, 16, 16)) * 10.0 ** RNG.integers(-9, 6, (4, 8, 16, 16))
     x = x.astype(np.float32)
     with open_engine("onnxruntime")(simulated, EngineOptions(optimize=level)) as engine:
@@ -353,8 +359,8 @@ def test_the_simulation_rounds_as_numpy_does(level: Any) -> None:
 
 def test_constants_are_clamped_and_infinities_stay() -> None:
     value = np.array([1e6, -1e6, np.inf, -np.inf, 1.0, 1e-9], np.float32)
-    wanted = np.array([LARGEST, -LARGEST, np.inf, -np.inf, 1.0, 0.0])
-    np.testing.assert_array_equal(rounded(value).astype(np.float64), wanted)
+    wanted = np.array([FP16_LARGEST, -FP16_LARGEST, np.inf, -np.inf, 1.0, 0.0])
+    np.testing.assert_array_equal(rounded_to_fp16(value).astype(np.float64), wanted)
 
 
 def test_the_same_input_gives_the_same_bytes() -> None:
@@ -374,7 +380,7 @@ def int8(graph: Graph, speech: str = "tensorrt", **options: Any) -> bytes:
     return write_qdq(graph, ranges, plan_int8(graph, ranges, spoken, **options), spoken).model
 
 
-def mixed(graph: Graph, **options: Any) -> Half:
+def mixed(graph: Graph, **options: Any) -> Fp16Graph:
     return settled(graph, quantized=int8(graph), **options).half
 
 
@@ -413,9 +419,9 @@ def test_dead_and_tiny_channels_get_scales_that_fp16_can_hold() -> None:
             value[3] = 0
             value[5] *= 1e-5
             one.CopyFrom(numpy_helper.from_array(value, one.name))
-    graph = tidy(model, source="the test")
+    graph = normalize(model, source="the test")
     codes = int8(graph)
-    assert small_scales(codes) == {}
+    assert scales_below_fp16(codes) == {}
     found = settled(graph, quantized=codes)
     assert kept(found.plan) == {}
     one, other = (onnx.load_model_from_string(m) for m in (codes, found.half.model))
@@ -441,7 +447,7 @@ def weights_of(model: onnx.ModelProto, name: str) -> tuple[Array, Array]:
 def test_codes_are_rounded_anew_and_never_overflow() -> None:
     scale = np.array([1e-9, 3e-7, 5e-6, 1.23e-3, 0.7], np.float32)
     codes = np.tile(np.array([-127, -1, 0, 64, 127], np.int8), (5, 1))
-    anew, half = half_scales(codes, scale, 0)
+    anew, half = scales_for_fp16(codes, scale, 0)
     assert (half.astype(np.float32) >= scale * (1 - 2.0**-9)).all()
     assert anew.dtype == np.int8
     assert np.abs(anew.astype(int)).max() == 127
@@ -456,7 +462,7 @@ def test_an_activation_whose_scale_fp16_cannot_hold_keeps_its_layer_in_float() -
         " s = Mul(t, c_1em4) y = Conv(s, v_8_8_1_1) }"
     )
     codes = int8(graph)
-    assert list(small_scales(codes)) == ["Conv_y"]
+    assert list(scales_below_fp16(codes)) == ["Conv_y"]
     found = settled(graph, quantized=codes)
     assert "scale" in kept(found.plan)["Conv_y"]
     assert "Conv_a" in found.half.nodes
@@ -514,8 +520,8 @@ def test_the_builder_takes_what_is_written(rtx: Any, text: str, speech: str) -> 
     quantized = int8(graph, speech) if speech else None
     found = settled(graph, quantized=quantized)
     assert found.half.nodes
-    assert build(rtx, found.half.model, BuildOptions()).plan
+    assert build_in_process(rtx, found.half.model, BuildOptions()).plan
 
 
 def test_the_builder_takes_a_norm_with_float_squares(rtx: Any) -> None:
-    assert build(rtx, settled(large_norm()).half.model, BuildOptions()).plan
+    assert build_in_process(rtx, settled(large_norm()).half.model, BuildOptions()).plan

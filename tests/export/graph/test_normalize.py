@@ -11,10 +11,10 @@ import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgepress.export.graph.normalize import largest_relative, tidy, with_opset
+from edgepress.export.graph.normalize import largest_relative, normalize, with_opset
 from edgepress.export.graph.onnx_files import parse_onnx, read_onnx
 from edgepress.export.graph.onnx_graph import Graph, opset_of
-from edgepress.export.graph.random_inputs import synthetic
+from edgepress.export.graph.random_inputs import random_inputs
 from edgepress.runtime import EngineError, EngineOptions, InputError
 from edgepress.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from edgepress.runtime.tensors import Arrays
@@ -40,8 +40,8 @@ def run(model: bytes, feeds: Arrays) -> Arrays:
 
 
 def equal(before: onnx.ModelProto, graph: Graph, tolerance: float = 1e-5) -> None:
-    """Both compute the same on inputs that `tidy` has not tried, and the new one is clean."""
-    feeds = synthetic(graph.inputs, seed=11, batch=3)
+    """Both compute the same on inputs that `normalize` has not tried, and the new one is clean."""
+    feeds = random_inputs(graph.inputs, seed=11, batch=3)
     wanted, found = run(before.SerializeToString(), feeds), run(graph.model, feeds)
     assert wanted.keys() == found.keys()
     assert largest_relative(wanted, found) <= tolerance
@@ -81,7 +81,7 @@ def test_a_norm_behind_a_fully_connected_layer_becomes_part_of_it(
     if bias is not None:
         weights["b"] = RNG.normal(size=bias).astype(np.float32)
     before = network(text, **weights)
-    graph = tidy(before, source="a test")
+    graph = normalize(before, source="a test")
     equal(before, graph)
     assert operators(graph) == ["Gemm", "Relu"]
 
@@ -99,8 +99,8 @@ def test_a_norm_stays_where_its_layer_cannot_take_it(body: str) -> None:
     text = f"(float[4,4] x) => (float[4,4] y, float[4,4] z) {{ {body} }}"
     ones = np.full(4, 1.5, np.float32)
     before = network(text, w=RNG.normal(size=(4, 4)).astype(np.float32), s=ones)
-    graph = tidy(before, source="a test")
-    feeds = synthetic(graph.inputs, seed=3)
+    graph = normalize(before, source="a test")
+    feeds = random_inputs(graph.inputs, seed=3)
     assert largest_relative(run(before.SerializeToString(), feeds), run(graph.model, feeds)) < 1e-5
     assert "BatchNormalization" in operators(graph)
 
@@ -115,7 +115,7 @@ def test_batch_normalization_is_folded_into_the_convolution() -> None:
         m=-B0,
         v=np.linspace(0.1, 3, 8, dtype=np.float32),
     )
-    graph = tidy(model, source="bn")
+    graph = normalize(model, source="bn")
     assert operators(graph) == ["Conv", "Relu"]
     equal(model, graph)
 
@@ -126,7 +126,7 @@ def test_padding_is_folded_into_the_convolution() -> None:
         pads=np.array([0, 0, 0, 1, 0, 0, 1, 0]),
         w=W0,
     )
-    graph = tidy(model, source="pad")
+    graph = normalize(model, source="pad")
     assert operators(graph) == ["Conv"]
     equal(model, graph)
 
@@ -144,7 +144,7 @@ def test_spatial_mean_becomes_a_pool(opset: int, keep: int) -> None:
         w=W0,
         axes=np.array([3, -2]),
     )
-    graph = tidy(model, source="mean")
+    graph = normalize(model, source="mean")
     assert operators(graph) == ["Conv", "GlobalAveragePool"] + ["Flatten"] * (1 - keep)
     assert opset_of(graph.proto()) == opset
     equal(model, graph)
@@ -162,7 +162,7 @@ def test_spatial_mean_becomes_a_pool(opset: int, keep: int) -> None:
 def test_other_means_stay(text: str) -> None:
     axes = {"one": np.array([1]), "spatial": np.array([2, 3]), "rank3": np.array([1, 2])}
     model = network(text, **axes)
-    graph = tidy(model, source="mean")
+    graph = normalize(model, source="mean")
     assert "ReduceMean" in operators(graph)
     equal(model, graph)
 
@@ -182,7 +182,7 @@ def test_old_opsets_are_raised(opset: int) -> None:
         b=B0,
         **bounds,
     )
-    graph = tidy(model, source="old")
+    graph = normalize(model, source="old")
     assert opset_of(graph.proto()) == 18
     equal(model, graph)
 
@@ -192,7 +192,7 @@ def test_initializers_listed_as_inputs_leave_the_inputs() -> None:
         f"({PICTURES}, float[8,3,3,3] w) => (float[N,8,14,14] y) {{ y = Conv(x, w) }}", w=W0
     )
     model.ir_version = 3
-    graph = tidy(model, source="old file")
+    graph = normalize(model, source="old file")
     assert [spec.name for spec in graph.inputs] == ["x"]
     equal(model, graph)
 
@@ -201,7 +201,7 @@ def test_constant_nodes_become_initializers() -> None:
     model = network(f"({PICTURES}) => (float[N,8,14,14] y) {{ y = Conv(x, w) }}")
     constant = helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(W0))
     model.graph.node.insert(0, constant)
-    graph = tidy(model, source="constants")
+    graph = normalize(model, source="constants")
     assert operators(graph) == ["Conv"]
     assert [tensor.name for tensor in graph.proto().graph.initializer] == ["w"]
     equal(model, graph)
@@ -214,7 +214,7 @@ def test_what_no_output_needs_is_dropped() -> None:
         w2=W0,
         unused=B0,
     )
-    graph = tidy(model, source="dead")
+    graph = normalize(model, source="dead")
     assert [tensor.name for tensor in graph.proto().graph.initializer] == ["w"]
     assert operators(graph) == ["Conv"]
 
@@ -224,14 +224,14 @@ def test_an_input_and_a_constant_can_be_given_out() -> None:
         "(float[N,4] x) => (float[N,4] y, float[N,4] x, float[8] k) { y = Sin(x) k = Identity(b) }",
         b=B0,
     )
-    graph = tidy(model, source="odd")
+    graph = normalize(model, source="odd")
     assert [spec.name for spec in graph.outputs] == ["y", "x", "k"]
     equal(model, graph)
 
 
 def test_outputs_are_specified_as_the_engine_sees_them() -> None:
     model = network(f"({PICTURES}) => (float[N,c,h,w] y) {{ y = Conv(x, weights) }}", weights=W0)
-    graph = tidy(model, source="declared loosely")
+    graph = normalize(model, source="declared loosely")
     with OnnxRuntimeEngine(graph.model) as engine:
         assert (engine.inputs, engine.outputs) == (graph.inputs, graph.outputs)
     assert graph.outputs[0].shape == ("N", 8, 14, 14)
@@ -242,7 +242,7 @@ def test_free_dimensions_get_names_and_a_size_that_works() -> None:
         "(float[?,3,?,?] x) => (float[?,192,?,?] y) { y = SpaceToDepth <blocksize=8> (x) }"
     )
     model.graph.input[0].type.tensor_type.shape.dim[2].Clear()
-    graph = tidy(model, source="free")
+    graph = normalize(model, source="free")
     assert graph.inputs[0].shape == ("N", 3, "x_2", "x_3")
     assert graph.outputs[0].shape == ("N", 192, "y_2", "y_3")
 
@@ -252,10 +252,10 @@ def test_free_dimensions_that_no_size_fits_are_told() -> None:
         "(float[N,3,h] x) => (float[N,51] y) { y = Reshape(x, shape) }", shape=np.array([-1, 51])
     )
     with pytest.raises(InputError) as caught:
-        tidy(model, source="odd size")
+        normalize(model, source="odd size")
     assert caught.value.code == "E_SHAPE"
     feeds = {"x": np.ones((2, 3, 17), np.float32)}
-    assert tidy(model, source="odd size", example=feeds).inputs[0].shape == ("N", 3, "h")
+    assert normalize(model, source="odd size", example=feeds).inputs[0].shape == ("N", 3, "h")
 
 
 def test_free_dimensions_of_the_pictures_that_it_is_meant_for() -> None:
@@ -265,10 +265,10 @@ def test_free_dimensions_of_the_pictures_that_it_is_meant_for() -> None:
         "{ t = MaxPool <kernel_shape=[2,2], strides=[2,2]> (x) y = Reshape(t, shape) }",
         shape=np.array([0, 24]),
     )
-    graph = tidy(model, source="12 by 8", picture=(12, 8))
+    graph = normalize(model, source="12 by 8", picture=(12, 8))
     assert graph.inputs[0].shape == ("N", 1, "h", "w")
     with pytest.raises(InputError) as caught:
-        tidy(model, source="12 by 8", picture=(8, 8))
+        normalize(model, source="12 by 8", picture=(8, 8))
     assert caught.value.code == "E_SHAPE"
 
 
@@ -280,11 +280,11 @@ def test_an_output_without_a_declared_shape(last: str, typed: bool) -> None:
     before.graph.output[0].type.tensor_type.ClearField("shape")
     if not typed and last == "Relu":  # ONNX tells the type of its own operators alone
         before.graph.output[0].ClearField("type")
-    graph = tidy(before, source="no shape")
+    graph = normalize(before, source="no shape")
     assert graph.outputs[0].shape == ("N", 3, 16, 16)
     (value,) = graph.proto().graph.output
     assert len(value.type.tensor_type.shape.dim) == 4
-    feeds = synthetic(graph.inputs, seed=3)
+    feeds = random_inputs(graph.inputs, seed=3)
     wanted = run(before.SerializeToString(), feeds)
     assert largest_relative(wanted, run(graph.model, feeds)) < 1e-5
 
@@ -295,11 +295,11 @@ FROZEN = "{ p = GlobalAveragePool(x) r = Reshape(p, shape) y = Gemm(r, w) }"
 def test_a_batch_that_was_frozen_at_export_is_one(capfd: pytest.CaptureFixture[str]) -> None:
     weights = {"shape": np.array([1, 3]), "w": RNG.normal(size=(3, 5)).astype(np.float32)}
     before = network(f"({PICTURES}) => (float[N,5] y) {FROZEN}", **weights)
-    graph = tidy(before, source="a frozen batch")
+    graph = normalize(before, source="a frozen batch")
     assert capfd.readouterr().err == ""
     assert graph.inputs[0].shape == (1, 3, 16, 16)
     assert graph.outputs[0].shape == (1, 5)
-    feeds = synthetic(graph.inputs, seed=3)
+    feeds = random_inputs(graph.inputs, seed=3)
     wanted = run(before.SerializeToString(), feeds)
     assert largest_relative(wanted, run(graph.model, feeds)) < 1e-5
 
@@ -310,7 +310,7 @@ def test_a_batch_of_which_neither_one_nor_two_runs_is_told(
     weights = {"shape": np.array([7, 3]), "w": RNG.normal(size=(3, 5)).astype(np.float32)}
     model = network(f"({PICTURES}) => (float[N,5] y) {FROZEN}", **weights)
     with pytest.raises(EngineError) as caught:
-        tidy(model, source="a frozen batch")
+        normalize(model, source="a frozen batch")
     assert caught.value.code == "E_BACKEND"
     assert "frozen" in caught.value.mend
     assert capfd.readouterr().err == ""
@@ -336,7 +336,7 @@ def test_nothing_tells_of_the_machine() -> None:
     model.graph.input[0].doc_string = model.graph.initializer[0].doc_string = secret
     model.graph.value_info.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, None))
     model.graph.value_info[0].doc_string = secret
-    graph = tidy(model, source=secret)
+    graph = normalize(model, source=secret)
     assert b"somebody" not in graph.model
     assert not graph.proto().graph.value_info
 
@@ -350,16 +350,16 @@ def test_a_graph_is_brought_to_another_opset(opset: int) -> None:
         last=np.array([2]),
         shape=np.array([0, 8, -1]),
     )
-    graph = tidy(model, source="net")
-    moved = with_opset(graph, opset, synthetic(graph.inputs))
+    graph = normalize(model, source="net")
+    moved = with_opset(graph, opset, random_inputs(graph.inputs))
     assert opset_of(moved.proto()) == opset
     equal(model, moved)
 
 
 def test_what_the_converter_adds_has_the_form_of_the_rest() -> None:
     model = network("(float[N,4] x) => (float[N,1] y) { y = ReduceMean <axes=[1]> (x) }", opset=13)
-    graph = tidy(model, source="net")
-    moved = with_opset(graph, 19, synthetic(graph.inputs))
+    graph = normalize(model, source="net")
+    moved = with_opset(graph, 19, random_inputs(graph.inputs))
     assert operators(moved) == ["ReduceMean"]
     equal(model, moved)
 
@@ -368,9 +368,9 @@ def test_an_opset_without_the_operator_is_refused() -> None:
     model = network(
         f"({PICTURES}, float[N,4,4,2] g) => (float[N,3,4,4] y) {{ y = GridSample(x, g) }}"
     )
-    graph = tidy(model, source="sampler")
+    graph = normalize(model, source="sampler")
     with pytest.raises(InputError) as caught:
-        with_opset(graph, 13, synthetic(graph.inputs))
+        with_opset(graph, 13, random_inputs(graph.inputs))
     assert caught.value.code == "E_OPSET"
     assert "opset 18 or later: edgepress export --opset N" in caught.value.mend
 
@@ -380,7 +380,7 @@ def test_an_opset_without_the_operator_is_refused() -> None:
 
 def refused(model: onnx.ModelProto) -> InputError:
     with pytest.raises(InputError) as caught:
-        tidy(model, source="the network")
+        normalize(model, source="the network")
     assert str(caught.value)
     return caught.value
 
@@ -411,7 +411,7 @@ def test_a_mask_may_be_infinite() -> None:
         "(float[N,4] x) => (float[N,4] y) { m = Add(x, mask) y = Softmax(m) }",
         mask=np.array([0, 0, -np.inf, 0], np.float32),
     )
-    equal(model, tidy(model, source="mask"))
+    equal(model, normalize(model, source="mask"))
 
 
 @pytest.mark.parametrize("op", ["QuantizeLinear", "DequantizeLinear", "MatMulInteger"])

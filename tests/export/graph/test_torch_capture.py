@@ -17,14 +17,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from edgepress.export.graph.normalize import tidy
+from edgepress.export.graph.normalize import normalize
 from edgepress.export.graph.onnx_graph import Graph, opset_of
 from edgepress.export.graph.torch_capture import (
     capture,
     flatten_outputs,
     input_names,
-    prove,
     run_module,
+    with_parity,
 )
 from edgepress.runtime import InputError
 from edgepress.runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -273,7 +273,7 @@ def test_a_graph_of_another_network_fails_the_proof() -> None:
     with torch.no_grad():
         other.head.weight += 0.5
     with pytest.raises(InputError) as caught:
-        prove(other, graph, [PICTURES], real=False)
+        with_parity(other, graph, [PICTURES], real=False)
     assert caught.value.code == "E_PARITY"
 
 
@@ -282,9 +282,9 @@ def test_a_graph_that_gives_nan_fails_the_proof() -> None:
         '<ir_version: 8, opset_import: ["": 18]> g (float[N,3,16,16] input) => '
         "(float[N,3,16,16] output) { a = Abs(input) n = Neg(a) output = Sqrt(n) }"
     )
-    graph = tidy(model, source="nan")
+    graph = normalize(model, source="nan")
     with pytest.raises(InputError) as caught:
-        prove(nn.Identity(), graph, [{"input": PICTURES["x"]}], real=False)
+        with_parity(nn.Identity(), graph, [{"input": PICTURES["x"]}], real=False)
     assert caught.value.code == "E_PARITY"
 
 

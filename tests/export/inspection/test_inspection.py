@@ -18,7 +18,7 @@ from onnx import numpy_helper
 
 import edgepress.export
 from edgepress.compress.commands import inspect
-from edgepress.export import Shipped, assemble, dialect, inspect_onnx, tidy, why_slow
+from edgepress.export import ShippedModel, assemble, dialect, inspect_onnx, normalize, why_slow
 from edgepress.export.bundle_contents import golden_outputs, synthetic_inputs
 from edgepress.runtime import InputError, Preprocessing
 from edgepress.runtime.bundle.manifest import MODEL
@@ -30,7 +30,7 @@ def test_the_face_is_imported_piece_by_piece() -> None:
     script = (
         "import sys, edgepress.export, edgepress.export.commands\n"
         "assert not {'torch', 'onnx'} & set(sys.modules)\n"
-        "edgepress.export.tidy\n"
+        "edgepress.export.normalize\n"
         "assert 'onnx' in sys.modules and 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
@@ -169,7 +169,7 @@ def test_files_made_elsewhere_are_described_and_tidied(
         assert found["macs"] / 1e6 == pytest.approx(million_macs, abs=0.1)
     assert found["opset"] == opset
     assert found["parameters"] > 1e5
-    graph = tidy(onnx.load(path), source=name)
+    graph = normalize(onnx.load(path), source=name)
     kinds = {node.op_type for node in graph.proto().graph.node}
     assert "Constant" not in kinds
     assert "Identity" not in kinds
@@ -180,11 +180,11 @@ def test_files_made_elsewhere_are_described_and_tidied(
 
 
 @pytest.fixture
-def shipped(tiny_classifier: GraphBytes) -> Shipped:
-    return Shipped(tiny_classifier(), "float32", "onnx", "onnxruntime", {"macs": 1})
+def shipped(tiny_classifier: GraphBytes) -> ShippedModel:
+    return ShippedModel(tiny_classifier(), "float32", "onnx", "onnxruntime", {"macs": 1})
 
 
-def test_golden_outputs_leave_room_for_other_machines(shipped: Shipped) -> None:
+def test_golden_outputs_leave_room_for_other_machines(shipped: ShippedModel) -> None:
     feeds = {"input": np.random.default_rng(0).normal(size=(1, 3, 8, 8)).astype(np.float32)}
     golden, tolerance = golden_outputs(shipped, feeds)
     largest = float(np.abs(golden["logits"]).max())
@@ -214,8 +214,8 @@ def test_golden_inputs_show_nobodys_picture() -> None:
     assert all(np.array_equal(made[name], again[name]) for name in made)
 
 
-def test_a_label_with_a_line_break_is_refused(shipped: Shipped) -> None:
-    graph = tidy(onnx.load_model_from_string(shipped.model), source="tiny")
+def test_a_label_with_a_line_break_is_refused(shipped: ShippedModel) -> None:
+    graph = normalize(onnx.load_model_from_string(shipped.model), source="tiny")
 
     def made(labels: list[str]) -> dict[str, bytes]:
         return assemble(

@@ -12,19 +12,19 @@ import pytest
 from onnx import numpy_helper
 
 from edgepress.compress.quantization.candidate_quality import bias_corrected
-from edgepress.compress.quantization.int8_pass import finish, prepare
+from edgepress.compress.quantization.int8_pass import finish_int8, prepare_int8
 from edgepress.compress.recipe.pass_context import Context
 from edgepress.compress.recipe.settings import Int8
-from edgepress.export.calibration.ranges import Batches, calibrate
-from edgepress.export.graph.normalize import tidy
-from edgepress.export.graph.onnx_graph import Graph, Walk, channel_axis
+from edgepress.export.calibration.ranges import FeedBatches, calibrate
+from edgepress.export.graph.normalize import normalize
+from edgepress.export.graph.onnx_graph import Graph, Walk, weight_channel_axis
 from edgepress.export.int8 import adaptive_rounding
-from edgepress.export.int8.adaptive_rounding import layers_of, round_weights
+from edgepress.export.int8.adaptive_rounding import round_weights, rounded_layers
 from edgepress.export.int8.dialect import dialect
 from edgepress.export.int8.int8_plan import plan_int8
-from edgepress.export.int8.qdq_writer import Quantized, write_qdq
+from edgepress.export.int8.qdq_writer import QuantizedGraph, write_qdq
 from edgepress.export.receipt import count_macs
-from edgepress.export.sensitivity.measure import Whole
+from edgepress.export.sensitivity.measure import Int8Network
 from edgepress.runtime import EngineOptions
 from edgepress.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from edgepress.runtime.target import target
@@ -45,10 +45,10 @@ def network(*body: str, x: str = "float[N,4,12,12]", y: str = "float[N,6,H,W]") 
             scale = np.sqrt(2 / max(1, np.prod(shape[1:])))
             value = rng.normal(0, scale, shape).astype(np.float32)
             model.graph.initializer.append(numpy_helper.from_array(value, name))
-    return tidy(model, source="a test")
+    return normalize(model, source="a test")
 
 
-def pictures(*shape: int, count: int = 48, seed: int = 1) -> Batches:
+def pictures(*shape: int, count: int = 48, seed: int = 1) -> FeedBatches:
     """Smooth ones, so that neighbours go together as in photographs."""
 
     def batches(size: int) -> Iterator[Arrays]:
@@ -61,24 +61,26 @@ def pictures(*shape: int, count: int = 48, seed: int = 1) -> Batches:
     return batches
 
 
-def written(graph: Graph, batches: Batches, speech: str = "onnxruntime-x86-vnni") -> Quantized:
+def written(
+    graph: Graph, batches: FeedBatches, speech: str = "onnxruntime-x86-vnni"
+) -> QuantizedGraph:
     ranges = calibrate(graph, batches)
     plan = plan_int8(graph, ranges, dialect(speech))
     return write_qdq(graph, ranges, plan, dialect(speech))
 
 
-def run(model: bytes, batches: Batches) -> Array:
+def run(model: bytes, batches: FeedBatches) -> Array:
     with OnnxRuntimeEngine(model, EngineOptions()) as engine:
         return np.concatenate([engine.run(feeds)["y"] for feeds in batches(16)]).astype(np.float64)
 
 
-def rounded(graph: Graph, quantized: Quantized) -> bytes:
+def rounded(graph: Graph, quantized: QuantizedGraph) -> bytes:
     """The float32 network with the weights that the codes stand for."""
     model, codes = graph.proto(), onnx.load_model_from_string(quantized.model)
     values = {t.name: numpy_helper.to_array(t) for t in codes.graph.initializer}
     walk = Walk(graph.proto())
-    for layer in layers_of(walk, codes, quantized):
-        axis = channel_axis(layer.node)
+    for layer in rounded_layers(walk, codes, quantized):
+        axis = weight_channel_axis(layer.node)
         weights = np.moveaxis(values[layer.codes].astype(np.float32), axis, -1)
         weights = np.moveaxis(weights * values[layer.scale], -1, axis)
         (held,) = (t for t in model.graph.initializer if t.name == layer.weights)
@@ -86,7 +88,7 @@ def rounded(graph: Graph, quantized: Quantized) -> bytes:
     return model.SerializeToString()
 
 
-def noise(graph: Graph, quantized: Quantized, batches: Batches) -> float:
+def noise(graph: Graph, quantized: QuantizedGraph, batches: FeedBatches) -> float:
     """Variance of what rounded weights lose: its mean is the bias's to mend."""
     lost = run(rounded(graph, quantized), batches) - run(graph.model, batches)
     return float(np.mean(lost.var(axis=(0, *range(2, lost.ndim)))))
@@ -148,7 +150,7 @@ def test_outputs_come_nearer_and_scales_stay(body: str) -> None:
 def test_fully_connected_layers_and_batches_of_any_size() -> None:
     graph = network("y = Gemm (x, fc, bfc)", x="float[N,16]", y="float[N,6]")
 
-    def mixed(seed: int) -> Batches:
+    def mixed(seed: int) -> FeedBatches:
         plain, mix = (
             pictures(16, count=50, seed=seed),
             np.random.default_rng(7).normal(size=(4, 16)),
@@ -173,7 +175,7 @@ def test_inputs_that_hardly_vary_around_a_large_mean_are_rounded_too() -> None:
 
     plain = written(graph, far)
     model = onnx.load_model_from_string(plain.model)
-    layers = layers_of(Walk(graph.proto()), model, plain)
+    layers = rounded_layers(Walk(graph.proto()), model, plain)
     ((_, moments),) = adaptive_rounding._moments(graph, layers, far)
     values = np.linalg.eigvalsh(moments)
     assert values.min() > -1e-3 * values.max(), "no variance is less than none"
@@ -186,7 +188,7 @@ def test_patches_are_what_the_layer_sums_over() -> None:
         seen = pictures(*MAPS, count=3)
         quantized = written(graph, seen)
         walk = Walk(graph.proto())
-        (layer,) = layers_of(walk, onnx.load_model_from_string(quantized.model), quantized)
+        (layer,) = rounded_layers(walk, onnx.load_model_from_string(quantized.model), quantized)
         feeds = next(iter(seen(3)))
         patches = adaptive_rounding._patches(feeds["x"], layer, np.random.default_rng(0))
         weights = walk.constant(layer.weights).reshape(layer.groups, -1, layer.inputs)
@@ -210,7 +212,7 @@ def test_shared_weights_and_large_networks_are_left(monkeypatch: pytest.MonkeyPa
     seen = pictures(*MAPS)
     quantized = written(shared, seen)
     walk, model = Walk(shared.proto()), onnx.load_model_from_string(quantized.model)
-    held = {layer.codes for layer in layers_of(walk, model, quantized)}
+    held = {layer.codes for layer in rounded_layers(walk, model, quantized)}
     readers = [node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"]
     assert all(readers.count(codes) == 1 for codes in held)
     graph = network(BODIES["dense"], y="float[N,C,H,W]")
@@ -237,7 +239,7 @@ def test_what_was_chosen_before_is_taken_from_there() -> None:
     graph, seen = network(BODIES["two layers"]), pictures(*MAPS)
     ranges, speech = calibrate(graph, seen), dialect("onnxruntime-x86-vnni")
     first, second = (node.name for node in graph.proto().graph.node if node.op_type == "Conv")
-    held: adaptive_rounding.Held = {}
+    held: adaptive_rounding.RoundedCodes = {}
     told: list[tuple[int, int]] = []
 
     def anew(*floats: str) -> bytes:
@@ -265,7 +267,7 @@ def test_what_was_chosen_before_is_taken_from_there() -> None:
 # ---------------------------------------------------------------- kept where it pays
 
 
-def context_for(graph: Graph, calibration: Batches, selection: Batches) -> Context:
+def context_for(graph: Graph, calibration: FeedBatches, selection: FeedBatches) -> Context:
     return Context(
         target=target("onnxruntime-cpu"),
         calibration=calibration,
@@ -276,7 +278,7 @@ def context_for(graph: Graph, calibration: Batches, selection: Batches) -> Conte
     )
 
 
-def candidates(whole: Whole, context: Context, *, bias_correction: bool) -> dict[str, bytes]:
+def candidates(whole: Int8Network, context: Context, *, bias_correction: bool) -> dict[str, bytes]:
     """Made once more, step by step, of what the pass chooses from."""
     anew = round_weights(whole.graph, whole.quantized, context.calibration)
     assert anew is not None
@@ -290,7 +292,7 @@ def candidates(whole: Whole, context: Context, *, bias_correction: bool) -> dict
     }
 
 
-def decibels(graph: Graph, model: bytes, batches: Batches) -> float:
+def decibels(graph: Graph, model: bytes, batches: FeedBatches) -> float:
     wanted = run(graph.model, batches)
     lost = wanted - run(model, batches)
     return float(10 * np.log10(np.sum(wanted**2) / np.sum(lost**2)))
@@ -301,8 +303,8 @@ def test_a_pass_keeps_the_better_one(bias_correction: bool) -> None:
     graph = network(BODIES["two layers"])
     context = context_for(graph, pictures(*MAPS), pictures(*MAPS, seed=2))
     settings = Int8(bias_correction=bias_correction)
-    whole = prepare(graph, settings, context)
-    outcome = finish(whole, settings, context)
+    whole = prepare_int8(graph, settings, context)
+    outcome = finish_int8(whole, settings, context)
     models = candidates(whole, context, bias_correction=bias_correction)
     measured = {n: decibels(graph, one, context.selection) for n, one in models.items()}
     best = max(measured, key=lambda one: measured[one])
@@ -312,13 +314,13 @@ def test_a_pass_keeps_the_better_one(bias_correction: bool) -> None:
     assert outcome.written is not None
     assert outcome.written.quantized.model == models[best]
     without = replace(settings, rounding=False)
-    plain = finish(prepare(graph, without, context), without, context)
+    plain = finish_int8(prepare_int8(graph, without, context), without, context)
     assert "rounded" not in str(plain.report)
     left = {n: one for n, one in models.items() if "rounded" not in n}
     assert plain.shipped.model == left[max(left, key=lambda one: measured[one])]
 
 
-def lit(first: bool, seed: int, every: int) -> Batches:
+def lit(first: bool, seed: int, every: int) -> FeedBatches:
     """Pictures in which two of the four channels are bright: the first, or the others.
 
     One of ``every`` has the others bright, so that ranges are the same; none where that is 0.
@@ -337,8 +339,8 @@ def test_biases_stay_where_correcting_them_takes_more_than_it_gives(alike: bool)
     graph = network(BODIES["two layers"])
     context = context_for(graph, lit(True, 1, 6), lit(alike, 2, 6 if alike else 0))
     settings = Int8(rounding=False)
-    whole = prepare(graph, settings, context)
-    outcome = finish(whole, settings, context)
+    whole = prepare_int8(graph, settings, context)
+    outcome = finish_int8(whole, settings, context)
     corrected = bias_corrected(whole, context).model
     gain = decibels(graph, corrected, context.selection) - decibels(
         graph, whole.quantized.model, context.selection

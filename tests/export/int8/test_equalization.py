@@ -12,18 +12,18 @@ import onnx.parser
 import pytest
 from onnx import numpy_helper
 
-from edgepress.compress.quantization.int8_pass import finish, prepare
+from edgepress.compress.quantization.int8_pass import finish_int8, prepare_int8
 from edgepress.compress.recipe.pass_context import Context
 from edgepress.compress.recipe.recipe import Recipe
 from edgepress.compress.recipe.settings import Int8
-from edgepress.export.calibration.ranges import Batches, calibrate
-from edgepress.export.graph.normalize import tidy
+from edgepress.export.calibration.ranges import FeedBatches, calibrate
+from edgepress.export.graph.normalize import normalize
 from edgepress.export.graph.onnx_graph import Graph, Walk
 from edgepress.export.int8.cross_layer_equalization import (
-    chains_of,
     channel_peaks,
+    equalization_factors,
     equalize,
-    factors_of,
+    equalized_chains,
 )
 from edgepress.export.receipt import count_macs
 from edgepress.runtime import EngineOptions, InputError
@@ -70,10 +70,10 @@ def network(*body: str, **changed: Array) -> Graph:
     for name, value in {**WEIGHTS, **changed}.items():
         if name in used:
             model.graph.initializer.append(numpy_helper.from_array(value, name))
-    return tidy(model, source="a test")
+    return normalize(model, source="a test")
 
 
-def pictures(count: int = 32, scale: float = 1.0) -> Batches:
+def pictures(count: int = 32, scale: float = 1.0) -> FeedBatches:
     def batches(size: int) -> Iterator[Arrays]:
         values = np.random.default_rng(count).normal(0, scale, (count, 3, 12, 12))
         for start in range(0, count, size):
@@ -82,13 +82,13 @@ def pictures(count: int = 32, scale: float = 1.0) -> Batches:
     return batches
 
 
-def run(graph: Graph, batches: Batches) -> Array:
+def run(graph: Graph, batches: FeedBatches) -> Array:
     with OnnxRuntimeEngine(graph.model, EngineOptions()) as engine:
         return np.concatenate([engine.run(feeds)["y"] for feeds in batches(32)])
 
 
 def spread(graph: Graph, tensor: str) -> float:
-    (chain,) = [one for one in chains_of(graph.proto()) if one.tensor == tensor]
+    (chain,) = [one for one in equalized_chains(graph.proto()) if one.tensor == tensor]
     mean, _ = channel_peaks(graph, [chain], pictures())[tensor]
     return float(mean.max() / mean.min())
 
@@ -172,13 +172,13 @@ def test_dead_channels_and_very_quiet_ones_are_not_blown_up() -> None:
     ids=["silu", "hardswish", "a Clip below zero", "a residual sum", "two readers of the layer"],
 )  # fmt: skip
 def test_tensors_that_cannot_be_scaled_are_left_alone(body: tuple[str, ...]) -> None:
-    assert "q" not in [chain.tensor for chain in chains_of(network(*body).proto())]
+    assert "q" not in [chain.tensor for chain in equalized_chains(network(*body).proto())]
 
 
 def test_outputs_of_the_network_are_left_alone() -> None:
     model = network(RELU, DEPTHWISE, DENSE).proto()
     model.graph.output.append(onnx.ValueInfoProto(name="q"))
-    assert [chain.tensor for chain in chains_of(model)] == ["s"]
+    assert [chain.tensor for chain in equalized_chains(model)] == ["s"]
 
 
 def test_constants_that_the_network_gives_out_stay() -> None:
@@ -186,7 +186,7 @@ def test_constants_that_the_network_gives_out_stay() -> None:
     model = network(RELU, DEPTHWISE, DENSE).proto()
     model.graph.initializer.append(numpy_helper.from_array(WEIGHTS["half"], "anchors"))
     model.graph.output.append(onnx.helper.make_tensor_value_info("anchors", 1, [6, 4, 1, 1]))
-    found = equalize(tidy(model, source="a detector"), pictures())
+    found = equalize(normalize(model, source="a detector"), pictures())
     assert found is not None
     assert "anchors" in {tensor.name for tensor in found.graph.proto().graph.initializer}
     with OnnxRuntimeEngine(found.graph.model, EngineOptions()) as engine:
@@ -211,20 +211,22 @@ def test_networks_without_depthwise_layers_or_need_cost_nothing() -> None:
 
 def test_a_dense_reader_takes_the_root_of_the_difference() -> None:
     graph = network(RELU, DEPTHWISE, DENSE)
-    chain = next(one for one in chains_of(graph.proto()) if one.tensor == "s")
+    chain = next(one for one in equalized_chains(graph.proto()) if one.tensor == "s")
     peaks = np.array([1.0, 2.0, 4.0, 4.0])
     even = np.ones((6, 4, 1, 1), np.float32)
-    factors = factors_of(chain, peaks, peaks, [(even, 1)])
+    factors = equalization_factors(chain, peaks, peaks, [(even, 1)])
     np.testing.assert_allclose(factors / factors[-1], [2, np.sqrt(2), 1, 1])
     assert (factors * peaks).max() == pytest.approx(4)
     through = replace(chain, depthwise=True)
-    np.testing.assert_allclose(factors_of(through, peaks, peaks, [(even, 1)]), [4, 2, 1, 1])
+    np.testing.assert_allclose(
+        equalization_factors(through, peaks, peaks, [(even, 1)]), [4, 2, 1, 1]
+    )
 
 
 # ---------------------------------------------------------------- kept where it pays
 
 
-def context_for(graph: Graph, selection: Batches | None = None) -> Context:
+def context_for(graph: Graph, selection: FeedBatches | None = None) -> Context:
     return Context(
         target=target("onnxruntime-cpu"),
         calibration=pictures(),
@@ -239,13 +241,13 @@ def context_for(graph: Graph, selection: Batches | None = None) -> Context:
 def test_int8_comes_nearer_to_float32(bias_correction: bool) -> None:
     graph = network(RELU, DEPTHWISE, DENSE)
     context, settings = context_for(graph), Int8(bias_correction=bias_correction)
-    outcome = finish(prepare(graph, settings, context), settings, context)
+    outcome = finish_int8(prepare_int8(graph, settings, context), settings, context)
     told: Any = outcome.report["equalization"]
     assert told["chosen"] == "equalised"
     sqnr = told["sqnr_db_on_selection"]
     assert sqnr["equalised"] > sqnr["as trained"] + 1
     without = replace(settings, equalization=False)
-    plain = finish(prepare(graph, without, context), without, context)
+    plain = finish_int8(prepare_int8(graph, without, context), without, context)
     assert "equalization" not in plain.report
     wanted = run(graph, pictures(16))
     lost = [
@@ -259,7 +261,7 @@ def test_int8_comes_nearer_to_float32(bias_correction: bool) -> None:
 def test_what_a_layer_gives_before_a_leaky_relu_is_calibrated_again() -> None:
     leaky = "p = Conv <pads=[1,1,1,1]> (x, w0, b0) q = LeakyRelu <alpha=0.1> (p)"
     graph = network(leaky, DEPTHWISE, DENSE)
-    whole = prepare(graph, Int8(), context_for(graph))
+    whole = prepare_int8(graph, Int8(), context_for(graph))
     assert whole.graph is not graph
     assert "p" in whole.layout(Walk(whole.graph.proto())).quantizers
     anew = calibrate(whole.graph, pictures(), only=["p", "q"]).tensors
@@ -270,7 +272,7 @@ def test_it_is_left_out_where_it_does_not_measure_better() -> None:
     relu6 = "p = Conv <pads=[1,1,1,1]> (x, w0, b0) q = Clip (p, zero, six)"
     graph = network(relu6, DEPTHWISE, DENSE)
     loud = context_for(graph, pictures(16, scale=50.0))  # far beyond what calibration saw
-    whole = prepare(graph, Int8(), loud)
+    whole = prepare_int8(graph, Int8(), loud)
     told: Any = whole.told["equalization"]
     assert told["chosen"] == "as trained"
     assert whole.graph is graph

@@ -12,17 +12,17 @@ import onnx.parser
 import pytest
 from onnx import numpy_helper
 
-from edgepress.compress.quantization.int8_pass import finish, prepare
+from edgepress.compress.quantization.int8_pass import finish_int8, prepare_int8
 from edgepress.compress.recipe.pass_context import Context
 from edgepress.compress.recipe.settings import Int8
-from edgepress.export import Shipped, bundle_contents, calibrate, dialect, plan_int8, write_qdq
+from edgepress.export import ShippedModel, bundle_contents, calibrate, dialect, plan_int8, write_qdq
 from edgepress.export.fp16.fp16 import settle_fp16
-from edgepress.export.fp16.fp16_writer import simulation
-from edgepress.export.graph.normalize import tidy
+from edgepress.export.fp16.fp16_writer import fp16_simulation
+from edgepress.export.graph.normalize import normalize
 from edgepress.export.graph.onnx_graph import Graph, Walk
-from edgepress.export.int8.float_outputs import Ends, of_no_fixed_size
+from edgepress.export.int8.float_outputs import FloatEnds, of_no_fixed_size
 from edgepress.export.receipt import count_macs
-from edgepress.export.sensitivity.node_noise import measure_damage
+from edgepress.export.sensitivity.node_noise import measure_node_noise
 from edgepress.runtime import EngineOptions, InputError
 from edgepress.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from edgepress.runtime.target import target
@@ -61,7 +61,7 @@ def network(text: str) -> Graph:
     used = {name for node in model.graph.node for name in node.input}
     for name in sorted(used & values.keys()):
         model.graph.initializer.append(numpy_helper.from_array(np.asarray(values[name]), name))
-    return tidy(model, source="a detector")
+    return normalize(model, source="a detector")
 
 
 @lru_cache
@@ -81,7 +81,7 @@ def run(model: bytes, feeds: Arrays) -> Arrays:
 
 
 def test_what_objects_are_chosen_from_is_judged_in_their_place() -> None:
-    ends = Ends.of(detector())
+    ends = FloatEnds.of(detector())
     assert ends.outputs == ("r",)
     assert sorted(name.partition(", which ")[0] for name in ends.reads) == ["b", "b", "s", "t"]
     nodes = {place[0].partition("_")[0] for place in ends.reads.values()}
@@ -117,16 +117,16 @@ def test_int8_of_a_detector_is_compared_with_float32() -> None:
         macs=count_macs(graph, next(pictures(1))),
         progress=lambda stage, done, total: None,
     )
-    whole = prepare(graph, Int8(), context)
+    whole = prepare_int8(graph, Int8(), context)
     feeds = next(pictures(16))
     found = run(whole.quantized.model, feeds)
     assert found["boxes"].shape != run(graph.model, feeds)["boxes"].shape
-    outcome = finish(whole, Int8(), context)
+    outcome = finish_int8(whole, Int8(), context)
     sqnr: Any = outcome.report["sqnr_db_on_selection"]
     assert min(sqnr.values()) > 20
     walk = Walk(graph.proto())
     layers = [unit.node for unit in whole.quantized.units if unit.op_type == "Conv"]
-    damage = measure_damage(
+    damage = measure_node_noise(
         graph, whole.layout(walk), whole.dialect, layers, pictures(4), sessions=3
     )
     assert damage.pictures == 16
@@ -143,7 +143,7 @@ def test_codes_that_are_chosen_from_are_shown_as_floats() -> None:
     ranges, its = calibrate(graph, pictures), dialect("onnxruntime-x86-vnni")
     written = write_qdq(graph, ranges, plan_int8(graph, ranges, its), its)
     assert "Gather_f" in written.moved
-    ends, feeds = Ends.of(graph), next(pictures(4))
+    ends, feeds = FloatEnds.of(graph), next(pictures(4))
     exact, found = (
         shown.pick(run(shown.model, feeds), feeds)
         for shown in (ends.shown(graph.model), ends.shown(written.model))
@@ -158,7 +158,7 @@ def test_fp16_of_a_detector_is_compared_and_blamed() -> None:
     ranges, feeds = calibrate(close, pictures, method="minmax"), next(pictures(16))
     found = settle_fp16(close, ranges, pictures)
     assert found.held
-    given = run(simulation(found.half.model), feeds)
+    given = run(fp16_simulation(found.half.model), feeds)
     assert given["boxes"].shape != run(close.model, feeds)["boxes"].shape
     assert settle_fp16(close, ranges, pictures, bound_db=90.0).rounds > 0
 
@@ -171,7 +171,7 @@ def test_a_golden_output_that_rounding_gives_another_size_is_refused(
             return {name: array[1:] for name, array in super().run(feeds).items()}
 
     monkeypatch.setattr(bundle_contents, "OnnxRuntimeEngine", Rounded)
-    shipped = Shipped(detector().model, "float32", "onnx", "onnxruntime", {})
+    shipped = ShippedModel(detector().model, "float32", "onnx", "onnxruntime", {})
     with pytest.raises(InputError) as caught:
         bundle_contents.golden_outputs(shipped, next(pictures(1)))
     assert (caught.value.code, caught.value.path) == ("E_SHAPE", "boxes")

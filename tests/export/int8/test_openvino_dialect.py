@@ -23,7 +23,7 @@ from edgepress.export.engine_views.openvino_view import OpenVinoGraph
 from edgepress.export.int8.bias_correction import correct_biases
 from edgepress.export.receipt import count_macs, float_receipt
 from edgepress.runtime import EngineError
-from edgepress.runtime.engines.openvino import Executed, executed_graph
+from edgepress.runtime.engines.openvino import ExecutedNode, executed_graph
 from helpers.openvino_nets import (
     OURS,
     SIZE,
@@ -228,8 +228,8 @@ def test_endings_and_outputs_are_understood() -> None:
     assert (head.precision, head.reason.split(" (")[0]) == ("int8", "runs as FullyConnected u8")
     unit = next(one for one in made.units if one.op_type == "Conv")
     nodes = (
-        Executed("Reorder", "u8", "", (unit.node,)),
-        Executed("Convolution", "f32", "jit", (f"{unit.node}/WithoutBiases",)),
+        ExecutedNode("Reorder", "u8", "", (unit.node,)),
+        ExecutedNode("Convolution", "f32", "jit", (f"{unit.node}/WithoutBiases",)),
     )
     assert OpenVinoGraph(nodes).kernel_of(unit) == ("Convolution f32 (jit)", False)
     assert OpenVinoGraph(()).kernel_of(unit) == ("nothing that can be told", False)

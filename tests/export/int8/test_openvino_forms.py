@@ -19,7 +19,7 @@ from onnx import numpy_helper
 from edgepress.export import Graph, calibrate, dialect, plan_int8, write_qdq
 from edgepress.export.inspection.why_slow import why_slow
 from edgepress.export.int8.bias_correction import correct_biases
-from edgepress.export.sensitivity.measure import Whole, measure_times, with_damage
+from edgepress.export.sensitivity.measure import Int8Network, measure_times, with_node_noise
 from edgepress.export.sensitivity.node_profile import profile_graphs
 from edgepress.export.transcode.transcode import transcode
 from edgepress.runtime import EngineOptions
@@ -199,8 +199,8 @@ def test_products_are_blamed_and_decided_like_layers() -> None:
     graph = attention()
     ranges = calibrate(graph, lambda size: [{"x": pictures()}])
     plan = plan_int8(graph, ranges, OURS)
-    whole = Whole(graph, ranges, plan, OURS, write_qdq(graph, ranges, plan, OURS))
-    blame = with_damage(
+    whole = Int8Network(graph, ranges, plan, OURS, write_qdq(graph, ranges, plan, OURS))
+    blame = with_node_noise(
         measure_times(whole, "openvino", {"x": pictures(1)}), whole, [{"x": pictures(4)}]
     )
     products = [one for one in blame.nodes if one.name in ("n_scores", "n_mixed")]

@@ -9,12 +9,16 @@ from onnx import numpy_helper
 
 from edgepress.export.calibration.ranges import calibrate
 from edgepress.export.graph.onnx_graph import Graph
-from edgepress.export.graph.precision_plan import Choice, PrecisionPlan
+from edgepress.export.graph.precision_plan import NodePrecision, PrecisionPlan
 from edgepress.export.int8.dialect import dialect
 from edgepress.export.int8.int8_plan import plan_int8
 from edgepress.export.int8.qdq_writer import write_qdq
 from edgepress.export.receipt import count_macs, int8_receipt
-from edgepress.export.sensitivity.sensitivity_table import Blame, NodeBlame, TensorBlame
+from edgepress.export.sensitivity.sensitivity_table import (
+    NodeSensitivity,
+    SensitivityTable,
+    TensorSensitivity,
+)
 from helpers.int8_graphs import PICTURES, SAME, X86, Made, all_fused, batches_for, network, quantize
 
 STEM = f"c = Conv <{SAME}> (x, stem, b8) r = Relu(c) a = Conv(r, point, b8)"
@@ -137,7 +141,7 @@ def test_a_concatenation_in_float_leaves_its_parts_alone() -> None:
     ranges = calibrate(graph, batches_for(graph))
     whole = plan_int8(graph, ranges, its)
     (concat,) = (node.name for node in graph.proto().graph.node if node.op_type == "Concat")
-    plan = PrecisionPlan({**whole.nodes, concat: Choice("float32", "the test says so")})
+    plan = PrecisionPlan({**whole.nodes, concat: NodePrecision("float32", "the test says so")})
     made = onnx.load_model_from_string(write_qdq(graph, ranges, plan, its).model)
     values = {t.name: numpy_helper.to_array(t) for t in made.graph.initializer}
     assert len({float(values[f"{name}_scale"]) for name in "pqst"}) == 4
@@ -146,18 +150,22 @@ def test_a_concatenation_in_float_leaves_its_parts_alone() -> None:
 def test_noise_of_joined_codes_counts_once() -> None:
     from edgepress.compress.quantization.precision_milp import noise_of
 
-    def node(name: str, reads: tuple[str, ...], gives: str, *, joins: bool = False) -> NodeBlame:
+    def node(
+        name: str, reads: tuple[str, ...], gives: str, *, joins: bool = False
+    ) -> NodeSensitivity:
         together = (name,)
-        return NodeBlame(name, "Conv", reads, (gives,), together, False, False, 2, 1, {}, joins)
+        return NodeSensitivity(
+            name, "Conv", reads, (gives,), together, False, False, 2, 1, {}, joins
+        )
 
-    def tensor(name: str) -> TensorBlame:
-        return TensorBlame(name, 1, False, False, 0.1, 0.1, {"y": 1.0})
+    def tensor(name: str) -> TensorSensitivity:
+        return TensorSensitivity(name, 1, False, False, 0.1, 0.1, {"y": 1.0})
 
     for joins in (True, False):
         nodes = (node("one", ("x",), "a"), node("two", ("x",), "b"))
         nodes += (node("both", ("a", "b"), "k", joins=joins), node("last", ("k",), "y"))
         tensors = tuple(map(tensor, "abk"))
-        blame = Blame("d", "e", 1, ("y",), nodes, tensors, 8.0, 4.0, 8.0, 4.0, 1)
+        blame = SensitivityTable("d", "e", 1, ("y",), nodes, tensors, 8.0, 4.0, 8.0, 4.0, 1)
         everything = frozenset(one.name for one in nodes)
         assert noise_of(blame, everything) == (2.0 if joins else 3.0)
         assert noise_of(blame, frozenset({"last"})) == 1.0

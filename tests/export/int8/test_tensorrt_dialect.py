@@ -24,15 +24,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 from edgepress.export import Graph, calibrate, dialect, plan_int8, settle_fp16, write_qdq
-from edgepress.export.graph.normalize import tidy, with_opset
+from edgepress.export.graph.normalize import normalize, with_opset
 from edgepress.export.graph.precision_plan import PrecisionPlan
 from edgepress.export.graph.torch_capture import capture
 from edgepress.export.int8.bias_correction import correct_biases
-from edgepress.export.int8.qdq_writer import Quantized
+from edgepress.export.int8.qdq_writer import QuantizedGraph
 from edgepress.runtime import EngineError, EngineOptions, MissingExtraError, open_engine
 from edgepress.runtime.engine_registry import load_backend
 from edgepress.runtime.engines.build_options import BuildOptions
-from edgepress.runtime.nvidia.network_builder import build
+from edgepress.runtime.nvidia.network_builder import build_in_process
 from edgepress.runtime.tensors import Array
 
 DIALECTS = ("tensorrt", "tensorrt-rtx")
@@ -173,7 +173,7 @@ def written(text: str, *, opset: int = 18) -> Graph:
         fan = np.sqrt(np.prod(shape[1:]))
         value = rng.normal(0, 1 / fan, shape).astype(np.float32)
         model.graph.initializer.append(numpy_helper.from_array(value, name))
-    return tidy(model, source="the test")
+    return normalize(model, source="the test")
 
 
 def feeds_for(graph: Graph, count: int = 4) -> dict[str, Array]:
@@ -193,7 +193,7 @@ def batches_of(feeds: dict[str, Array]) -> Callable[[int], Iterable[dict[str, Ar
 
 def quantized(
     graph: Graph, feeds: dict[str, Array], speech: str, **options: Any
-) -> tuple[PrecisionPlan, Quantized]:
+) -> tuple[PrecisionPlan, QuantizedGraph]:
     """Write INT8, and check what holds for every graph of these dialects."""
     spoken = dialect(speech)
     ranges = calibrate(graph, batches_of(feeds))
@@ -259,7 +259,7 @@ def test_the_builder_takes_every_network(
     else:
         assert not in_int8
         assert made.units
-    found = build(rtx, made.model, BuildOptions())
+    found = build_in_process(rtx, made.model, BuildOptions())
     assert len(found.plan) > 10_000
     wanted = run(graph.model, feeds)
     least = 20 if name != "mobile" else 12
@@ -283,7 +283,7 @@ def test_the_builder_takes_every_network_in_fp16(
     assert found.half.casts <= 2
     convolutions = {n.name for n in graph.proto().graph.node if n.op_type == "Conv"}
     assert convolutions <= found.half.nodes
-    assert build(rtx, found.half.model, BuildOptions()).plan
+    assert build_in_process(rtx, found.half.model, BuildOptions()).plan
     onnx.checker.check_model(onnx.load_model_from_string(found.half.model), full_check=True)
     if not speech:
         assert min(one.sqnr_db for one in found.outputs.values()) > 50
@@ -324,7 +324,7 @@ def test_the_builder_takes_every_layer(rtx: Any, text: str, speech: str) -> None
     _, made = quantized(graph, feeds, speech)
     if speech == "tensorrt":
         assert made.units
-    assert build(rtx, made.model, BuildOptions()).plan
+    assert build_in_process(rtx, made.model, BuildOptions()).plan
     assert sqnr_db(run(graph.model, feeds), run(made.model, feeds)) > 28
 
 
@@ -332,7 +332,7 @@ def test_the_builder_takes_every_layer(rtx: Any, text: str, speech: str) -> None
 def test_the_builder_takes_every_opset(rtx: Any, opset: int) -> None:
     graph = written(LAYERS["a gate"], opset=opset)
     _, made = quantized(graph, feeds_for(graph), "tensorrt")
-    assert build(rtx, made.model, BuildOptions()).plan
+    assert build_in_process(rtx, made.model, BuildOptions()).plan
 
 
 def test_the_builder_refuses_what_another_dialect_says(rtx: Any) -> None:
@@ -342,7 +342,7 @@ def test_the_builder_refuses_what_another_dialect_says(rtx: Any) -> None:
     spoken = dialect("onnxruntime-x86-vnni")
     made = write_qdq(graph, ranges, plan_int8(graph, ranges, spoken), spoken)
     with pytest.raises(EngineError) as caught:
-        build(rtx, made.model, BuildOptions())
+        build_in_process(rtx, made.model, BuildOptions())
     assert caught.value.code == "E_BACKEND"
     assert "cannot read the model" in caught.value.message
 
@@ -470,7 +470,7 @@ def test_operators_that_no_dialect_knows_stay_float_and_build(rtx: Any) -> None:
     )
     plan, made = quantized(graph, feeds_for(graph), "tensorrt")
     assert "no INT8 kernel for Erf" in plan.nodes["Erf_e"].reason
-    assert build(rtx, made.model, BuildOptions()).plan
+    assert build_in_process(rtx, made.model, BuildOptions()).plan
 
 
 def test_dead_channels_and_outliers_build(rtx: Any) -> None:
@@ -481,11 +481,11 @@ def test_dead_channels_and_outliers_build(rtx: Any) -> None:
             value = numpy_helper.to_array(one).copy()
             value[0], value[1, 0, 0, 0] = 0, 1e6
             one.CopyFrom(numpy_helper.from_array(value, one.name))
-    broken = tidy(model, source="the test")
+    broken = normalize(model, source="the test")
     feeds = feeds_for(broken)
     feeds["x"][0, 3, 2, 2] = 1e6
     _, made = quantized(broken, feeds, "tensorrt")
-    assert build(rtx, made.model, BuildOptions()).plan
+    assert build_in_process(rtx, made.model, BuildOptions()).plan
     assert np.isfinite(run(made.model, feeds)).all()
 
 
@@ -493,7 +493,7 @@ def test_free_sizes_build_once_they_are_told(rtx: Any) -> None:
     graph = written("(float[N,8,h,w] x) => (float[N,8,p,q] y) { y = Conv(x, w_8_8_3_3, b_8) }")
     _, made = quantized(graph, feeds_for(graph), "tensorrt")
     with pytest.raises(Exception, match="the dimension 'h'") as caught:
-        build(rtx, made.model, BuildOptions())
+        build_in_process(rtx, made.model, BuildOptions())
     assert getattr(caught.value, "code", "") == "E_SHAPE"
     sizes = {"h": (16, 32, 64), "w": (16, 16, 16)}
-    assert build(rtx, made.model, BuildOptions(sizes=sizes)).plan
+    assert build_in_process(rtx, made.model, BuildOptions(sizes=sizes)).plan

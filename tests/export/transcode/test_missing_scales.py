@@ -10,14 +10,14 @@ import numpy as np
 import onnx
 import pytest
 
-from edgepress.export.graph.normalize import tidy
+from edgepress.export.graph.normalize import normalize
 from edgepress.export.graph.onnx_graph import Walk
 from edgepress.export.int8.dialect import dialect
-from edgepress.export.transcode.infer_missing_scales import Telling, spanning
-from edgepress.export.transcode.parse_qdq import strip
+from edgepress.export.transcode.infer_missing_scales import KnownScales, params_spanning
+from edgepress.export.transcode.parse_qdq import parse_qdq
 from edgepress.export.transcode.transcode import transcode
-from edgepress.export.transcode.transcode_plan import Decision, Liberties
-from edgepress.export.transcode.verify_layers import Truth, compare_layers
+from edgepress.export.transcode.transcode_plan import Liberties, TranscodePlan
+from edgepress.export.transcode.verify_layers import ReferenceFile, compare_layers
 from edgepress.runtime import EngineOptions
 from edgepress.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from helpers.int8_nets import Net, kernels
@@ -77,13 +77,13 @@ def test_the_proof_sees_an_output_that_is_clipped(tmp_path: Path) -> None:
     net = Net(71)
     y = convolution(net)
     path = give_out(net.write(tmp_path / "a.onnx", ends_in_codes(net, y)), y)
-    stripped = strip(onnx.load(path), path)
-    original, decided = dict(stripped.codes), Decision(stripped, X86, Liberties())
-    graph = tidy(stripped.model, source=path, keep=sorted(stripped.codes))
-    decided.known[y] = spanning(0.0, 5.1)
+    stripped = parse_qdq(onnx.load(path), path)
+    original, decided = dict(stripped.codes), TranscodePlan(stripped, X86, Liberties())
+    graph = normalize(stripped.model, source=path, keep=sorted(stripped.codes))
+    decided.known[y] = params_spanning(0.0, 5.1)
     decided.filled.add(y)
     written = decided.write(graph)
-    truth = Truth(onnx.load(path), original, stripped.views, {}, {y: decided.known[y]})
+    truth = ReferenceFile(onnx.load(path), original, stripped.views, {}, {y: decided.known[y]})
     told = compare_layers(truth, written, graph.inputs, "onnxruntime")
     assert told.worst_tensor == y
     assert told.layer_steps > 10
@@ -174,8 +174,8 @@ def test_the_other_operand_of_a_sum_reaches_as_far_as_its_padding(tmp_path: Path
     z = padded(net, "x", 0.0)
     total = net.op("Add", z, other)
     walk = Walk(onnx.load(net.write(tmp_path / "a.onnx", total)))
-    known = {other: spanning(-6.0, 6.0), total: spanning(-6.0, 10.0)}
-    found = Telling(walk, known, (), X86).codes_for(z)
+    known = {other: params_spanning(-6.0, 6.0), total: params_spanning(-6.0, 10.0)}
+    found = KnownScales(walk, known, (), X86).codes_for(z)
     assert found is not None
     assert found.low == pytest.approx(-12, abs=0.1)
     assert found.high == pytest.approx(16, abs=0.1)

@@ -21,7 +21,7 @@ from edgepress.runtime import BoundError, EngineError, EngineOptions, MissingExt
 from edgepress.runtime.engine_registry import load_backend
 from edgepress.runtime.engines.build_options import BuildOptions
 from edgepress.runtime.engines.onnxruntime import OnnxRuntimeEngine
-from edgepress.runtime.nvidia.network_builder import build
+from edgepress.runtime.nvidia.network_builder import build_in_process
 from helpers.int8_nets import (
     Net,
     as_tensorrt_wants,
@@ -113,7 +113,7 @@ def test_symmetric_int8_with_biases_in_int32_is_built_only_afterwards(
     symmetric = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": True}
     given = quantize_static(network, out, activation_type=QuantType.QInt8, extra_options=symmetric)
     with pytest.raises(EngineError):
-        build(rtx, given, BuildOptions())
+        build_in_process(rtx, given, BuildOptions())
     found = transcode(str(out), TRT)
     assert found.coarser == {}
     assert rules(found)["Int32 bias"] == 3
@@ -122,7 +122,7 @@ def test_symmetric_int8_with_biases_in_int32_is_built_only_afterwards(
     assert [(k.where, k.what) for k in found.kept_float if "channels" in k.what] == [
         (found.kept_float[0].where, "it reads fewer than 4 channels")
     ]
-    assert build(rtx, found.model, BuildOptions()).plan
+    assert build_in_process(rtx, found.model, BuildOptions()).plan
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -176,7 +176,7 @@ def test_weights_alone_become_codes_for_rtx(rtx: Any, tmp_path: Path) -> None:
     assert found.coarser == {}
     assert found.equality.layer_steps <= 1.01
     near(given, found)
-    assert build(rtx, found.model, BuildOptions()).plan
+    assert build_in_process(rtx, found.model, BuildOptions()).plan
 
 
 @pytest.mark.slow
@@ -191,7 +191,7 @@ def test_a_file_of_nncf(rtx: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     found = transcode(str(given), TRT, force=True)
     assert found.int8_nodes == 4
     near(given, found)
-    assert build(rtx, found.model, BuildOptions()).plan
+    assert build_in_process(rtx, found.model, BuildOptions()).plan
 
 
 def test_an_activation_function_in_a_quantizer_is_written_out(tmp_path: Path) -> None:
@@ -401,12 +401,12 @@ def test_the_builder_refuses_what_the_rules_say(rtx: Any, tmp_path: Path) -> Non
         net = Net(channels=8)
         path = net.write(tmp_path / "a.onnx", make(net))
         if rule not in REFUSED:
-            assert build(rtx, Path(path).read_bytes(), BuildOptions()).plan
+            assert build_in_process(rtx, Path(path).read_bytes(), BuildOptions()).plan
             continue
         with pytest.raises(EngineError):
-            build(rtx, Path(path).read_bytes(), BuildOptions())
+            build_in_process(rtx, Path(path).read_bytes(), BuildOptions())
         found = transcode(path, TRT, force=True)
-        assert build(rtx, found.model, BuildOptions()).plan
+        assert build_in_process(rtx, found.model, BuildOptions()).plan
 
 
 def test_why_slow_shows_costs_as_unknown(

@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgepress.runtime import EngineError, EngineOptions, InputError, TensorSpec, open_engine
-from edgepress.runtime.doctor import examine
+from edgepress.runtime.doctor import examine_engine
 from edgepress.runtime.engine_registry import ENGINE_NAMES, import_backend
 from edgepress.runtime.engines.onnxruntime import optimized_model
 
@@ -311,7 +311,7 @@ def test_unknown_engines_are_named() -> None:
 
 @pytest.mark.parametrize("name", ENGINE_NAMES)
 def test_doctor_proves_an_engine_in_a_child(name: str) -> None:
-    report = examine(name)
+    report = examine_engine(name)
     if not report.installed:
         pytest.skip(f"{name}: {report.reason}")
     assert report.ok, report
@@ -331,6 +331,6 @@ def test_doctor_survives_a_broken_backend(tmp_path: Path, monkeypatch: pytest.Mo
         ("import time; time.sleep(60)", "within 3 s"),
     ):
         (package / "__init__.py").write_text(body)
-        report = examine("onnxruntime", timeout_s=3)
+        report = examine_engine("onnxruntime", timeout_s=3)
         assert not report.ok
         assert said in report.reason

@@ -26,7 +26,7 @@ from edgepress.runtime import (
     TensorSpec,
     open_engine,
 )
-from edgepress.runtime.doctor import examine, prove
+from edgepress.runtime.doctor import examine_engine, prove_engine
 from edgepress.runtime.engine_registry import import_backend
 from edgepress.runtime.engines.dimension_names import free_names
 from edgepress.runtime.engines.openvino import (
@@ -397,7 +397,7 @@ def test_where_it_is_not_installed_the_extra_is_named(
     assert caught.value.code == "E_EXTRA"
     assert caught.value.mend == "Install it with: pip install 'edgepress[openvino]'"
     assert "openvino_telemetry" not in sys.modules
-    report = prove("openvino")
+    report = prove_engine("openvino")
     assert (report.ok, report.installed, report.reason) == (False, False, "not installed")
 
 
@@ -422,7 +422,7 @@ def test_doctor_tells_an_absent_extra_from_a_broken_engine(
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV", True),
     ):
         (package / "__init__.py").write_text(body)
-        report = examine("openvino")
+        report = examine_engine("openvino")
         assert not report.ok
         assert said in report.reason
         assert report.installed is installed

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from edgepress.runtime import EngineError, EngineOptions, InputError, open_engine
-from edgepress.runtime.build_shapes import fitting
+from edgepress.runtime.build_shapes import build_options_for
 from edgepress.runtime.cache import cache_folder, make_folder
 from edgepress.runtime.engine_registry import import_backend
 from edgepress.runtime.engines.build_options import BuildOptions
 from edgepress.runtime.nvidia.driver import Gpu
 from edgepress.runtime.nvidia.engine import NvidiaEngine
-from edgepress.runtime.nvidia.engine_cache import EngineCache, key_of
+from edgepress.runtime.nvidia.engine_cache import EngineCache, cache_key
 from helpers.tensorrt_here import Tiny, every_engine, needs_rtx, without_gpu
 
 MADE_OF: dict[str, object] = {"engine": "tensorrt", "gpu": "Orin", "options": {"batch": [1, 1, 16]}}
@@ -38,7 +38,7 @@ def test_an_engine_is_found_by_all_that_made_it(cache: EngineCache) -> None:
     assert cache.find(MADE_OF) == b"native code"
     for change in ({"gpu": "RTX 4090"}, {"driver": "570"}, {"options": {"batch": [1, 8, 16]}}):
         assert cache.find({**MADE_OF, **change}) is None
-    assert key_of(MADE_OF) != key_of({**MADE_OF, "version": "10.3"})
+    assert cache_key(MADE_OF) != cache_key({**MADE_OF, "version": "10.3"})
     again = EngineCache(cache.folder)
     assert again.find(MADE_OF) == b"native code"
     if sys.platform != "win32":
@@ -61,7 +61,7 @@ def test_what_was_tampered_with_is_built_again(cache: EngineCache, what: str) ->
     elif what == "other key":
         other = {**MADE_OF, "gpu": "RTX 4090"}
         for path in (plan, told):
-            path.rename(path.with_stem(key_of(other)))
+            path.rename(path.with_stem(cache_key(other)))
         assert cache.find(other) is None
     elif what == "writable":
         plan.chmod(0o666)
@@ -139,9 +139,9 @@ def test_what_is_built_to_be_measured_is_not_remembered(
     asked = BuildOptions((1, 8, 32))
     made = open_engine("tensorrt-rtx")
     for how, remember, left in (
-        (fitting(model, 1, {}), False, BuildOptions()),
+        (build_options_for(model, 1, {}), False, BuildOptions()),
         (asked, True, asked),
-        (fitting(model, 1, {}), False, asked),
+        (build_options_for(model, 1, {}), False, asked),
     ):
         engine: Any = made(model, EngineOptions(cache=folder, build=how, remember=remember))
         plan, facts = engine._plan(import_backend("tensorrt-rtx"), gpu, engine.build_options())
@@ -230,7 +230,7 @@ def test_a_folder_that_cannot_be_locked_still_gives_what_it_has(
     cache: EngineCache, tmp_path: Path
 ) -> None:
     cache.put(MADE_OF, b"plan")
-    (cache.folder / "engines" / f"{key_of(MADE_OF)}.lock").mkdir()
+    (cache.folder / "engines" / f"{cache_key(MADE_OF)}.lock").mkdir()
     with pytest.raises(InputError) as caught, cache.lock(MADE_OF):
         pass
     assert caught.value.code == "E_WRITE"

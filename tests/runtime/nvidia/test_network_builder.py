@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from edgepress.runtime import EngineError, InputError, TensorSpec
-from edgepress.runtime.build_shapes import fitting
+from edgepress.runtime.build_shapes import build_options_for
 from edgepress.runtime.engine_registry import import_backend, load_backend
 from edgepress.runtime.engines.build_options import BuildOptions
 from edgepress.runtime.nvidia.child_builder import build_engine
 from edgepress.runtime.nvidia.driver import Gpu
-from edgepress.runtime.nvidia.network_builder import DTYPES, build, configured
+from edgepress.runtime.nvidia.network_builder import DTYPES, build_in_process, builder_config
 from edgepress.runtime.nvidia.trtexec import trtexec_line
 from helpers.tensorrt_here import Tiny, needs_rtx, without_gpu
 
@@ -66,11 +66,11 @@ def test_one_size_is_fixed_in_the_network(tiny_classifier: Tiny) -> None:
     for batch, shape, profiles in (((4, 4, 4), 4, 0), ((1, 2, 4), -1, 1)):
         network = builder.create_network(0)
         assert trt.OnnxParser(network, logger).parse(model)
-        config = configured(trt, builder, network, model, BuildOptions(batch=batch))
+        config = builder_config(trt, builder, network, model, BuildOptions(batch=batch))
         assert tuple(network.get_input(0).shape) == (shape, 3, 8, 8)
         assert network.get_output(0).shape[0] == shape
         assert config.num_optimization_profiles == profiles
-    assert build(trt, model, BuildOptions(batch=(4, 4, 4))).plan
+    assert build_in_process(trt, model, BuildOptions(batch=(4, 4, 4))).plan
 
 
 @needs_rtx
@@ -101,13 +101,13 @@ def test_a_gpu_of_the_turing_generation_is_named_to_the_builder() -> None:
 def test_every_option_reaches_the_builder(tiny_classifier: Tiny) -> None:
     trt, model = load_backend("tensorrt-rtx"), tiny_classifier()
     options = BuildOptions(batch=(1, 2, 4), workspace_bytes=2**28, level=2)
-    first = build(trt, model, options, b"")
-    again = build(trt, model, options, first.timing_cache)
+    first = build_in_process(trt, model, options, b"")
+    again = build_in_process(trt, model, options, first.timing_cache)
     assert first.timing_cache
     assert again.plan
-    assert build(trt, model, options, b"of another GPU").plan, "it begins anew"
+    assert build_in_process(trt, model, options, b"of another GPU").plan, "it begins anew"
     with pytest.raises(EngineError) as caught:
-        build(trt, model, BuildOptions(dla_core=0))
+        build_in_process(trt, model, BuildOptions(dla_core=0))
     assert caught.value.code == "E_PROVIDER"
     assert "this device has 0" in caught.value.message
 
@@ -238,7 +238,7 @@ MEASURED = BuildOptions(batch=(4, 4, 4), sizes={"H": (16, 16, 16), "W": (24, 24,
 
 
 def test_what_is_measured_has_the_sizes_that_it_is_measured_with(free_sizes: bytes) -> None:
-    assert fitting(free_sizes, 4, {"x": (1, 3, 16, 24)}) == MEASURED
+    assert build_options_for(free_sizes, 4, {"x": (1, 3, 16, 24)}) == MEASURED
 
 
 @needs_rtx

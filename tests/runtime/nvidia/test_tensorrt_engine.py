@@ -31,7 +31,7 @@ from edgepress.runtime import (
     open_engine,
 )
 from edgepress.runtime.bundle.bundle_writer import seal, write_files
-from edgepress.runtime.doctor import examine
+from edgepress.runtime.doctor import examine_engine
 from edgepress.runtime.engine_registry import find_device, load_backend
 from edgepress.runtime.engines.build_options import BuildOptions
 from edgepress.runtime.nvidia.driver import Cuda, Gpu, cuda, version_of
@@ -76,7 +76,7 @@ def test_without_a_driver_nothing_of_tensorrt_is_imported(name: str, tiny_classi
 @without_gpu
 @every_engine
 def test_doctor_tells_missing_hardware_from_a_broken_engine(name: str) -> None:
-    report = examine(name)
+    report = examine_engine(name)
     assert not report.ok
     assert not report.installed
     assert "driver" in report.reason
@@ -508,5 +508,5 @@ class TestOnGpu:
     @every_engine
     def test_doctor_proves_it(self, name: str) -> None:
         usable(name)
-        report = examine(name)
+        report = examine_engine(name)
         assert report.ok, report

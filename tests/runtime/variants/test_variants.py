@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from edgepress.__main__ import cli
-from edgepress.benchmarks.latency.latency import Own
+from edgepress.benchmarks.latency.latency import OwnOptions
 from edgepress.runtime import (
     BuildOptions,
     Bundle,
@@ -35,7 +35,7 @@ from edgepress.runtime.nvidia.driver import Gpu, cuda
 from edgepress.runtime.target import openvino_dialect, processor, serves, target
 from edgepress.runtime.variants import variant_selection
 from edgepress.runtime.variants.fastest_variant import fastest_variant
-from edgepress.runtime.variants.variant_selection import choose
+from edgepress.runtime.variants.variant_selection import choose_variant
 from helpers.processors import (
     ALDER_LAKE,
     COFFEE_LAKE,
@@ -175,7 +175,7 @@ def test_the_first_that_suits_this_processor_is_chosen(
     make: Make, joined: Callable[..., Bundle]
 ) -> None:
     both = joined(make("one", dialect=ELSEWHERE), make("two", dialect=HERE, precision="int8"))
-    found = choose(both)
+    found = choose_variant(both)
     assert found.variant.name == "onnxruntime-int8"
     assert found.passed_over[0][0] == "onnxruntime-float32"
     assert ELSEWHERE in found.passed_over[0][1]
@@ -190,7 +190,7 @@ def test_where_no_dialect_suits_the_first_engine_here_is_taken(
     make: Make, joined: Callable[..., Bundle]
 ) -> None:
     both = joined(make("one", dialect=ELSEWHERE), make("two", dialect=ELSEWHERE, precision="int8"))
-    found = choose(both)
+    found = choose_variant(both)
     assert found.variant.name == "onnxruntime-float32"
     assert found.reason == "the first whose engine is here"
 
@@ -273,11 +273,11 @@ def test_an_engine_that_is_not_here_is_passed_over_by_name(
 ) -> None:
     both = joined(make("one", engine="openvino", dialect="openvino"), make("two", dialect="onnx"))
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
-    found = choose(both)
+    found = choose_variant(both)
     assert found.variant.name == "onnxruntime-float32"
     assert found.passed_over == (("openvino-float32", "the engine openvino is not installed"),)
     with pytest.raises(EngineError) as caught:
-        choose(both, "null")
+        choose_variant(both, "null")
     assert caught.value.code == "E_DIALECT"
 
 
@@ -576,11 +576,11 @@ def test_benchmarks_take_the_variant_that_a_session_would(
         make("two", dialect=HERE, precision="int8"),
         make("three", engine="openvino", precision="bfloat16"),
     )
-    assert Own.of(both.path, None, None) == Own("onnxruntime", "onnxruntime-int8")
-    named = Own.of(both.path, None, "openvino-bfloat16")
-    assert named == Own("openvino", "openvino-bfloat16", "bf16")
+    assert OwnOptions.of(both.path, None, None) == OwnOptions("onnxruntime", "onnxruntime-int8")
+    named = OwnOptions.of(both.path, None, "openvino-bfloat16")
+    assert named == OwnOptions("openvino", "openvino-bfloat16", "bf16")
     with pytest.raises(InputError) as caught:
-        Own.of(b"", None, "int8")
+        OwnOptions.of(b"", None, "int8")
     assert caught.value.code == "E_VARIANT"
 
 
