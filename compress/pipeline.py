@@ -23,13 +23,14 @@ from .distillation.distil_pass import DistillationOptions, Finetune, open_studen
 from .evaluation.acceptance import DEFAULT_MAX_DROP
 from .evaluation.evaluator import Evaluator
 from .evaluation.loader_check import check_loader
+from .job import Job
 from .pruning.prune_pass import with_limits
 from .quantization.qat_pass import QatTraining
 from .recipe.pass_context import RangesCache
 from .recipe.recipe import Recipe
 from .recipe.settings import Prune, Qat
 from .recipe.target_availability import available_targets, check_latency
-from .recipe_runner import Job, TorchPasses, run_recipe
+from .recipe_runner import run_recipe
 from .result import Result, check_strict
 from .source.backbone import Backbone
 from .source.data_and_task import (
@@ -49,6 +50,7 @@ from .source.source_network import (
     torch_network,
 )
 from .source.weights import check_weights_out, save_weights
+from .torch_passes import TorchPasses
 
 CALIBRATION_SIZE = 300
 

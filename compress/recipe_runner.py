@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from ..benchmarks.tasks.task import Score
 from ..export.graph.onnx_graph import Graph
-from ..export.receipt import count_macs
 from ..runtime.target import Target
-from ..runtime.tensors import Arrays
-from .distillation.distil_pass import StudentTraining, TrainedStudent
+from .distillation.distil_pass import TrainedStudent
 from .evaluation.acceptance import (
     EvaluatedCandidate,
     best_rival,
@@ -24,7 +21,8 @@ from .evaluation.acceptance import (
 )
 from .evaluation.evaluator import Evaluator
 from .evaluation.score_drop import DropOf, ScoreDrops, score_drop
-from .pruning.prune_pass import PruneResult, precision_after, prune_pass
+from .job import Job
+from .pruning.prune_pass import PruneResult
 from .quantization.bfloat16_pass import (
     float_candidates,
     floats_beside_int8,
@@ -35,148 +33,13 @@ from .quantization.bfloat16_pass import (
 from .quantization.fp16_pass import fp16_rival, has_fp16
 from .quantization.int8_pass import finish_int8, prepare_int8, run_pass
 from .quantization.mixed_precision import mix_precisions, mixed_plan_notes
-from .quantization.qat_pass import QatResult, QatTraining, held_against_ptq, replaces_ptq
+from .quantization.qat_pass import QatResult, held_against_ptq, replaces_ptq
 from .recipe.absent_device import absent_device_note
-from .recipe.pass_context import Context, Outcome, RangesCache, float32_outcome
-from .recipe.recipe import Recipe
+from .recipe.pass_context import Context, Outcome, float32_outcome
 from .recipe.settings import Distil, Fp16, Int8, Prune, Qat
 from .result import Result
-from .source.backbone import Backbone
-from .source.data_and_task import DataAndTask
-from .source.source_network import SourceNetwork, fixed_batches, torch_network, with_batch
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is the same for every target.
-
-    Attributes:
-        opened: What the user brought, open.
-        source: That, captured.
-        data_and_task: Pictures and task.
-        recipe: What shall be done.
-        example: One sample by input name.
-        max_drop: Largest drop of the score, in points; ``None`` for any.
-        seed: Of everything random.
-        opset: Of exported graphs; an ONNX file's own.
-        cache: Folder in which latencies of layers are kept, or ``None``.
-        student_training: Who is trained, or ``None``.
-        qat_training: Trains for INT8, or ``None``.
-        ranges: What calibration saw so far.
-    """
-
-    opened: Backbone | Graph
-    source: SourceNetwork
-    data_and_task: DataAndTask
-    recipe: Recipe
-    example: Arrays
-    max_drop: float | None
-    seed: int
-    opset: int
-    cache: str | Path | None
-    student_training: StudentTraining | None
-    qat_training: QatTraining | None
-    ranges: RangesCache
-
-    def context(self, target: Target, graph: Graph, evaluator: Evaluator, here: bool) -> Context:
-        """What a pass from ``graph`` for a target may look at."""
-        split, preprocessing = self.data_and_task.split, self.source.preprocessing
-        return Context(
-            target=target,
-            calibration=fixed_batches(graph, split.calibration, preprocessing),
-            calibration_count=len(split.calibration),
-            selection=fixed_batches(graph, split.selection, preprocessing),
-            macs=count_macs(graph, with_batch(self.example, graph)),
-            progress=evaluator.progress,
-            device_here=here,
-            seen=self.ranges,
-            example=self.example,
-            cache=evaluator.cache,
-        )
-
-
-@dataclass(frozen=True)
-class TorchPassResult:
-    """What a pass on torch modules gave, for every target alike.
-
-    Attributes:
-        report: What the recipe in the bundle says of it.
-        made: The network; ``None`` where it is judged when it has been trained.
-        settings: Of the pass.
-        made_on: The target that it was made on.
-    """
-
-    report: dict[str, object]
-    made: PruneResult | TrainedStudent | None
-    settings: Prune | Distil
-    made_on: Target
-
-    def notes_for(self, target: Target) -> list[str]:
-        """Remarks for people who look at what ships for a target."""
-        told = list(self.made.notes) if isinstance(self.made, TrainedStudent) else []
-        narrow = isinstance(self.settings, Prune) and self.settings.max_latency_ratio
-        if narrow and target != self.made_on:
-            told.append(
-                f"the network was pruned for its latency on {self.made_on.name}; for {target.name} "
-                "the same network was tried, not pruned anew."
-            )
-        return told
-
-
-class TorchPasses:
-    """Runs the passes that work on torch modules: each once, whatever the number of targets.
-
-    Args:
-        job: What is the same for every target.
-    """
-
-    def __init__(self, job: Job) -> None:
-        self._work = job
-        self._steps: dict[int, TorchPassResult] = {}
-
-    def step(self, number: int, settings: Prune | Distil, context: Context) -> TorchPassResult:
-        """What the pass gives.
-
-        Args:
-            number: Its place in the recipe.
-            settings: Its settings.
-            context: Of the original on the target that comes first: latencies are its own.
-        """
-        if number not in self._steps:
-            report, made = self._made(number, settings, context)
-            self._steps[number] = TorchPassResult(report, made, settings, context.target)
-        return self._steps[number]
-
-    def _made(
-        self, number: int, settings: Prune | Distil, context: Context
-    ) -> tuple[dict[str, object], PruneResult | TrainedStudent | None]:
-        job = self._work
-        student_training = job.student_training
-        if isinstance(settings, Distil):
-            assert student_training is not None
-            trained_student = student_training.learn(job.source, job.opset, context.progress)
-            return trained_student.report, trained_student
-        precision = precision_after(job.recipe.passes, number)
-        asked = {"precision": precision, "target": context.target.name, "seed": job.seed}
-        asked |= asdict(settings)
-        before = None if student_training is None else student_training.cut_before(asked)
-        if student_training is not None and before is not None:
-            return student_training.take(before, asked), None
-        cut = prune_pass(
-            job.opened,
-            job.source,
-            job.data_and_task.split.calibration,
-            settings,
-            precision,
-            context,
-            task=job.data_and_task.task.name,
-            seed=job.seed,
-            opset=job.opset,
-            cache=job.cache,
-        )
-        if student_training is not None:
-            return student_training.take(cut.pruned, asked), None
-        return cut.report, cut
+from .source.source_network import torch_network
+from .torch_passes import TorchPasses
 
 
 def run_recipe(
@@ -275,7 +138,7 @@ def run_recipe(
     notes += [] if best is None else half_precision_note(best)
     if not here:
         notes.append(absent_device_note(target, outcome.receipt))
-    recipe = {**_settled(job, target), "reports": reports}
+    recipe = {**job.settled(target), "reports": reports}
     pruned = None if smaller is None else smaller.pruned
     return Result(
         job.source, data_and_task, outcome, trials, original, shipped_macs, notes, recipe, pruned
@@ -285,24 +148,6 @@ def run_recipe(
 def _why(tried: Sequence[EvaluatedCandidate]) -> list[str]:
     """The reasons of all, each once."""
     return list(dict.fromkeys(reason for trial in tried for reason in trial.verdict.reasons))
-
-
-def _settled(job: Job, target: Target) -> dict[str, object]:
-    """The recipe and all that it was run with."""
-    split = job.data_and_task.split
-    return {
-        **job.recipe.to_dict(),
-        "model": job.source.name,
-        "weights_sha256": job.source.weights_sha256,
-        "target": target.name,
-        "task": job.data_and_task.task.name,
-        "max_drop": job.max_drop,
-        "calibration_size": len(split.calibration),
-        "selection_size": len(split.selection),
-        **({} if job.student_training is None else job.student_training.to_dict()),
-        "seed": job.seed,
-        "opset": job.opset,
-    }
 
 
 def _tuned(

@@ -22,7 +22,8 @@ if typing.TYPE_CHECKING:
     from .int8.bias_correction import correct_biases
     from .int8.dialect import Dialect, dialect
     from .int8.int8_plan import plan_int8
-    from .int8.qdq_writer import QuantizedGraph, write_qdq
+    from .int8.qdq_writer import write_qdq
+    from .int8.quantized_graph import QuantizedGraph
     from .receipt import Receipt, bf16_receipt, count_macs, float_receipt, int8_receipt
     from .transcode.transcode import Transcoded, transcode
 
@@ -61,7 +62,7 @@ _HOME = {
     "Graph": "graph.onnx_graph",
     "Parity": "graph.onnx_graph",
     "PrecisionPlan": "graph.precision_plan",
-    "QuantizedGraph": "int8.qdq_writer",
+    "QuantizedGraph": "int8.quantized_graph",
     "Ranges": "calibration.ranges",
     "Receipt": "receipt",
     "SettledFp16": "fp16.fp16",

@@ -20,7 +20,7 @@ from .engine_views.tensorrt_view import TensorRtGraph
 from .engine_views.view import UNTOLD, RewrittenGraph
 from .graph.onnx_graph import Graph, Walk, attribute, give_out, rows
 from .graph.precision_plan import PrecisionPlan
-from .int8.qdq_writer import QuantizedGraph
+from .int8.quantized_graph import QuantizedGraph
 
 _COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 

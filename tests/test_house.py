@@ -46,6 +46,17 @@ ONE_BORDER = (*BORDERS, "nncf", "onnxscript", "safetensors", "torch_pruning")
 ERRORS = ("InputError", "EngineError", "BundleError", "BoundError", "UnsettledError")
 TERMINAL = ("click", "rich")
 LONGEST = 400
+FULLEST = 20  # Python files in one folder
+SEVERAL_MEANINGS = {  # public names that stand in several files, and why
+    "backend_version": "each engine's file has one, called through the registry",
+    "load": "each of NVIDIA's engines has one",
+    "profile": "each engine that has a profiler has one",
+    "main": "what a child process starts",
+    "combine": "the command, and what it calls",
+    "compress": "the command, and what it calls",
+    "transcode": "the command, and what it calls",
+}
+CROWDED: dict[str, str] = {}  # folders of more files, each with its reason
 
 SCRIPTS = PROJECT / "benchmarks" / "proofs"  # no part of the package
 FILES = [
@@ -123,6 +134,91 @@ def test_imports_run_downward(path: Path) -> None:
         rooms = ours & {*ROOMS, "__main__"}
         allowed = BELOW[path.parts[0]]
         assert rooms <= allowed, f"{path} may import {sorted(allowed)}, not {rooms - allowed}"
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Imports inside of functions and for types alone count as well."""
+    graph = {module_name(path): set(ours_imported(path)) for path in MODULES}
+    assert sum(map(len, graph.values())) > len(graph), "the imports were read"
+    assert circles(graph) == []
+
+
+def test_a_circle_is_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"]]
+
+
+def module_name(path: Path) -> str:
+    return dotted(path.parent if path.name == "__init__.py" else path.with_suffix(""))
+
+
+def ours_imported(path: Path) -> Iterator[str]:
+    """The modules of the package that a file imports, by their dotted names."""
+    known = {module_name(one) for one in MODULES}
+    for name in imported(path):
+        full = f"edgepress{name}"
+        for module in (full, full.rpartition(".")[0]):
+            if name.startswith(".") and module in known:
+                yield module
+                break
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that reach each other."""
+
+    def reached(start: str) -> set[str]:
+        found, todo = set[str](), [start]
+        while todo:
+            new = graph.get(todo.pop(), set()) - found
+            found |= new
+            todo += new
+        return found
+
+    reach = {name: reached(name) for name in graph}
+    groups = {
+        tuple(sorted(one for one in reach[name] if name in reach.get(one, ())))
+        for name in graph
+        if name in reach[name]
+    }
+    return sorted(list(group) for group in groups)
+
+
+def test_no_folder_is_a_crowd() -> None:
+    folders = [
+        *{path.parent for path in MODULES},
+        *folders_below(PROJECT / "tests"),
+        *folders_below(SCRIPTS),
+    ]
+    held = {one.as_posix(): len(list((PROJECT / one).glob("*.py"))) for one in folders}
+    crowded = {name: count for name, count in held.items() if count > FULLEST}
+    assert crowded.keys() == CROWDED.keys(), f"at most {FULLEST} files in a folder: {crowded}"
+
+
+def folders_below(top: Path) -> list[Path]:
+    return sorted({path.parent.relative_to(PROJECT) for path in top.rglob("*.py")})
+
+
+def test_a_public_name_has_one_meaning() -> None:
+    homes: dict[str, list[str]] = defaultdict(list)
+    for path in MODULES:
+        for name in defined(path):
+            homes[name].append(path.as_posix())
+    several = {name: files for name, files in homes.items() if len(files) > 1}
+    unexplained = {name: files for name, files in several.items() if name not in SEVERAL_MEANINGS}
+    assert not unexplained, f"rename all but one of each: {unexplained}"
+    assert several.keys() == SEVERAL_MEANINGS.keys(), "exceptions that are needed no more"
+
+
+def defined(path: Path) -> Iterator[str]:
+    """Public classes, functions and constants of a module."""
+    for node in tree(path).body:
+        names: list[str] = []
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names = [node.name]
+        elif isinstance(node, ast.Assign):
+            names = [one.id for one in node.targets if isinstance(one, ast.Name)]
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names = [node.target.id]
+        yield from (name for name in names if not name.startswith("_"))
 
 
 @by_module

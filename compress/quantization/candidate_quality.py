@@ -13,7 +13,7 @@ from ...export.calibration.ranges import batches_up_to
 from ...export.graph.onnx_graph import Graph, rows
 from ...export.int8.bias_correction import BIAS_PICTURES, correct_biases
 from ...export.int8.float_outputs import FloatEnds, comparable
-from ...export.int8.qdq_writer import QuantizedGraph
+from ...export.int8.quantized_graph import QuantizedGraph
 from ...export.sensitivity.measure import Int8Network
 from ...runtime.engine_registry import open_engine
 from ...runtime.tensors import Arrays

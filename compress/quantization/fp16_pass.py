@@ -17,7 +17,7 @@ from ...export.fp16.fp16 import SettledFp16, settle_fp16
 from ...export.graph.normalize import with_opset
 from ...export.graph.onnx_graph import Graph, opset_of
 from ...export.graph.precision_plan import PrecisionPlan
-from ...export.int8.qdq_writer import QuantizedGraph
+from ...export.int8.quantized_graph import QuantizedGraph
 from ...export.receipt import Receipt, fp16_receipt, int8_receipt
 from ...runtime.errors import InputError
 from ..recipe.absent_device import ship_unproven

@@ -12,7 +12,8 @@ from ...export.graph.precision_plan import NodePrecision, PrecisionPlan
 from ...export.int8.adaptive_rounding import round_weights
 from ...export.int8.dialect import dialect
 from ...export.int8.int8_plan import plan_int8
-from ...export.int8.qdq_writer import QuantizedGraph, write_qdq
+from ...export.int8.qdq_writer import write_qdq
+from ...export.int8.quantized_graph import QuantizedGraph
 from ...export.receipt import int8_receipt
 from ...export.sensitivity.measure import Int8Network
 from ..recipe.pass_context import Context, Outcome

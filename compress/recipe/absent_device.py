@@ -17,7 +17,7 @@ from ...export.fp16.fp16 import SettledFp16
 from ...export.fp16.fp16_writer import fp16_simulation
 from ...export.graph.onnx_graph import Graph
 from ...export.graph.precision_plan import PrecisionPlan
-from ...export.int8.qdq_writer import QuantizedGraph
+from ...export.int8.quantized_graph import QuantizedGraph
 from ...export.receipt import NodeReceipt, Receipt
 from ...runtime.engine_registry import find_device, import_backend, open_engine
 from ...runtime.engines.build_options import BuildOptions

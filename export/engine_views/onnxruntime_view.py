@@ -14,7 +14,7 @@ from ...runtime.errors import EngineError
 from ...runtime.tensors import Arrays, TensorSpec
 from ..graph.onnx_graph import Walk, specs
 from ..graph.random_inputs import run_on_random
-from ..int8.qdq_writer import QuantizedNode
+from ..int8.quantized_graph import QuantizedNode
 from .view import UNTOLD, ProfiledKernel, is_int8_kernel
 
 

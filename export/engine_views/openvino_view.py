@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import onnx
 
 from ...runtime.engines.openvino import ExecutedNode
-from ..int8.qdq_writer import QuantizedNode
+from ..int8.quantized_graph import QuantizedNode
 from .view import INT8, UNTOLD, ProfiledKernel, counted
 
 _COMPUTING = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")

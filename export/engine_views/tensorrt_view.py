@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...runtime.nvidia.engine_inspector import EngineLayer
-from ..int8.qdq_writer import QuantizedNode
+from ..int8.quantized_graph import QuantizedNode
 from .view import UNTOLD, counted
 
 

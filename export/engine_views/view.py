@@ -9,7 +9,7 @@ from typing import Protocol
 
 import onnx
 
-from ..int8.qdq_writer import QuantizedNode
+from ..int8.quantized_graph import QuantizedNode
 
 UNTOLD = "nothing that can be told"
 INT8 = ("u8", "i8")

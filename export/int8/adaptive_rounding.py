@@ -35,7 +35,7 @@ from ...runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ...runtime.tensors import Array
 from ..calibration.ranges import FeedBatches, batches_up_to
 from ..graph.onnx_graph import Graph, Walk, attribute, give_out, serialize, weight_channel_axis
-from .qdq_writer import QuantizedGraph
+from .quantized_graph import QuantizedGraph
 
 _PICTURES = 64
 _BATCH = 8

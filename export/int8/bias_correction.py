@@ -34,7 +34,7 @@ from ...runtime.tensors import Array, Arrays
 from ..calibration.malloc_retention import malloc_retained
 from ..calibration.ranges import FeedBatches, batches_up_to
 from ..graph.onnx_graph import Graph, all_names, fresh_name, give_out, opset_of, rows, serialize
-from .qdq_writer import QuantizedGraph, QuantizedNode
+from .quantized_graph import QuantizedGraph, QuantizedNode
 from .quantizers import BIAS_LIMIT
 
 BIAS_PICTURES = 256

@@ -20,7 +20,8 @@ from ..int8.activation_products import has_weights
 from ..int8.dialect import Dialect
 from ..int8.float_outputs import FloatEnds
 from ..int8.qdq_placement import QuantizerPlacement, place_quantizers_by_ranges
-from ..int8.qdq_writer import QuantizedGraph, write_qdq
+from ..int8.qdq_writer import write_qdq
+from ..int8.quantized_graph import QuantizedGraph
 from .node_noise import NodeNoise, NoiseSource, measure_node_noise
 from .node_profile import NodeProfile, border_of, profile_graphs
 from .sensitivity_table import NodeSensitivity, SensitivityTable, TensorSensitivity

@@ -40,8 +40,8 @@ from ..graph.random_inputs import run_on_random
 from ..int8.dialect import MOVING
 from ..int8.int8_plan import channels_read, why_not_weights
 from ..int8.qdq_placement import pads_with_zero, place_quantizers
-from ..int8.qdq_writer import QuantizedGraph
 from ..int8.quant_params import QuantParams
+from ..int8.quantized_graph import QuantizedGraph
 from ..int8.quantizers import PerTensor
 from ..int8.residual_additions import skip_inputs
 from .parse_qdq import ParsedQdq

@@ -16,8 +16,9 @@ from ..int8.activation_products import has_weights
 from ..int8.dialect import Dialect
 from ..int8.int8_plan import why_not_weights
 from ..int8.qdq_placement import QuantizerPlacement, only_moves, place_quantizers
-from ..int8.qdq_writer import QuantizedGraph, write_placement
+from ..int8.qdq_writer import write_placement
 from ..int8.quant_params import QuantParams
+from ..int8.quantized_graph import QuantizedGraph
 from ..int8.quantizers import PerTensor
 from ..int8.stride_hoisting import are_moved
 from .fold_channel_scales import fold_channel_scales, widest

@@ -26,8 +26,8 @@ from ...runtime.engines.onnxruntime import OnnxRuntimeEngine
 from ...runtime.tensors import Array, Arrays, TensorSpec
 from ..graph.onnx_graph import IR_VERSION, Walk, all_names, fresh_name, give_out
 from ..graph.random_inputs import run_on_random
-from ..int8.qdq_writer import QuantizedGraph
 from ..int8.quant_params import QuantParams
+from ..int8.quantized_graph import QuantizedGraph
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def test_an_engine_without_details_tells_nothing(text: str) -> None:
 def test_a_receipt_is_read_from_what_the_inspector_tells() -> None:
     pytest.importorskip("onnx")
     from edgepress.export.engine_views.tensorrt_view import TensorRtGraph
-    from edgepress.export.int8.qdq_writer import QuantizedNode
+    from edgepress.export.int8.quantized_graph import QuantizedNode
 
     seen = TensorRtGraph(engine_layers(json.dumps(TOLD)))
     assert seen.kernel_of(QuantizedNode("c1", "Conv", "c1", "c1")) == ("CaskConvolution int8", True)
@@ -95,7 +95,7 @@ def test_a_receipt_of_int8_tells_fp16_from_float32() -> None:
     from edgepress.export import Graph
     from edgepress.export.engine_views.tensorrt_view import TensorRtGraph
     from edgepress.export.graph.precision_plan import NodePrecision, PrecisionPlan
-    from edgepress.export.int8.qdq_writer import QuantizedGraph, QuantizedNode
+    from edgepress.export.int8.quantized_graph import QuantizedGraph, QuantizedNode
     from edgepress.export.receipt import node_receipts
 
     names = ("stem", "Relu_r0", "c1", "Relu_c1", "Add_s", "odd", "untold", "kept")

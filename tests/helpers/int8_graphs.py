@@ -18,7 +18,8 @@ from edgepress.export.graph.onnx_graph import Graph
 from edgepress.export.graph.precision_plan import PrecisionPlan
 from edgepress.export.int8.dialect import dialect
 from edgepress.export.int8.int8_plan import plan_int8
-from edgepress.export.int8.qdq_writer import QuantizedGraph, write_qdq
+from edgepress.export.int8.qdq_writer import write_qdq
+from edgepress.export.int8.quantized_graph import QuantizedGraph
 from edgepress.export.receipt import Receipt, count_macs, int8_receipt
 from edgepress.runtime import EngineOptions
 from edgepress.runtime.engines.onnxruntime import OnnxRuntimeEngine

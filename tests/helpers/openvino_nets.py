@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgepress.export import Graph, Receipt, calibrate, dialect, int8_receipt, plan_int8, write_qdq
 from edgepress.export.graph.normalize import normalize
 from edgepress.export.int8.dialect import Dialect
-from edgepress.export.int8.qdq_writer import QuantizedGraph
+from edgepress.export.int8.quantized_graph import QuantizedGraph
 from edgepress.export.receipt import count_macs
 from edgepress.runtime import open_engine
 from edgepress.runtime.tensors import Array

@@ -10,7 +10,7 @@ import onnx
 from edgepress.export.engine_views.open_view import rewritten_graph
 from edgepress.export.engine_views.view import is_int8_kernel
 from edgepress.export.graph.onnx_graph import Graph
-from edgepress.export.int8.qdq_writer import QuantizedNode
+from edgepress.export.int8.quantized_graph import QuantizedNode
 from edgepress.export.receipt import count_macs
 from edgepress.runtime import EngineOptions, open_engine
 from edgepress.runtime.engines.engine import Precision

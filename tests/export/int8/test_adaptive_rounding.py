@@ -22,7 +22,8 @@ from edgepress.export.int8 import adaptive_rounding
 from edgepress.export.int8.adaptive_rounding import round_weights, rounded_layers
 from edgepress.export.int8.dialect import dialect
 from edgepress.export.int8.int8_plan import plan_int8
-from edgepress.export.int8.qdq_writer import QuantizedGraph, write_qdq
+from edgepress.export.int8.qdq_writer import write_qdq
+from edgepress.export.int8.quantized_graph import QuantizedGraph
 from edgepress.export.receipt import count_macs
 from edgepress.export.sensitivity.measure import Int8Network
 from edgepress.runtime import EngineOptions

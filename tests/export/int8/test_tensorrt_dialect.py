@@ -28,7 +28,7 @@ from edgepress.export.graph.normalize import normalize, with_opset
 from edgepress.export.graph.precision_plan import PrecisionPlan
 from edgepress.export.graph.torch_capture import capture
 from edgepress.export.int8.bias_correction import correct_biases
-from edgepress.export.int8.qdq_writer import QuantizedGraph
+from edgepress.export.int8.quantized_graph import QuantizedGraph
 from edgepress.runtime import EngineError, EngineOptions, MissingExtraError, open_engine
 from edgepress.runtime.engine_registry import load_backend
 from edgepress.runtime.engines.build_options import BuildOptions
