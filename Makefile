@@ -1,5 +1,6 @@
 # make demo    the whole way on a small network: compress, verify, measure, predict
-# make test    every test, those of the built wheel included
+# make test    every test, those of the built wheel included, but for what needs other tools
+# make processors  tests of engines and dialects on other processors: restricted, and emulated
 # make check   format, lint, types, and the rules of the house
 # make format  what make check would complain about and ruff can mend
 # make clean   removes what these made
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PINS := -c constraints.txt
 
-.PHONY: help demo test check format clean
+.PHONY: help demo test processors check format clean install
 .DEFAULT_GOAL := help
 
 help:
@@ -27,7 +28,9 @@ demo: $(VENV)/.with-compress
 	$(BIN)/python demo/run.py
 
 test: $(VENV)/.with-dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(T)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not external" $(T)
+
+install: $(VENV)/.with-dev
 
 check: $(VENV)/.with-dev
 	$(BIN)/ruff check .
