@@ -17,7 +17,7 @@ from ..runtime.engines.engine import HALF_PRECISIONS
 from ..runtime.errors import InputError
 from ..runtime.files import check_file, write_file
 from ..runtime.target import TARGET_NAMES, target
-from .inspection.text_report import show_blame
+from .inspection.sensitivity_report import show_sensitivity
 
 if TYPE_CHECKING:
     from .int8.dialect import Dialect
@@ -181,7 +181,7 @@ def _show_bundle(console: Console, bundle: Bundle, nodes: bool) -> None:
         for mixed in [report["mixed"] for report in one.get("reports", []) if "mixed" in report]:
             if len(recipes) > 1:
                 console.say(f"  plan        for {one.get('target', 'its target')}")
-            show_blame(console, mixed, everything=nodes)
+            show_sensitivity(console, mixed, everything=nodes)
 
 
 def _show_measured(console: Console, made: Mapping[str, Any]) -> None:

@@ -14,8 +14,6 @@ from helpers.command_line import run_cli
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
-from test_compress_pipeline import NETS, PLAIN, TOML
-
 from edgepress.__main__ import main
 from edgepress.compress import Recipe, compress
 from edgepress.compress.recipe.absent_device import missing_device
@@ -23,6 +21,7 @@ from edgepress.compress.recipe.settings import Int8, Prune
 from edgepress.compress.recipe.target_availability import available_targets
 from edgepress.runtime import BoundError, Bundle, InputError, Session
 from edgepress.runtime.target import target
+from helpers.pipeline_nets import NETS, PLAIN, TOML
 
 FLOAT32 = Recipe("float32")
 BOTH = ("onnxruntime-cpu", "openvino-cpu")

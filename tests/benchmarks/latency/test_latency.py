@@ -346,7 +346,8 @@ def test_the_worker_imports_nothing_but_the_runtime() -> None:
         text=True,
         check=True,
     ).stdout
-    assert listed.strip() == "['edgepress.benchmarks', 'edgepress.benchmarks.latency.worker']"
+    ours = ["edgepress.benchmarks", "edgepress.benchmarks.latency"]
+    assert listed.strip() == str([*ours, "edgepress.benchmarks.latency.worker"])
 
 
 # ---------------------------------------------------------------- the command

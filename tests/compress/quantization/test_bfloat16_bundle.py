@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from helpers.bfloat16_nets import BLINK, PLAIN, net, noise, worked_on
+from helpers.command_line import run_cli_told
+
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
 if importlib.util.find_spec("openvino") is None:  # importing it here would send telemetry
     pytest.skip("the extra openvino is not installed", allow_module_level=True)
-import torch
-from torch import nn
 
 from edgepress.__main__ import main
 from edgepress.benchmarks.latency.comparison import compare
 from edgepress.benchmarks.latency.latency import OwnOptions
-from edgepress.benchmarks.latency.measurement import Preset
 from edgepress.compress import Backbone, Recipe, compress
 from edgepress.compress.evaluation.acceptance import EvaluatedCandidate, RivalPrecision, Verdict
 from edgepress.compress.evaluation.evaluator import Evaluator
@@ -36,77 +35,19 @@ from edgepress.compress.recipe.pass_context import Context, Outcome, float32_out
 from edgepress.compress.recipe.settings import Int8
 from edgepress.compress.result import Result, check_strict
 from edgepress.compress.source.data_and_task import open_data_and_task
-from edgepress.compress.source.source_network import SourceNetwork, first_rows, make_source_network
-from edgepress.export.receipt import NodeReceipt, count_macs
-from edgepress.runtime import BoundError, Bundle, EngineError, Preprocessing, Session
+from edgepress.compress.source.source_network import SourceNetwork, make_source_network
+from edgepress.export.receipt import NodeReceipt
+from edgepress.runtime import BoundError, Bundle, EngineError, Session
 from edgepress.runtime.bundle.bundle_writer import write_files
 from edgepress.runtime.bundle.combine import combine
-from edgepress.runtime.engines.engine import Precision
 from edgepress.runtime.engines.openvino import has_bf16
-from edgepress.runtime.target import target
 from edgepress.runtime.variants.fastest_variant import fastest_variant
 from edgepress.runtime.variants.variant_selection import choose_variant
 
-BLINK = Preset("blink", 0.05, 64, 0.2, 1, 5.0)
-PLAIN = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 pytestmark = [
     pytest.mark.serial,
     pytest.mark.skipif(not has_bf16(), reason="this processor has no bfloat16"),
 ]
-
-
-class Net(nn.Module):
-    """Enough work for bfloat16 to have something to win."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(3, 64, 3, padding=1)
-        self.second = nn.Conv2d(64, 64, 3, padding=1)
-        self.third = nn.Conv2d(64, 64, 3, padding=1)
-        self.last = nn.Linear(64, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for layer in (self.first, self.second, self.third):
-            x = torch.relu(layer(x))
-        return self.last(x.mean((2, 3)))
-
-
-def net() -> nn.Module:
-    torch.manual_seed(0)
-    return Net().eval()
-
-
-def noise(folder: Path) -> Path:
-    """Pictures without labels."""
-    x = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3)).astype(np.uint8)
-    np.savez(folder / "data.npz", x=x)
-    return folder / "data.npz"
-
-
-def worked_on(
-    pictures: Path, floats: Precision = "f32"
-) -> tuple[SourceNetwork, Context, Evaluator, Any]:
-    """The network, and all that passes and judges want of it, for OpenVINO."""
-    material = open_data_and_task(pictures, None, "agreement", 8, 0, training=False)
-    part = material.split.calibration
-    subject = make_source_network(
-        "net", Backbone(net(), "net", preprocessing=PLAIN), None, part, 18
-    )
-    graph = subject.graph
-    example = first_rows(part, graph.inputs, subject.preprocessing, 1)
-
-    def quiet(*_: object) -> None:
-        return None
-
-    def batches(size: int) -> Any:
-        return (b.inputs for b in part.batches(graph.inputs, subject.preprocessing, size))
-
-    macs = count_macs(graph, example)
-    context = Context(
-        target("openvino-cpu"), batches, len(part), batches, macs, quiet, floats=floats
-    )
-    judge = Evaluator(graph, material.task, subject.preprocessing, example, quiet, "openvino")
-    return subject, context, judge, material
 
 
 @pytest.fixture(scope="module")
@@ -151,14 +92,6 @@ def bundle(
     out = tmp_path_factory.mktemp("out") / "bundle"
     write_files(held.files, out)
     return out
-
-
-def run_cli(capture: pytest.CaptureFixture[str], *words: object) -> tuple[int, dict[str, Any], str]:
-    with pytest.raises(SystemExit) as ended:
-        main([*map(str, words), "--json"])
-    told = capture.readouterr()
-    assert isinstance(ended.value.code, int), told.err
-    return ended.value.code, json.loads(told.out), told.err
 
 
 @pytest.fixture
@@ -258,24 +191,24 @@ def test_elsewhere_float32_runs_and_says_so(
         Session.open(bundle, variant="bfloat16")
     assert refused.value.code == "E_PRECISION"
     assert OwnOptions.of(bundle, None, None).precision == "f32"
-    status, found, error = run_cli(capsys, "evaluate", bundle, "--data", pictures,
+    status, found, error = run_cli_told(capsys, "evaluate", bundle, "--data", pictures,
                                    "--task", "agreement", "--reference", bundle)  # fmt: skip
     assert (status, found["ran"]) == (0, "the runtime (float32)")
     assert "has no bfloat16 on this processor" in error
-    status, found, _ = run_cli(capsys, "verify", bundle)
+    status, found, _ = run_cli_told(capsys, "verify", bundle)
     assert (status, list(found["not_proved"])) == (0, ["bfloat16"])
 
 
 def test_every_command_takes_it(
     bundle: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, told, _ = run_cli(capsys, "verify", bundle)
+    status, told, _ = run_cli_told(capsys, "verify", bundle)
     assert (status, [one["name"] for one in told["variants"]]) == (0, ["bfloat16", "float32"])
     words = ("evaluate", bundle, "--data", pictures, "--reference", bundle / "model.onnx")
-    status, told, _ = run_cli(capsys, *words, "--task", "agreement")
+    status, told, _ = run_cli_told(capsys, *words, "--task", "agreement")
     assert (status, told["ran"]) == (0, "the runtime (bfloat16)")
     assert 90 < told["score"]["value"] < 100, "it is not float32"
-    status, told, _ = run_cli(capsys, "inspect", bundle)
+    status, told, _ = run_cli_told(capsys, "inspect", bundle)
     assert (status, [one["precision"] for one in told["variants"]]) == (0, ["bfloat16", "float32"])
     with pytest.raises(SystemExit):
         main(["inspect", str(bundle)])

@@ -17,8 +17,6 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx")
 if importlib.util.find_spec("openvino") is None:  # importing it here would send telemetry
     pytest.skip("the extra openvino is not installed", allow_module_level=True)
-from test_bfloat16_bundle import BLINK, PLAIN, net, noise, run_cli, worked_on
-
 from edgepress.__main__ import main
 from edgepress.benchmarks.latency.comparison import Comparison, compare
 from edgepress.benchmarks.latency.latency import OwnOptions
@@ -46,6 +44,8 @@ from edgepress.runtime.engines.kernel_times import kernel_times
 from edgepress.runtime.engines.openvino import has_bf16
 from edgepress.runtime.target import target
 from edgepress.runtime.variants.fastest_variant import fastest_variant
+from helpers.bfloat16_nets import BLINK, PLAIN, net, noise, worked_on
+from helpers.command_line import run_cli_told
 
 pytestmark = [
     pytest.mark.serial,
@@ -303,18 +303,18 @@ def test_elsewhere_int8_runs_and_says_so(
         Session.open(bundle, variant="int8-bfloat16")
     assert refused.value.code == "E_PRECISION"
     assert OwnOptions.of(bundle, None, None).precision == "f32"
-    status, found, error = run_cli(capsys, "evaluate", bundle, "--data", pictures,
+    status, found, error = run_cli_told(capsys, "evaluate", bundle, "--data", pictures,
                                    "--task", "agreement", "--reference", bundle)  # fmt: skip
     assert (status, found["ran"]) == (0, "the runtime (int8)")
     assert "has no bfloat16 on this processor" in error
-    status, found, _ = run_cli(capsys, "verify", bundle)
+    status, found, _ = run_cli_told(capsys, "verify", bundle)
     assert (status, list(found["not_proved"])) == (0, ["int8-bfloat16"])
 
 
 def test_every_command_takes_it(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, told, _ = run_cli(capsys, "verify", bundle)
+    status, told, _ = run_cli_told(capsys, "verify", bundle)
     assert (status, [one["name"] for one in told["variants"]]) == (0, BOTH)
-    status, told, _ = run_cli(capsys, "inspect", bundle)
+    status, told, _ = run_cli_told(capsys, "inspect", bundle)
     assert (status, [one["precision"] for one in told["variants"]]) == (0, BOTH)
     with pytest.raises(SystemExit):
         main(["inspect", str(bundle)])

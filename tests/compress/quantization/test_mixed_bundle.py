@@ -11,13 +11,12 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("scipy")
 
-from test_mixed_precision import network
-
 from edgepress.__main__ import main
 from edgepress.compress import Recipe
 from edgepress.compress.pipeline import compress
 from edgepress.compress.recipe.settings import Int8
 from edgepress.runtime import Bundle, InputError, Preprocessing
+from helpers.mixed_nets import network
 
 pytestmark = pytest.mark.slow
 PLAIN = Preprocessing(scale=1.0, mean=(127.0,), std=(64.0,))

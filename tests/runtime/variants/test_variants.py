@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import edgepress.runtime.variants.fastest_variant as timing
 from edgepress.__main__ import cli
 from edgepress.benchmarks.latency.latency import OwnOptions
 from edgepress.runtime import (
@@ -33,7 +34,6 @@ from edgepress.runtime.bundle.npz import write_npz
 from edgepress.runtime.engine_registry import import_backend
 from edgepress.runtime.nvidia.driver import Gpu, cuda
 from edgepress.runtime.target import openvino_dialect, processor, serves, target
-from edgepress.runtime.variants import variant_selection
 from edgepress.runtime.variants.fastest_variant import fastest_variant
 from edgepress.runtime.variants.variant_selection import choose_variant
 from helpers.processors import (
@@ -423,9 +423,7 @@ def test_a_choice_is_remembered_for_its_gpu_and_driver(
     plain, quantized = make("one", dialect="onnx"), make("two", dialect=HERE, precision="int8")
     mixed = joined(plain, make("three", engine="tensorrt", dialect="onnx"))
     without = joined_again(plain, quantized)
-    monkeypatch.setattr(
-        variant_selection, "_timed", lambda _, all, *__: {one.name: 1.0 for one in all}
-    )
+    monkeypatch.setattr(timing, "_timed", lambda _, all, *__: {one.name: 1.0 for one in all})
     anew = "the fastest, measured just now"
     orin = Gpu(0, "Orin", "8.7", "CUDA 12.6")
     for gpu in (
