@@ -21,6 +21,8 @@ OUT = Path(".work/demo")
 BUNDLE, FLOAT = OUT / "fashion-int8", OUT / "fashion.onnx"
 MODEL = ["demo/backbone.py:fashion_resnet", "--weights", "demo/weights/fashion_resnet.safetensors"]
 PICTURES = ["--preprocessing", "demo/preprocessing.toml"]
+RECIPE = ["--data", "demo/data/calibration.npz", "--recipe", "int8", "--max-drop", "0.5"]
+COMPRESS = ["compress", *MODEL, *PICTURES, *RECIPE]
 
 
 def run(*arguments: str | Path, quiet: bool = False) -> str:
@@ -45,13 +47,7 @@ def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     run("doctor")
     run("export", *MODEL, *PICTURES, "--static-shape", "1,1,28,28", "--out", FLOAT, "--force")
-    run(
-        "compress",
-        *MODEL,
-        *PICTURES,
-        *("--data", DEMO / "data/calibration.npz", "--test-data", DEMO / "data/test.npz"),
-        *("--recipe", "int8", "--max-drop", "0.5", "--out", BUNDLE, "--force"),
-    )
+    run(*COMPRESS, "--test-data", DEMO / "data/test.npz", "--out", BUNDLE, "--force")
     run("verify", BUNDLE)
     run("evaluate", BUNDLE, "--data", DEMO / "data/test.npz")
     run("predict", BUNDLE, *sorted((DEMO / "pictures").glob("*.png")), "--top", "2")
