@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+pytest_plugins = ["emulation.aarch64", "emulation.demo_bundle"]  # fixtures that lie elsewhere
+
 PROJECT = Path(__file__).resolve().parent.parent
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 
