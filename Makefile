@@ -28,7 +28,7 @@ demo: $(VENV)/.with-compress
 	$(BIN)/python demo/run.py
 
 test: $(VENV)/.with-dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not external" $(T)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(T)
 
 install: $(VENV)/.with-dev
 
