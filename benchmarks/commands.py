@@ -78,7 +78,7 @@ def _unsettled_exits(command: Callable[_P, None]) -> Callable[_P, None]:
     "--against-precision",
     type=click.Choice(FLOAT_PRECISIONS),
     default=None,
-    help="By default what its bundle says, for a file the same.",
+    help="By default what its bundle says, for a file the same, or f32 if its engine lacks it.",
 )
 @click.option("--against-variant", default=None, help="Which model of the other bundle.")
 @click.option(

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ...runtime.engine_registry import computes_in
 from ...runtime.engines.engine import Precision
 from ...runtime.files import temporary_folder
 from ..statistics import bootstrap_median, mann_whitney_u
@@ -121,7 +122,7 @@ def compare(
         against_engine: Name of b's engine; by default the one that a bundle was made for, a's for a
             file.
         against_precision: What b's engine computes floats in; by default what its variant says, for
-            a file the same as a.
+            a file the same as a, or float32 where b's engine has no such precision.
         against_variant: Which model of the bundle b.
         seed: Of the random inputs and of the bootstrap.
         shapes: Whole input shapes by name, for free dimensions other than the batch.
@@ -147,12 +148,7 @@ def compare(
         precision or own_a.precision,
         own_a.variant,
     )
-    against = replace(
-        settings,
-        engine=own_b.engine or settings.engine,
-        precision=against_precision or (own_b.precision if own_b.variant else settings.precision),
-        variant=own_b.variant,
-    )
+    against = request_against(settings, own_b, against_precision)
     with ExitStack() as stack:
         built = cache or str(stack.enter_context(temporary_folder()))
         (file_a, told_a), (file_b, told_b) = (
@@ -175,6 +171,26 @@ def compare(
             np.asarray(two.medians),
             seed,
         )
+
+
+def request_against(
+    settings: MeasurementRequest, own: OwnOptions, precision: Precision | None
+) -> MeasurementRequest:
+    """How the other side is run, where ``settings`` are of the first.
+
+    Args:
+        settings: Of the first.
+        own: How the other wants to be run.
+        precision: What the other's floats were asked to be computed in.
+    """
+    engine = own.engine or settings.engine
+    if precision is None and own.variant:
+        precision = own.precision
+    elif precision is None:
+        # two files on one engine are alike in this; another engine may not have the precision
+        alike = engine == settings.engine or computes_in(engine, settings.precision)
+        precision = settings.precision if alike else "f32"
+    return replace(settings, engine=engine, precision=precision, variant=own.variant)
 
 
 def _judge(

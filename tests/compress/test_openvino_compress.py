@@ -23,6 +23,7 @@ if importlib.util.find_spec("openvino") is None:  # importing it here would send
     pytest.skip("the extra openvino is not installed", allow_module_level=True)
 
 from edgepress.benchmarks.latency.comparison import Comparison, compare
+from edgepress.benchmarks.latency.latency import OwnOptions
 from edgepress.benchmarks.latency.measurement import Preset
 from edgepress.compress import compress
 from edgepress.compress.evaluation.acceptance import (
@@ -112,9 +113,13 @@ def test_a_session_runs_it(bundle: Path, project: Path) -> None:
     assert labels == ["Ankle boot", "Bag", "Sneaker", "Trouser"]
     name = next(iter(one))
     assert (one[name].shape, three[name].shape) == ((1, 10), (3, 10))
-    with pytest.raises(EngineError) as refused:
-        Session.open(bundle, engine="onnxruntime")
-    assert refused.value.code == "E_DIALECT"
+    if {one.dialect for one in Bundle.open(bundle).variants} == {"onnx"}:  # floats shipped
+        with Session.open(bundle, engine="onnxruntime") as session:
+            assert session.variant.precision == "float32", "any engine reads it, in what it has"
+    else:
+        with pytest.raises(EngineError) as refused:
+            Session.open(bundle, engine="onnxruntime")
+        assert refused.value.code == "E_DIALECT"
 
 
 def test_every_command_takes_it(
@@ -146,6 +151,8 @@ def test_another_command_line_names_both_sides(
     assert (found["a"]["engine"]["engine"], found["b"]["engine"]["engine"]) == (
         "openvino", "onnxruntime",
     )  # fmt: skip
+    assert found["a"]["engine"]["precision"] == OwnOptions.of(bundle, None, None).precision
+    assert "precision" not in found["b"]["engine"], "it knows but float32, and was asked for that"
     status, told = run_cli(capsys, "bench", model, "--against-engine", "openvino")
     assert (status, told["error"]["code"]) == (2, "E_USAGE")
     status, told = run_cli(capsys, "bench", model, "--precision", "bf16")

@@ -18,9 +18,11 @@ import pytest
 
 from edgepress.__main__ import main
 from edgepress.benchmarks import Preset, compare, measure
+from edgepress.benchmarks.latency.comparison import request_against
 from edgepress.benchmarks.latency.feeds import make_feeds
 from edgepress.benchmarks.latency.fingerprint import fingerprint
-from edgepress.benchmarks.latency.measurement import PRESETS, Latency
+from edgepress.benchmarks.latency.latency import OwnOptions
+from edgepress.benchmarks.latency.measurement import PRESETS, Latency, MeasurementRequest
 from edgepress.benchmarks.latency.processes import Worker
 from edgepress.benchmarks.latency.worker import WorkerRequest
 from edgepress.runtime import BundleError, EngineError, InputError, TensorSpec
@@ -170,6 +172,26 @@ def test_a_graph_with_a_third_of_the_work_is_faster(chain: Callable[..., bytes])
     assert turned.faster == "b"
     assert turned.ratio < 1 / 1.5
     json.dumps(turned.to_dict(), allow_nan=False)
+
+
+def test_a_file_on_another_engine_computes_in_what_that_has(chain: Callable[..., bytes]) -> None:
+    def against(first: str, other: str | None, *asked: Any) -> tuple[str, str]:
+        settings = MeasurementRequest.of(1, 1, SHORT, first, 0, None, "bf16")
+        found = request_against(settings, OwnOptions(other), *asked or (None,))
+        return found.engine, found.precision
+
+    assert against("openvino", "onnxruntime") == ("onnxruntime", "f32"), "which has no bfloat16"
+    assert against("openvino", None) == ("openvino", "bf16"), "two files on one engine are alike"
+    assert against("onnxruntime", "onnxruntime") == ("onnxruntime", "bf16"), "refused for the first"
+    assert against("openvino", "onnxruntime", "bf16") == ("onnxruntime", "bf16"), "as asked"
+    settings = MeasurementRequest.of(1, 1, SHORT, "onnxruntime", 0, None)
+    variant = request_against(settings, OwnOptions("openvino", "bfloat16", "bf16"), None)
+    assert (variant.precision, variant.variant) == ("bf16", "bfloat16"), "as its bundle says"
+    assert request_against(settings, OwnOptions("openvino"), None).precision == "f32"
+    with pytest.raises(EngineError) as refused:
+        compare(chain(1), chain(1), preset=SHORT, engine="onnxruntime",
+                against_precision="bf16")  # fmt: skip
+    assert refused.value.code == "E_PRECISION", "what was asked for is not swapped"
 
 
 # ---------------------------------------------------------------- what goes wrong
