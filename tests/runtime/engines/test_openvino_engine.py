@@ -59,6 +59,13 @@ def graph(nodes: list[Any], inputs: list[tuple[Any, ...]], outputs: list[tuple[A
     return helper.make_model(made, ir_version=10, opset_imports=opset).SerializeToString()
 
 
+def capabilities() -> list[str]:
+    """What OpenVINO says that this processor computes in."""
+    module = sys.modules[OpenVinoEngine.__module__]
+    core = module._core(module._backend())
+    return list(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
 @needs_openvino
 def test_it_computes_what_onnx_runtime_computes(tiny_classifier: Callable[..., bytes]) -> None:
     model = tiny_classifier()
@@ -334,11 +341,18 @@ def test_a_processor_without_bfloat16_refuses_it(
 def test_a_precision_that_the_backend_swaps_is_refused(
     tiny_classifier: Callable[..., bytes],
 ) -> None:
-    """Asked for f16, the CPU takes bf16 or f32 without a word."""
+    """Asked for f16, a CPU without it takes bf16 or f32 without a word."""
     options = EngineOptions(precision="f16")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(EngineError) as caught:
-        open_engine("openvino")(tiny_classifier(), options).__enter__()
-    assert caught.value.code == "E_PRECISION"
+    model = tiny_classifier(width=32, size=16)
+    if "FP16" in capabilities():
+        kinds = {
+            one.precision for one in executed_graph(model, options) if one.kind == "Convolution"
+        }
+        assert kinds == {"f16"}, "it is what is executed"
+    else:
+        with pytest.raises(EngineError) as caught:
+            open_engine("openvino")(model, options).__enter__()
+        assert caught.value.code == "E_PRECISION"
 
 
 def test_onnx_runtime_refuses_bfloat16(tiny_classifier: Callable[..., bytes]) -> None:
