@@ -12,6 +12,8 @@ from types import ModuleType
 
 import pytest
 
+from helpers.assertions import without_assertion
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -223,14 +225,14 @@ def defined(path: Path) -> Iterator[str]:
 
 @by_module
 def test_the_device_side_has_no_torch_and_no_onnx(path: Path) -> None:
-    if path.parts[0] in FOR_DEVICES:
-        assert not foreign(path) & NOT_ON_DEVICES
+    unwanted = NOT_ON_DEVICES if path.parts[0] in FOR_DEVICES else set[str]()
+    assert not foreign(path) & unwanted
 
 
 @by_module
 def test_only_what_talks_to_the_terminal_imports_its_libraries(path: Path) -> None:
-    if path.name not in ("__main__.py", "console.py") and not path.stem.endswith("commands"):
-        assert not foreign(path) & set(TERMINAL)
+    talks = path.name in ("__main__.py", "console.py") or path.stem.endswith("commands")
+    assert talks or not foreign(path) & set(TERMINAL)
 
 
 def test_each_external_engine_has_one_border_module() -> None:
@@ -284,9 +286,10 @@ def _is_public(module: ModuleType, name: str) -> bool:
 
 @by_package
 def test_a_package_holds_modules_that_import(package: Path) -> None:
-    for path in MODULES:
-        if path.parent == package and path.name not in ("__init__.py", "__main__.py"):
-            importlib.import_module(dotted(path.with_suffix("")))
+    files = [path for path in MODULES if path.parent == package and path.name[:2] != "__"]
+    assert files
+    for path in files:
+        importlib.import_module(dotted(path.with_suffix("")))
 
 
 def test_the_command_table_is_true() -> None:
@@ -294,6 +297,7 @@ def test_the_command_table_is_true() -> None:
 
     from edgepress.__main__ import COMMANDS
 
+    assert COMMANDS
     for name, entry in COMMANDS.items():
         command = getattr(importlib.import_module(f"edgepress.{entry.module}"), name)
         assert isinstance(command, click.Command)
@@ -301,3 +305,52 @@ def test_the_command_table_is_true() -> None:
         assert command.help, f"{name} --help says nothing"
         options = [option for parameter in command.params for option in parameter.opts]
         assert "--json" in options, f"{name} has no --json"
+
+
+def test_every_test_asserts_whichever_way_it_goes() -> None:
+    assert without_assertion(PROJECT / "tests") == []
+
+
+ASSERTS = """
+def test_a(here):
+    if here: assert True
+    else: pytest.skip("why")
+def test_b():
+    for one in (1, 2): assert one
+def test_c():
+    with pytest.raises(ValueError): int("a")
+def test_d(cli: Cli): cli.refused()
+def test_e():
+    try: int("a")
+    except ValueError: raise
+    finally: holds(1)
+class Cli:
+    def refused(self): holds(0)
+def holds(what): assert what
+"""
+MAY_NOT = """
+def test_a(here):
+    if here: assert True
+def test_b(some):
+    for one in some: assert one
+def test_c(here):
+    for one in (1, 2):
+        if here: continue
+        assert one
+def test_d(here):
+    if here: return
+    assert here
+def test_e():
+    with contextlib.suppress(ValueError): assert int("a")
+def test_f():
+    def inner(): assert True
+def test_g(): perhaps([])
+def perhaps(some): [holds(one) for one in some]
+def holds(what): assert what
+"""
+
+
+def test_a_test_that_may_not_assert_is_found(tmp_path: Path) -> None:
+    (tmp_path / "test_one.py").write_text(ASSERTS, encoding="utf-8")
+    (tmp_path / "test_two.py").write_text(MAY_NOT, encoding="utf-8")
+    assert without_assertion(tmp_path) == [f"test_two.py::test_{letter}" for letter in "abcdefg"]

@@ -110,7 +110,8 @@ def test_a_read_only_bundle_opens(bundle: Path) -> None:
     for path in [*bundle.rglob("*"), bundle]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     try:
-        Session.open(bundle).close()
+        with Session.open(bundle) as session:
+            assert session.selftest, "it ran"
     finally:
         for path in [bundle, *bundle.rglob("*")]:
             path.chmod(0o755 if path.is_dir() else 0o644)

@@ -163,7 +163,8 @@ def test_row_13_more_declared_than_there_is(make: Make) -> None:
 
 def test_symbols_may_have_other_names(make: Make) -> None:
     renamed = (TensorSpec("input", "float32", ("batch", 3, 8, 8)),)
-    Session.open(make(change={"inputs": renamed})).close()
+    with Session.open(make(change={"inputs": renamed})) as session:
+        assert session.inputs[0].shape == ("N", 3, 8, 8), "as the graph says"
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,7 @@ def test_damage_grows_with_the_cut() -> None:
     found = measure_output_damage(
         module, frame.structure, [batch()], scores, widths, "features", lambda *_: None
     )
+    assert len(found.groups) == len(widths) > 0
     for each in found.groups:
         assert each[0] == 0
         assert list(each) == sorted(each)

@@ -161,7 +161,9 @@ def test_every_kernel_is_told_back_to_the_network(engine: str) -> None:
     feeds = {"x": np.zeros((1, 3, 32, 32), np.float32)}
     models = (whole.graph.model, whole.quantized.model)
     names = {node.name for node in whole.graph.proto().graph.node}
-    for profile in profile_graphs(engine, whole.graph, models, feeds):
+    profiles = profile_graphs(engine, whole.graph, models, feeds)
+    assert len(profiles) == len(models)
+    for profile in profiles:
         told = sum(profile.nodes.values()) + profile.rest_ms
         told += sum(profile.quantizing.values()) + sum(profile.dequantizing.values())
         assert set(profile.nodes) <= names

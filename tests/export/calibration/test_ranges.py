@@ -183,6 +183,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(graph: Graph) -> None:
 @pytest.mark.parametrize("method", RANGE_METHODS)
 def test_methods_are_nested(graph: Graph, method: str) -> None:
     ranges = calibrate(graph, pictures(16), method=method)
+    assert ranges.tensors
     for one in ranges.tensors.values():
         assert min(one.minimum, 0) - 1e-6 <= one.low <= 0 <= one.high <= max(one.maximum, 0) + 1e-6
 

@@ -197,6 +197,7 @@ def test_patches_are_what_the_layer_sums_over() -> None:
         bias = 0.0 if kind == "dilation" else walk.constant("b0").reshape(layer.groups, 1, -1)
         found = np.sort((sums + bias).reshape(layer.groups, 3, -1, sums.shape[2]), axis=2)
         wanted = run(graph.model, seen).reshape(3, layer.groups, sums.shape[2], -1)
+        assert layer.groups == (2 if kind == "groups" else 1)
         for group, picture, channel in np.ndindex(layer.groups, 3, sums.shape[2]):
             given = found[group, picture, :, channel]
             gap = np.abs(given[:, None] - wanted[picture, group, channel][None]).min(axis=1)

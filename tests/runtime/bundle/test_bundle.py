@@ -200,7 +200,9 @@ def test_a_broken_digest_is_refused(digest: bytes, tmp_path: Path) -> None:
 
 def test_every_truncation_of_a_zip_is_refused(tmp_path: Path) -> None:
     data = zipped(sealed())
-    for length in range(4, len(data), max(1, len(data) // 97)):
+    lengths = range(4, len(data), max(1, len(data) // 97))
+    assert len(lengths) > 90
+    for length in lengths:
         assert zip_refusal(data[:length], tmp_path).code == "E_ARCHIVE", length
 
 
@@ -208,6 +210,7 @@ def test_every_changed_byte_of_a_zip_is_harmless(tmp_path: Path) -> None:
     """Refused by a code, or in a field that nothing depends on, such as a date."""
     data = bytearray(zipped(sealed(), zipfile.ZIP_STORED))
     path = tmp_path / "bundle.zip"
+    refused = 0
     for index in range(0, len(data), 13):
         data[index] ^= 0x41
         path.write_bytes(data)
@@ -215,8 +218,10 @@ def test_every_changed_byte_of_a_zip_is_harmless(tmp_path: Path) -> None:
         try:
             opened = Bundle.open(path)
         except BundleError:
-            continue
-        assert opened.files == sealed(), index
+            refused += 1
+        else:
+            assert opened.files == sealed(), index
+    assert refused > 100
 
 
 @pytest.mark.parametrize(

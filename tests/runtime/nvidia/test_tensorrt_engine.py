@@ -37,7 +37,6 @@ from edgepress.runtime.engines.build_options import BuildOptions
 from edgepress.runtime.nvidia.driver import Cuda, Gpu, cuda, version_of
 from edgepress.runtime.nvidia.engine import NvidiaEngine
 from edgepress.runtime.nvidia.execution import Execution
-from edgepress.runtime.nvidia.tensorrt_rtx import check_gpu
 from edgepress.runtime.target import TARGET_NAMES, target
 from helpers.command_line import run_cli
 from helpers.tensorrt_here import (
@@ -143,8 +142,11 @@ H200 = Gpu(0, "NVIDIA H200", "9.0", "580.159")
 
 
 @pytest.mark.parametrize("capability", ["7.5", "8.0", "8.6", "8.9", "12.0", "12.1", "13.0"])
-def test_rtx_serves_desktops(capability: str) -> None:
-    check_gpu(replace(H200, compute_capability=capability))
+def test_rtx_serves_desktops(capability: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = replace(H200, compute_capability=capability)
+    driver = SimpleNamespace(gpu=lambda: device)
+    monkeypatch.setattr("edgepress.runtime.nvidia.driver.cuda", lambda: driver)
+    assert find_device("tensorrt-rtx") == device
 
 
 @pytest.mark.parametrize("capability", ["7.0", "8.7", "9.0", "10.0", "11.0"])
