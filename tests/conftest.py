@@ -46,6 +46,14 @@ for name in ("CUDA_CACHE_PATH", "TRITON_CACHE_DIR"):  # of the driver's and the 
 if WORKER:  # several test processes share the cores: one OpenMP thread each, for torch
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# As on another processor: before a test module asks what this one can do.
+HELD_TO = os.environ.get("EDGEPRESS_TESTS_PROCESSOR")
+if HELD_TO:
+    from helpers.processors import hold_to
+
+    (RUN_FOLDER / f"processor{WORKER}").mkdir()
+    hold_to(HELD_TO, RUN_FOLDER / f"processor{WORKER}")
+
 # What starts us in the background may have us ignore Ctrl-C, which children would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -84,6 +92,10 @@ def clean_machine() -> Iterator[list[str]]:
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     assert not written, f"written in the home folder: {written}"
     assert not refused, f"reached for the network: {refused}"
+
+
+def pytest_report_header() -> str:
+    return f"held to the processor {HELD_TO}" if HELD_TO else ""
 
 
 def pytest_unconfigure() -> None:

@@ -23,9 +23,14 @@ from edgepress.export.int8.quantized_graph import QuantizedGraph
 from edgepress.export.receipt import Receipt, count_macs, int8_receipt
 from edgepress.runtime import EngineOptions
 from edgepress.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from edgepress.runtime.target import onnxruntime_dialect
 from edgepress.runtime.tensors import Array, Arrays
 
 X86 = "onnxruntime-x86-vnni"
+if onnxruntime_dialect() == "onnxruntime-x86":
+    X86 = "onnxruntime-x86"
+"""ONNX Runtime's dialect for x86 processors, which is that of the one at hand if it is one."""
+
 LEVELS = ("none", "basic", "all")
 PICTURES = "float[N,3,16,16] x"
 SAME = "pads=[1,1,1,1]"

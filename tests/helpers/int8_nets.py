@@ -10,17 +10,22 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from edgepress.export.int8.dialect import dialect
 from edgepress.runtime.engines.onnxruntime import optimized_model
+from helpers.int8_graphs import X86
+
+LARGEST = dialect(X86).weight_limit
+"""Of the codes of weights: other tools, too, halve it for a processor that else would saturate."""
 
 
 class Net:
     """An INT8 network, written node by node; activations are (N, C, 16, 16)."""
 
-    def __init__(self, seed: int = 0, *, channels: int = 4) -> None:
+    def __init__(self, seed: int = 0, *, channels: int = 4, largest: int = LARGEST) -> None:
         self.rng = np.random.default_rng(seed)
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
-        self.channels = channels
+        self.channels, self.largest = channels, largest
         self.count = 0
 
     def name(self, stem: str) -> str:
@@ -60,8 +65,9 @@ class Net:
 
     def weights(self, *shape: int, stored: str = "codes") -> str:
         """Dequantized weights: from ``codes``, or from ``floats`` behind both quantizers."""
-        codes = self.rng.integers(-127, 128, shape).astype(np.int8)
-        scale = self.rng.uniform(0.5, 1.5, shape[0]).astype(np.float32) / 127
+        codes = self.rng.integers(-127, 128, shape)
+        codes = np.rint(codes * self.largest / 127).astype(np.int8)
+        scale = self.rng.uniform(0.5, 1.5, shape[0]).astype(np.float32) / self.largest
         scale /= np.float32(np.sqrt(np.prod(shape[1:])))
         parts = [self.constant(scale), self.constant(np.zeros(shape[0], np.int8))]
         if stored == "codes":

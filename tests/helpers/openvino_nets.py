@@ -14,9 +14,10 @@ from edgepress.export.int8.dialect import Dialect
 from edgepress.export.int8.quantized_graph import QuantizedGraph
 from edgepress.export.receipt import count_macs
 from edgepress.runtime import open_engine
+from edgepress.runtime.target import openvino_dialect
 from edgepress.runtime.tensors import Array
 
-OURS = dialect("openvino")
+OURS = dialect(openvino_dialect())
 SIZE = 16
 node = helper.make_node
 

@@ -1,15 +1,22 @@
-"""What ``/proc/cpuinfo`` and the device tree tell of real processors, cut short; for tests."""
+"""What ``/proc/cpuinfo`` and the device tree tell of real processors, cut short; for tests.
+
+``EDGEPRESS_TESTS_PROCESSOR=avx2`` runs tests as on a processor with less than the one at hand: see
+``LEVELS``.
+"""
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from edgepress.runtime import target
+from edgepress.runtime.engines import openvino
 from edgepress.runtime.nvidia import driver
 from edgepress.runtime.nvidia.driver import Gpu
 
@@ -96,6 +103,44 @@ ROCKCHIP = _arm(
     name="model name\t: ARMv8 Processor rev 1 (v8l)\n",
 )
 """Small cores and large ones."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """What OpenVINO is held to, and a processor that has just that.
+
+    Attributes:
+        isa: The newest instructions that oneDNN may use, for ``ONEDNN_MAX_CPU_ISA``.
+        cpuinfo: What such a processor tells of itself.
+        bf16: Whether OpenVINO computes in bfloat16 on it. It asks the processor for that, and not
+            oneDNN, so that what it says under the switch is not true of AVX2.
+        needs: The flag that the processor at hand must have.
+    """
+
+    isa: str
+    cpuinfo: str
+    bf16: bool
+    needs: str
+
+
+LEVELS = {
+    "avx2": Level("AVX2", COFFEE_LAKE, bf16=False, needs="avx2"),
+    "avx2-vnni": Level("AVX2_VNNI", ALDER_LAKE, bf16=False, needs="avx_vnni"),
+    "avx512-vnni": Level("AVX512_CORE_VNNI", TIGER_LAKE, bf16=True, needs="avx512_vnni"),
+}
+
+
+def hold_to(name: str, folder: Path) -> None:
+    """Let this process and its children use no more than a level, and take it for the processor.
+
+    ONNX Runtime knows no such switch and goes on using what there is; an emulator restricts it.
+    """
+    level = LEVELS[name]
+    os.environ["ONEDNN_MAX_CPU_ISA"] = level.isa
+    target._CPUINFO = folder / "cpuinfo"
+    target._CPUINFO.write_text(level.cpuinfo, encoding="utf-8")
+    if not level.bf16:
+        openvino._computes_in_bf16 = lambda core, device: False
 
 
 def pretend(

@@ -15,9 +15,10 @@ from edgepress.export.int8.dialect import dialect
 from edgepress.export.transcode.transcode import transcode
 from edgepress.runtime import EngineOptions
 from edgepress.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from helpers import int8_graphs
 from helpers.int8_nets import kernels, pictures, quantize_static, small_network
 
-X86 = dialect("onnxruntime-x86-vnni")
+X86 = dialect(int8_graphs.X86)
 
 
 @pytest.fixture

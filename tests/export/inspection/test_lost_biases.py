@@ -14,9 +14,10 @@ from edgepress.export.int8.dialect import dialect
 from edgepress.export.transcode.transcode import transcode
 from edgepress.runtime import EngineOptions
 from edgepress.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from helpers import int8_graphs
 from helpers.int8_nets import Net
 
-X86 = dialect("onnxruntime-x86-vnni")
+X86 = dialect(int8_graphs.X86)
 STEP = np.float16(2.0**-8)  # of inputs and weights: 65,504 codes of a bias are 0.9995
 LEAST, LOST = 0.99, 1.01
 LOSING = ("quantizer", "Relu", "MaxPool", "Relu Reshape", "Transpose", "Relu MaxPool Reshape")

@@ -21,9 +21,10 @@ from edgepress.export.transcode.transcode import Transcoded, transcode
 from edgepress.export.transcode.weight_grid import keep_codes
 from edgepress.runtime import BoundError, EngineError, EngineOptions, InputError
 from edgepress.runtime.engines.onnxruntime import OnnxRuntimeEngine, optimized_model, profile
+from helpers import int8_graphs
 from helpers.int8_nets import Net, as_tensorrt_wants, depthwise, kernels, residual
 
-X86 = dialect("onnxruntime-x86-vnni")
+X86 = dialect(int8_graphs.X86)
 
 
 def rules(found: Transcoded) -> set[str]:
@@ -457,7 +458,7 @@ def test_more_than_a_step_is_refused_unless_accepted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Half-range weights, which OpenVINO needs without VNNI, do not hold the file's codes."""
-    net = Net(16)
+    net = Net(16, largest=127)
     y = net.pair(net.op("Relu", net.conv(net.pair("x", 0.01, 0), 4, 8)), 0.002, 0, "uint8")
     path = net.write(tmp_path / "a.onnx", y)
     with pytest.raises(BoundError) as refused:

@@ -20,9 +20,10 @@ from edgepress.export.int8.dialect import dialect
 from edgepress.export.transcode.transcode import Transcoded, transcode
 from edgepress.runtime import BoundError, EngineOptions
 from edgepress.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from helpers import int8_graphs
 from helpers.int8_nets import Net, as_tensorrt_wants, depthwise, kernels, residual
 
-X86 = dialect("onnxruntime-x86-vnni")
+X86 = dialect(int8_graphs.X86)
 OPENVINO = pytest.param(
     "openvino",
     marks=pytest.mark.skipif(

@@ -20,9 +20,10 @@ from edgepress.export.transcode.transcode_plan import Liberties, TranscodePlan
 from edgepress.export.transcode.verify_layers import ReferenceFile, compare_layers
 from edgepress.runtime import EngineOptions
 from edgepress.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from helpers import int8_graphs
 from helpers.int8_nets import Net, kernels
 
-X86 = dialect("onnxruntime-x86-vnni")
+X86 = dialect(int8_graphs.X86)
 
 
 def give_out(path: str, name: str) -> str:
