@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,7 @@ from edgepress.compress.recipe.settings import Int8
 from edgepress.compress.result import Result
 from edgepress.compress.source.data_and_task import open_data_and_task
 from edgepress.compress.source.source_network import SourceNetwork, make_source_network
+from edgepress.export.sensitivity.node_profile import profile_graphs
 from edgepress.runtime import Bundle, EngineError, Session
 from edgepress.runtime.bundle.bundle_writer import write_files
 from edgepress.runtime.bundle.combine import combine
@@ -175,9 +177,15 @@ def test_where_no_kernel_is_left_for_bfloat16_nothing_is_tried(
 
 
 def test_it_is_tried_where_the_same_file_is_measurably_faster_so(
-    given: tuple[SourceNetwork, Context, Evaluator, Any], plain: Outcome, shell: Comparison
+    given: tuple[SourceNetwork, Context, Evaluator, Any],
+    plain: Outcome,
+    shell: Comparison,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _, context, judge, _ = given
+    took = {"f32": 1.0, "bf16": 0.6}
+    module = sys.modules[int8_candidates.__module__]
+    monkeypatch.setattr(module, "kernels_ms", lambda *_, precision: [took[precision]])
     digest = hashlib.sha256(plain.shipped.model).digest()
     for which in ("a", "neither", "b"):
         timed = replace(shell, faster=which, ratio=1.0)
@@ -186,10 +194,15 @@ def test_it_is_tried_where_the_same_file_is_measurably_faster_so(
         names = [one.shipped.precision for one in found]
         assert names == (["int8", "int8-bfloat16"] if which == "a" else ["int8"])
         told: Any = found[0].report["floats_in_bfloat16"]
-        assert told["kernels_ms"]["bfloat16"] < told["kernels_ms"]["float32"]
+        assert told["kernels_ms"] == {"float32": 1.0, "bfloat16": 0.6}
         assert told["faster"] is (which == "a")
         assert decided.scored == judge.scored, "nothing is scored before it is known to be faster"
     assert int8_candidates(plain, judge, replace(context, floats="f32")) == [plain]
+    took["bf16"] = 1.0  # as where the processor has no instructions for it
+    (alone,) = int8_candidates(plain, judge, context)
+    assert alone.report["floats_in_bfloat16"] == {
+        "kernels_ms": {"float32": 1.0, "bfloat16": 1.0}, "faster": False,
+    }, "the kernels say enough: nothing is timed in turn"  # fmt: skip
 
 
 def test_floats_are_bfloat16_where_the_network_bears_it(
@@ -209,10 +222,17 @@ def test_floats_are_bfloat16_where_the_network_bears_it(
 
 
 def test_the_search_times_floats_in_what_they_will_be_computed_in(
-    given: tuple[SourceNetwork, Context, Evaluator, Any],
+    given: tuple[SourceNetwork, Context, Evaluator, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subject, context, judge, material = given
     settings = Int8(bias_correction=False, rounding=False)
+    timed_in: list[str] = []
+
+    def noted(*asked: Any, precision: Any = "f32", **options: Any) -> Any:
+        timed_in.append(precision)
+        return kernel_times(*asked, precision=precision, **options)
+
+    monkeypatch.setattr(sys.modules[profile_graphs.__module__], "kernel_times", noted)
     whole = prepare_int8(subject.graph, settings, context)
     scored: list[bytes] = []
 
@@ -223,15 +243,10 @@ def test_the_search_times_floats_in_what_they_will_be_computed_in(
     found = mix_precisions(whole, settings, context, drop, None)
     mixed: Any = found.report["mixed"]
     assert (mixed["floats"], set(mixed["kernels_ms"])) == ("bfloat16", {"bfloat16", "int8"})
+    assert set(timed_in) == {"bf16"}
     rows = {one["name"]: one for one in mixed["nodes"]}
-    feeds = next(iter(context.selection(1)))
-    exact = {
-        name: one.ms
-        for one in kernel_times("openvino", subject.graph.model, feeds)
-        for name in one.origins
-    }
     heavy = layers(subject, "Conv")[1]
-    assert rows[heavy]["bfloat16_ms"] < 0.8 * exact[heavy]
+    assert rows[heavy]["bfloat16_ms"] > 0
     assert found.written is not None
     assert found.written.quantized.model == found.shipped.model == scored[-1]
 
@@ -365,7 +380,8 @@ def test_compress_ships_what_measured_fastest(pictures: Path, tmp_path: Path, na
         assert names == ["int8"]
         assert held in (["int8"], ["float32"])
         return
-    assert tried["kernels_ms"]["bfloat16"] < tried["kernels_ms"]["float32"]
+    took = tried["kernels_ms"]
+    assert took["bfloat16"] < took["float32"] or not tried["faster"]
     assert names[:2] == (["int8", "int8-bfloat16"] if tried["faster"] else names[:1])
     passed = [one for one in measured["candidates"] if one["accepted"]]
     if bundle.manifest.declined:
