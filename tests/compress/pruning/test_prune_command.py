@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,9 +103,11 @@ def cli(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Cli:
 HERE = {"nets.py", "plain.toml", "data.npz"}
 
 
-@pytest.mark.serial
 @pytest.mark.slow
-def test_a_pruned_network_ships_and_is_an_input_again(cli: Cli) -> None:
+def test_a_pruned_network_ships_and_is_an_input_again(
+    cli: Cli, told_times: Callable[[Callable[[bytes], float]], None]
+) -> None:
+    told_times(len)
     saved = cli.folder / "pruned.safetensors"
     options = ("--recipe", "prune", "--max-macs-ratio", "0.4", "--max-drop", "100")
     told = cli.compress(*options, "--weights-out", str(saved))
