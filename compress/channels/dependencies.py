@@ -21,6 +21,7 @@ from ...export.graph.torch_capture import flatten_outputs
 from .channel_surgery import is_depthwise, why_not, width_of
 
 _Indices = Sequence[Any]
+_LEAST_BOUND = 4096
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def dependency_chains(
 
     for parameter in module.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    with warnings.catch_warnings(), torch.enable_grad(), _reshapes_of_nothing():
+    with warnings.catch_warnings(), torch.enable_grad(), _bounded_reshapes(module):
         warnings.simplefilter("ignore")
         graph: Any = torch_pruning.DependencyGraph()
         graph.build_dependency(
@@ -94,28 +95,54 @@ def _outputs(module: nn.Module, example: Mapping[str, torch.Tensor]) -> list[tor
     return found
 
 
-@contextlib.contextmanager
-def _reshapes_of_nothing() -> Generator[None]:
-    """Inside, a reshape whose channels Torch-Pruning counts as none moves none.
+class _MixedChannelsError(Exception):
+    """A reshape hands on more channels than any layer has."""
 
-    It divides by that count (shuffled channels, in 1.6). Where they do move, a trial finds it.
+
+@contextlib.contextmanager
+def _bounded_reshapes(module: nn.Module) -> Generator[None]:
+    """Inside, a reshape moves channels only where it can, and never more than there are.
+
+    Torch-Pruning 1.6 guesses how a reshape moves channels from the layers around it. It divides by
+    a count that may be 0 (shuffled channels); it counts places of a map as channels where these
+    are flattened (a detector's heads); and where heads of an attention are split and joined again,
+    each round doubles the channels that it follows, for minutes and gigabytes. Where a reshape
+    that is left out does move channels, a trial finds it.
     """
     from torch_pruning.dependency import (  # pyright: ignore[reportMissingTypeStubs]
         index_mapping,
     )
 
     given: Any = index_mapping
-    whole = given.update_reshape_index_mapping
+    widths = (size for one in module.parameters() for size in one.shape[:2])
+    most = 2 * max(_LEAST_BOUND, *widths)  # a layer has no more channels than that
+    whole, flatten = given.update_reshape_index_mapping, given._FlattenIndexMapping.__call__
 
     def update(graph: Any, node: Any) -> None:
-        with contextlib.suppress(ZeroDivisionError):
-            whole(graph, node)
+        if not _keeps_channels(node.grad_fn):
+            with contextlib.suppress(ZeroDivisionError):
+                whole(graph, node)
+
+    def bounded(mapping: Any, indices: _Indices) -> list[Any]:
+        if not mapping.reverse and len(indices) * mapping._stride > most:
+            raise _MixedChannelsError("reshapes mix them with each other, as in an attention")
+        return flatten(mapping, indices)
 
     given.update_reshape_index_mapping = update
+    given._FlattenIndexMapping.__call__ = bounded
     try:
         yield
     finally:
         given.update_reshape_index_mapping = whole
+        given._FlattenIndexMapping.__call__ = flatten
+
+
+def _keeps_channels(grad_fn: Any) -> bool:
+    """Whether a reshape leaves the batch and the channels, its dimensions 0 and 1, as they are."""
+    before = getattr(grad_fn, "_saved_self_sym_sizes", getattr(grad_fn, "_saved_self_sizes", ()))
+    after = grad_fn._input_metadata[0].shape if grad_fn is not None else ()
+    sizes = [tuple(int(size) for size in shape) for shape in (before, after)]
+    return all(len(shape) > 2 for shape in sizes) and sizes[0][:2] == sizes[1][:2]
 
 
 def _lose_one_alone(graph: Any) -> list[DependencyChain]:
@@ -131,7 +158,8 @@ def _lose_one_alone(graph: Any) -> list[DependencyChain]:
         try:
             return whole(module, *rest)
         except Exception as error:  # an index out of range, behind channels that are split again
-            reason = f"its channels cannot be followed ({type(error).__name__}: {error})"
+            told = "" if isinstance(error, _MixedChannelsError) else f"{type(error).__name__}: "
+            reason = f"its channels cannot be followed ({told}{error})"
             lost.append(DependencyChain(str(graph._module2name.get(module, "")), (), reason))
             return ()
 

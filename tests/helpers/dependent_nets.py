@@ -351,3 +351,44 @@ class ShuffledOften(ShuffledTwice):
     """More of them, where it looks for channels that are not there."""
 
     plain = 3
+
+
+class ConvolvedAttention(nn.Module):
+    """Attention over the places of a map, its heads taken apart and joined by reshapes alone."""
+
+    def __init__(self, channels: int, heads: int = 2) -> None:
+        super().__init__()
+        self.heads, self.width = heads, channels // heads
+        self.key = self.width // 2
+        self.qkv = nn.Conv2d(channels, channels + 2 * self.key * heads, 1)
+        self.places = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, c, h, w = x.shape
+        parts = self.qkv(x).view(n, self.heads, 2 * self.key + self.width, h * w)
+        q, k, v = parts.split([self.key, self.key, self.width], 2)
+        seen = (q.transpose(-2, -1) @ k).softmax(-1)
+        x = (v @ seen.transpose(-2, -1)).view(n, c, h, w) + self.places(v.reshape(n, c, h, w))
+        return self.out(x)
+
+
+class Detecting(nn.Module):
+    """Half of the channels through attention, then boxes and classes of two maps in one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(3, 32, 3, 2, 1), nn.Conv2d(32, 32, 3, 2, 1)
+        self.attention, self.after = ConvolvedAttention(16), nn.Conv2d(32, 16, 1)
+        self.boxes = nn.ModuleList([nn.Conv2d(32, 16, 1), nn.Conv2d(16, 16, 1)])
+        self.classes = nn.ModuleList([nn.Conv2d(32, 5, 1), nn.Conv2d(16, 5, 1)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        large = torch.relu(self.stem(x))
+        one, two = torch.relu(self.down(large)).split((16, 16), 1)
+        small = self.after(torch.cat((one, two + self.attention(two)), 1))
+        heads = zip((large, small), self.boxes, self.classes, strict=True)
+        flat = [torch.cat((box(y), kind(y)), 1).flatten(2) for y, box, kind in heads]
+        boxes, kinds = torch.cat(flat, 2).split((16, 5), 1)
+        n, _, places = boxes.shape
+        return torch.cat((boxes.view(n, 4, 4, places).softmax(2).sum(2), kinds.sigmoid()), 1)

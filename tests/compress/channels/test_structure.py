@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -37,6 +38,7 @@ from edgepress.runtime.errors import InputError
 from edgepress.runtime.tensors import Arrays
 from helpers.dependent_nets import (
     Concat,
+    Detecting,
     Encoder,
     Grouped,
     Neighbours,
@@ -99,6 +101,12 @@ def reasons(structure: Structure) -> dict[str, str]:
     return {one.name: one.reason for one in structure.refused}
 
 
+def children_s() -> float:
+    """Processor time that this process's children took, in seconds."""
+    told = os.times()
+    return told.children_user + told.children_system
+
+
 NETWORKS = {
     Plain: {"first", "second"},
     Squeeze: {"expand", "down", "project", "grow"},
@@ -124,6 +132,23 @@ def test_a_cut_gives_what_silent_channels_give(kind: Callable[[], nn.Module]) ->
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     fewer = sum(p.numel() for p in cut.parameters()) / sum(p.numel() for p in module.parameters())
     assert fewer < 0.9
+
+
+def test_attention_by_reshapes_is_named_at_once_and_what_is_around_it_is_cut() -> None:
+    """Followed without a bound, the channels of its heads double with each round of the graph."""
+    module = built(Detecting)
+    begun = children_s()
+    structure = structure_of(module, pictures(64))
+    assert children_s() - begun < 30, "the child had minutes to do"
+    assert names(structure) >= {"stem", "after"}, "maps that are flattened keep their channels"
+    refused = reasons(structure)
+    assert "reshapes mix them with each other" in refused["attention.qkv"]
+    cut = copy.deepcopy(module)
+    step = half(structure)
+    apply_cut_step(cut, step)
+    zero_cuts(module, step.cuts)
+    for one, other in zip(outputs(module), outputs(cut), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_a_layer_that_cannot_be_followed_is_named_and_the_others_are_cut() -> None:
