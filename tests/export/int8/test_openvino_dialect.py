@@ -256,7 +256,7 @@ def test_it_is_faster_than_float32() -> None:
     graph = resnet(64)
     made, _ = quantized(graph)
     found = compare(
-        made.model, graph.model, preset=Preset("brief", 1.0, 64, 8.0, 2, 20.0), engine="openvino"
+        made.model, graph.model, preset=Preset("brief", 0.5, 64, 2.0, 2, 10.0), engine="openvino"
     )
     assert found.a.engine["engine"] == found.b.engine["engine"] == "openvino"
     assert found.ratio > 1.3, (found.ratio, found.ratio_low, found.ratio_high)
