@@ -30,6 +30,9 @@ demo: $(VENV)/.with-compress
 test: $(VENV)/.with-dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(T)
 
+processors: $(VENV)/.with-dev
+	PYTHONPATH=tests $(BIN)/python -m emulation.processors
+
 install: $(VENV)/.with-dev
 
 check: $(VENV)/.with-dev

@@ -40,6 +40,7 @@ from helpers.int8_graphs import (
 # ---------------------------------------------------------------- what fuses
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize("speech", [name for name in DIALECTS if "x86" in name])
 def test_every_convolution_add_and_gemm_fuses(speech: str) -> None:
     made = quantize(residual(), speech)
@@ -132,6 +133,7 @@ def test_an_absorbed_clip_has_no_code_beyond_its_bound() -> None:
         assert np.float32(255) * values[f"{name}_scale"] <= 6
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize(
     ("activation", "absorbed"),
     [

@@ -25,6 +25,7 @@ from helpers import int8_graphs
 from helpers.int8_nets import Net, as_tensorrt_wants, depthwise, kernels, residual
 
 X86 = dialect(int8_graphs.X86)
+pytestmark = pytest.mark.processor
 
 
 def rules(found: Transcoded) -> set[str]:

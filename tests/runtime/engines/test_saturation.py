@@ -16,6 +16,7 @@ from edgepress.runtime import open_engine
 from edgepress.runtime.engines.openvino import executed_graph
 from edgepress.runtime.target import onnxruntime_dialect, openvino_dialect
 
+pytestmark = pytest.mark.processor
 node = helper.make_node
 CHANNELS, PIXEL, WEIGHT = 64, 255, 127
 """Two such products do not fit into 16 bits, which is where kernels without VNNI add them."""
