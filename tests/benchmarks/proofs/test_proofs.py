@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgepress.runtime.target import openvino_dialect
+
 pytest.importorskip("torch")
 PROOFS = Path(__file__).resolve().parents[3] / "benchmarks" / "proofs"
 WHERE = {path.stem: path for path in PROOFS.rglob("*.py")}
@@ -195,6 +197,13 @@ def test_files_of_other_tools_count_at_their_fastest_in_openvino(proofs: Any) ->
     assert fastest("ModelOpt", "OpenVINO", against, times) == ("ModelOpt in OpenVINO", None)
 
 
+needs_vnni = pytest.mark.skipif(
+    openvino_dialect() == "openvino-half",
+    reason="files of other tools have weights of the whole range, which saturate here in OpenVINO",
+)
+
+
+@needs_vnni
 @pytest.mark.slow
 def test_tools_are_compared_on_a_network_of_ones_own(
     proofs: Any, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -217,6 +226,7 @@ def test_tools_are_compared_on_a_network_of_ones_own(
     assert "## mine" in (tmp_path / "peers.md").read_text()
 
 
+@needs_vnni
 @pytest.mark.slow
 def test_files_of_other_tools_are_transcoded_for_a_network_of_ones_own(
     proofs: Any, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -20,12 +20,13 @@ from edgepress.export.int8.dialect import dialect
 from edgepress.export.transcode.transcode import Transcoded, transcode
 from edgepress.runtime import BoundError, EngineOptions
 from edgepress.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from edgepress.runtime.target import openvino_dialect
 from helpers import int8_graphs
 from helpers.int8_nets import Net, as_tensorrt_wants, depthwise, kernels, residual
 
 X86 = dialect(int8_graphs.X86)
 OPENVINO = pytest.param(
-    "openvino",
+    openvino_dialect(),
     marks=pytest.mark.skipif(
         importlib.util.find_spec("openvino") is None, reason="the extra openvino is not installed"
     ),
@@ -160,7 +161,7 @@ def test_every_size_is_free(tmp_path: Path) -> None:
     assert why_slow(path, X86, runs=2).total_ms > 0
 
 
-@pytest.mark.parametrize("target", ["onnxruntime-x86-vnni", OPENVINO, "tensorrt"])
+@pytest.mark.parametrize("target", [int8_graphs.X86, OPENVINO, "tensorrt"])
 def test_a_batch_that_was_frozen_at_export(
     target: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -258,7 +259,7 @@ def test_scales_for_each_channel_of_an_input(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("group", [1, 8], ids=["full", "depthwise"])
 @pytest.mark.parametrize("axis", [3, -1])
-@pytest.mark.parametrize("target", ["onnxruntime-x86-vnni", OPENVINO, "tensorrt"])
+@pytest.mark.parametrize("target", [int8_graphs.X86, OPENVINO, "tensorrt"])
 def test_scales_of_channels_between_two_transposes(
     target: str, axis: int, group: int, tmp_path: Path
 ) -> None:
@@ -285,7 +286,7 @@ def run(model: bytes) -> np.ndarray:
         return next(iter(engine.run(feeds).values()))
 
 
-@pytest.mark.parametrize("target", ["onnxruntime-x86-vnni", OPENVINO])
+@pytest.mark.parametrize("target", [int8_graphs.X86, OPENVINO])
 def test_scales_of_channels_before_a_transpose_that_are_left_out(
     target: str, tmp_path: Path
 ) -> None:
@@ -340,7 +341,7 @@ def between_codes(net: Net, move: Callable[[str], str], channels: int) -> str:
 
 
 @pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("target", ["onnxruntime-x86-vnni", OPENVINO, "tensorrt"])
+@pytest.mark.parametrize("target", [int8_graphs.X86, OPENVINO, "tensorrt"])
 def test_codes_that_are_put_together_with_constant_ones(
     target: str, first: bool, tmp_path: Path
 ) -> None:
@@ -360,7 +361,7 @@ def test_codes_that_are_put_together_with_constant_ones(
 
 
 @pytest.mark.parametrize("value", [None, 30])
-@pytest.mark.parametrize("target", ["onnxruntime-x86-vnni", OPENVINO, "tensorrt"])
+@pytest.mark.parametrize("target", [int8_graphs.X86, OPENVINO, "tensorrt"])
 def test_codes_that_are_padded(target: str, value: int | None, tmp_path: Path) -> None:
     """Without a value with code 0, which is far from 0.0 here."""
     net = Net(79)
@@ -424,7 +425,9 @@ def test_a_batch_normalization_between_quantizers_becomes_a_kernel(tmp_path: Pat
     path = net.write(tmp_path / "a.onnx", net.pair(net.op("Relu", y), 0.02, 0, "uint8"))
     assert set(fell_out(path).values()) == {"unfolded BatchNormalization"}
     found = within_a_step(path, 2)
-    assert found.equality.output_steps <= 1.01
+    slope = (parts[0] / np.sqrt(parts[3] + 1e-5)).max()  # of a value that was rounded the other way
+    most = slope if found.equality.layer_steps > 0.99 else 1.0
+    assert found.equality.output_steps <= 1.01 * most
     assert found.kept_float == ()
 
 
@@ -502,7 +505,7 @@ def test_constant_codes_first_in_what_is_only_moved_then(tmp_path: Path) -> None
     within_a_step(net.write(tmp_path / "a.onnx", net.pair(y, 0.05)), 2)
 
 
-@pytest.mark.parametrize("target", ["onnxruntime-x86-vnni", OPENVINO])
+@pytest.mark.parametrize("target", [int8_graphs.X86, OPENVINO])
 def test_pictures_of_bytes_are_proved_with_all_that_bytes_hold(target: str, tmp_path: Path) -> None:
     """The narrower of two quantizers, 0 to 2, is left out: 0 and 1 would not show it."""
     net = Net(6)
@@ -555,7 +558,7 @@ def test_uint8_weights_around_a_zero_point(zero: int, name: str, tmp_path: Path)
 
 def test_a_processor_without_vnni_gets_the_same_codes_in_uint8(tmp_path: Path) -> None:
     """Sums of int8 products in 16 bits would saturate there; those of uint8 weights do not."""
-    net = Net(45)
+    net = Net(45, largest=127)
     path = net.write(tmp_path / "a.onnx", residual(net))
     found = transcode(path, dialect("onnxruntime-x86"))
     assert found.equality.layer_steps <= 1.01

@@ -20,6 +20,7 @@ from edgepress.export.transcode.transcode_plan import Liberties, TranscodePlan
 from edgepress.export.transcode.verify_layers import ReferenceFile, compare_layers
 from edgepress.runtime import EngineOptions
 from edgepress.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from edgepress.runtime.target import openvino_dialect
 from helpers import int8_graphs
 from helpers.int8_nets import Net, kernels
 
@@ -50,11 +51,11 @@ def ends_in_codes(net: Net, y: str, *, channels: int = 4) -> str:
 
 
 @pytest.mark.parametrize("make", [convolution, addition])
-@pytest.mark.parametrize("name", ["onnxruntime-x86-vnni", "openvino"])
+@pytest.mark.parametrize("name", [int8_graphs.X86, openvino_dialect()])
 def test_what_the_network_gives_out_is_not_clipped_for_its_readers(
     make: Callable[[Net], str], name: str, tmp_path: Path
 ) -> None:
-    engine = "openvino" if name == "openvino" else "onnxruntime"
+    engine = name.partition("-")[0]
     if importlib.util.find_spec(engine) is None:
         pytest.skip(f"{engine} is not installed")
     net = Net(70)
